@@ -1,0 +1,112 @@
+/*
+ * layout: a strategy with its degrees: how attention and experts are split over ranks, pipeline stages and replicas;
+ * whether that is valid and fits; which rank holds what.
+ *
+ *     gpus = replicas * pp * (tp * dp)
+ *
+ * A stage has tp * dp ranks: rank = ((replica * pp + stage) * dp + d) * tp + t. Attention is split by heads over the tp
+ * ranks of a group and replicated over the dp groups. Experts are, by `experts`: local    all on every rank (attention
+ * dp only, or tp with tp = 1) tp       each expert's width over the stage's tp * dp ranks (with dp > 1: all-gather +
+ * reduce-scatter around the experts) ep       whole experts over ep ranks (ep divides tp * dp; ep ranks are
+ * consecutive), activations travel asyncep  as ep, but the full set of a layer is gathered a layer ahead into double
+ * buffers dwdp     as asyncep, one-sided pulls of the remote experts only, local ones used in place offload  in pinned
+ * host memory, streamed (S slots, or a layer ahead); with ep > 1 each rank streams 1/ep and gathers the rest Experts
+ * with attention tp > 1 and experts in {local, asyncep, dwdp, offload} need tp = 1: every rank must own whole tokens.
+ * asap stands apart: attention groups of tp ranks (dp of them) and ep further expert ranks: gpus = replicas * (tp * dp
+ * + ep).
+ */
+#ifndef FR_LAYOUT_H
+#define FR_LAYOUT_H
+
+#include "engine/machine.h"
+#include "engine/model.h"
+
+typedef enum { FR_ATTN_DP = 0, FR_ATTN_TP } fr_attention_split;
+typedef enum {
+    FR_EXP_LOCAL = 0,
+    FR_EXP_TP,
+    FR_EXP_EP,
+    FR_EXP_ASYNCEP,
+    FR_EXP_DWDP,
+    FR_EXP_OFFLOAD,
+    FR_EXP_ASAP
+} fr_expert_split;
+typedef enum { FR_GATHER_CE = 0, FR_GATHER_NCCL, FR_GATHER_NCCL_CE } fr_gather;
+typedef enum { FR_WAIT_LAYER = 0, FR_WAIT_MOE } fr_wait_point;
+/* a2a: one copy per (token, target rank), reduced at the source side; agrs: all-gather + reduce-scatter; a2a_k and
+ * a2a_fp8: labelled variants (k copies per token; FP8 dispatch with bf16 combine). */
+typedef enum { FR_EXCHANGE_A2A = 0, FR_EXCHANGE_AGRS, FR_EXCHANGE_A2A_K, FR_EXCHANGE_A2A_FP8 } fr_exchange;
+typedef enum { FR_OVERLAP_NONE = 0, FR_OVERLAP_TBO, FR_OVERLAP_EXPERT_GROUPS } fr_overlap; /* two-batch; EPS-MoE */
+typedef enum { FR_CHUNK_FIXED = 0, FR_CHUNK_BALANCED } fr_chunking;
+
+typedef struct fr_layout {
+    char strategy[16]; /* shorthand it came from ("asyncep") or "custom" */
+    fr_attention_split attention;
+    fr_expert_split experts;
+    int tp, pp, ep, dp, replicas; /* all >= 1 */
+
+    fr_gather gather;
+    int64_t gather_chunk; /* bytes per copy-engine pull; 0 = one pull per peer */
+    fr_wait_point wait;
+    fr_exchange exchange;
+    fr_overlap overlap;
+    int overlap_stages;   /* expert groups of FR_OVERLAP_EXPERT_GROUPS */
+    int micro_batches;    /* pp: per forward */
+    int64_t chunk_tokens; /* chunked prefill: largest chunk; 0 = none */
+    fr_chunking chunking;
+    int slots;           /* offload: expert slots S; 0 = a layer ahead */
+    int window;          /* offload + gather: layers that H2D runs ahead of the gather */
+    int run_layers;      /* layers executed; 0 = the model's */
+    int resident_layers; /* distinct layers of weights, layer i uses i mod M; 0 = all */
+    fr_precision precision;
+    bool kv_cache; /* keep KV (prefix reuse, chunks); false = attention on the fly */
+} fr_layout;
+
+int fr_layout_gpus(const fr_layout *l);
+int fr_layout_stage_ranks(const fr_layout *l);               /* tp * dp (asap: tp * dp + ep) */
+int fr_layout_layers(const fr_layout *l, const fr_model *m); /* executed */
+/* Layers [first, end) of a pipeline stage: as equal as whole layers allow, earlier stages take the remainder. */
+void fr_layout_stage_layers(const fr_layout *l, const fr_model *m, int stage, int *first, int *end);
+
+/* Sets strategy shorthand defaults for `gpus` GPUs: dp, tp, ep, pp, asyncep, dwdp, offload, asap. Degrees of 0 in *l
+ * are filled in. */
+fr_status fr_layout_from_strategy(const char *strategy, int gpus, fr_layout *l, fr_error *err);
+
+/* What one forward holds at most, per rank: sizes the buffers. */
+typedef struct {
+    int64_t tokens; /* new tokens per rank and forward */
+    int64_t sequences;
+    int64_t kv_tokens; /* tokens of KV resident per rank (cached prefixes included) */
+    double imbalance;  /* hottest rank's share of routed tokens over the mean, >= 1: sizes ep receive buffers */
+} fr_load;
+
+/* Memory of the rank that needs most, itemised, bytes. `total` is the sum of the items; host_pinned is per host and
+ * apart. */
+typedef struct {
+    int64_t attention; /* attention, norms, routers, shared experts, dense layers */
+    int64_t embedding_head;
+    int64_t experts;        /* resident experts */
+    int64_t gather_buffers; /* double buffer (asyncep: 2 full layers; dwdp: remote part only), offload slots */
+    int64_t first_layer;    /* full set of the first MoE layer, asyncep/dwdp */
+    int64_t kv;
+    int64_t activations;
+    int64_t workspace; /* library workspaces, NCCL buffers, CUDA context */
+    int64_t total;
+    int64_t host_pinned;
+} fr_memory;
+
+/*
+ * The one function that says whether a layout is valid and fits. FR_BAD_INPUT with the reason when degrees,
+ * divisibility, links or options are wrong (an option that the strategy does not use and that is not at its default is
+ * refused by name). When the layout is valid *memory is filled and *fits says whether it fits; *reason (at least 256
+ * bytes) then says why not.
+ */
+fr_status fr_layout_check(const fr_layout *l, const fr_model *m, const fr_machine *machine, const fr_load *load,
+                          fr_memory *memory, bool *fits, char *reason, fr_error *err);
+
+const char *fr_expert_split_name(fr_expert_split e);
+const char *fr_gather_name(fr_gather g);
+const char *fr_exchange_name(fr_exchange x);
+const char *fr_overlap_name(fr_overlap o);
+
+#endif
