@@ -1,0 +1,56 @@
+/*
+ * player: the sim executor. Gives each op its cost and plays the plan's lanes on a virtual clock, after the semantics
+ * S1-S6 of engine/plan.h. Knows plans and costs; knows no strategy, no request, no batch.
+ */
+#ifndef FR_PLAYER_H
+#define FR_PLAYER_H
+
+#include "engine/cost.h"
+#include "engine/plan.h"
+#include "engine/timeline.h"
+
+typedef struct {
+    const fr_cost_model *cost;
+    bool sharing;       /* overlapping ops share HBM, links, copy engines, PCIe (fluid max-min) */
+    bool interference;  /* and slow each other by the measured factors (power, SMs) */
+    fr_timeline *spans; /* every op's span is appended here; NULL = none kept */
+    /* Called when a fragment's last op has ended; the record is filled. The player is done with the fragment: the
+     * callee may free it. */
+    void (*finished)(void *context, fr_fragment *f, const fr_forward_record *record);
+    /* Called when a fragment's FR_OP_ENTRY ops have all ended: its unit can take the next forward (pipelines: before
+     * the forward ends). */
+    void (*entered)(void *context, int unit, int64_t now);
+    /* Called when all FR_OP_ANSWER ops of a rank's batch in the fragment have ended. */
+    void (*answered)(void *context, fr_fragment *f, int rank, int64_t now);
+    void *context;
+} fr_player_options;
+
+typedef struct fr_player fr_player;
+
+fr_player *fr_player_new(const fr_plan *plan, const fr_player_options *options);
+void fr_player_free(fr_player *p);
+
+/* Hands a fragment over at time `now` >= the player's clock: its ops exist from then on. May be called from the
+ * callbacks. */
+void fr_player_append(fr_player *p, fr_fragment *f, int64_t now);
+
+/*
+ * Plays until the clock would pass `until` (INT64_MAX: until nothing is left to do). On return *now is the time of the
+ * next event, or INT64_MAX when all lanes are empty. FR_FAILED with the lanes that wait and for what, when ops are left
+ * and nothing can happen (a deadlock).
+ */
+fr_status fr_player_run(fr_player *p, int64_t until, int64_t *next, fr_error *err);
+int64_t fr_player_now(const fr_player *p);
+
+/* Totals since the start: ops played (skipped ones apart), re-solves of the sharing system, provenance shares, per-rank
+ * busy times. */
+typedef struct {
+    int64_t played, skipped, solves, folded; /* folded: ops that folding stood in for */
+    fr_provenance_share provenance;
+    int64_t class_ns[FR_CLASS_COUNT]; /* busy time by op class, over all plan ranks */
+} fr_player_stats;
+void fr_player_stats_get(const fr_player *p, fr_player_stats *out);
+/* Time parts of a rank since the start of play until now (see fr_parts), and its last op's end. */
+void fr_player_rank_parts(const fr_player *p, int rank, fr_parts *out);
+
+#endif
