@@ -1,0 +1,150 @@
+/*
+ * kernels: the device operations of a Qwen3-MoE / Mixtral prefill layer, bf16, one launcher per fused operation.
+ *
+ * T tokens, H hidden width, E experts, k experts a token, I expert width, R = routed rows (T*k when every expert is
+ * local), D head width. bf16 tensors are row-major `uint16_t`-sized bit patterns (fr_bf16); every pointer is device
+ * memory, 16-byte aligned; H, I and K are multiples of 8. Launchers are asynchronous on `stream`, allocate nothing,
+ * never synchronise, and can be captured in a graph. cudaErrorInvalidValue means an argument outside what the comment
+ * allows. Results never depend on the order in which blocks run: the same inputs give the same bits.
+ *
+ * The math is that of transformers' modeling_qwen3_moe.py and modeling_mixtral.py (facts/kernels.md 7.1); where this
+ * code keeps fp32 for longer than the reference does, the comment says so.
+ */
+#ifndef FR_KERNELS_H
+#define FR_KERNELS_H
+
+#include <cuda_runtime_api.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef uint16_t fr_bf16; /* the bits of a bfloat16 */
+
+enum { FR_K_MAX_EXPERTS = 512, FR_K_MAX_TOPK = 16, FR_K_MAX_HIDDEN = 16384 };
+
+/* out[t,:] = table[ids[t],:]. ids [T] in [0, vocab); an id outside gives a row of zeros, never a wild read. */
+cudaError_t fr_k_embedding(const fr_bf16 *table, const int32_t *ids, fr_bf16 *out, int64_t T, int64_t H, int64_t vocab,
+                           cudaStream_t stream);
+
+/*
+ * RMSNorm: out[i,:] = bf16(x[r,:] / sqrt(mean(x[r,:]^2) + eps)) * weight, r = rows ? rows[i] : i, statistics in fp32.
+ * x [*, H], weight [H], out [n, H]. With `rows` this is the final norm of the selected last rows. H <= 16384.
+ */
+cudaError_t fr_k_rmsnorm(const fr_bf16 *x, const fr_bf16 *weight, const int32_t *rows, fr_bf16 *out, int64_t n,
+                         int64_t H, float eps, cudaStream_t stream);
+
+/* residual[t,:] = bf16(residual + delta); out = rmsnorm(residual) * weight. residual is updated in place. */
+cudaError_t fr_k_add_rmsnorm(fr_bf16 *residual, const fr_bf16 *delta, const fr_bf16 *weight, fr_bf16 *out, int64_t n,
+                             int64_t H, float eps, cudaStream_t stream);
+
+/*
+ * cos and sin of position p and frequency i, p < positions, i < D/2: table[p*D/2 + i] = (cos, sin) of
+ * p * theta^(-2i/D), computed in fp32 and rounded to bf16 as the reference does; 4 bytes an entry.
+ */
+cudaError_t fr_k_rope_table(uint32_t *table, int64_t positions, int32_t D, float theta, cudaStream_t stream);
+
+/*
+ * Per-head RMSNorm of q and k (skipped where the weights are NULL, as in Mixtral), then RoPE in split-half form.
+ * qkv [T, (heads_q + 2 heads_kv) * D] as the packed projection writes it. position [T] < rows of the table.
+ * q goes to q_out[t * q_stride + head * D], k and v to k_out / v_out[kv_row(t) * kv_stride + head * D] with
+ * kv_row(t) = kv_row ? kv_row[t] : t. q_out may be qkv itself (q_stride = packed width). k_out may point into qkv too;
+ * v is copied unless v_out is NULL (left where it is). Strides in elements, multiples of 8. D is 64 or 128.
+ */
+typedef struct {
+    const fr_bf16 *qkv, *q_weight, *k_weight; /* q_weight, k_weight [D] or NULL */
+    const int32_t *position, *kv_row;
+    const uint32_t *rope;
+    fr_bf16 *q_out, *k_out, *v_out;
+    int64_t q_stride, kv_stride, T;
+    int32_t heads_q, heads_kv, D;
+    float eps;
+} fr_k_qk_args;
+cudaError_t fr_k_qk_norm_rope(const fr_k_qk_args *args, cudaStream_t stream);
+
+/*
+ * Router: p = softmax(logits[t,:] + bias) over all E experts in fp32; ids[t,:] the k largest (ties: lowest expert),
+ * weights[t,:] = p, divided by their sum if renormalise, rounded to bf16 as the reference does (held as fp32).
+ * logits [T, E] fp32 (from a GEMM with fp32 output: the reference rounds them to bf16), bias [E] or NULL, used to
+ * inject routing skew. E <= 512, k <= 16. ids are in descending order of weight.
+ */
+cudaError_t fr_k_router(const float *logits, const float *bias, int32_t *ids, float *weights, int64_t T, int32_t E,
+                        int32_t k, bool renormalise, cudaStream_t stream);
+
+/*
+ * Routing tables of the experts first .. first+E-1 (all: first = 0), stable: rows are ordered by expert, then token.
+ * In: ids [T*k]. Out: offsets [E+1] (rows of expert e are offsets[e] .. offsets[e+1]-1), row_of_slot [T*k] (the row of
+ * slot t*k+j, or -1 if its expert is not among these), token_of_row [T*k] (rows >= offsets[E] are left untouched).
+ * workspace: fr_k_route_workspace(T*k, E) bytes. Three launches, no host read, no atomics on global memory.
+ */
+size_t fr_k_route_workspace(int64_t slots, int32_t E);
+cudaError_t fr_k_route(const int32_t *ids, int64_t T, int32_t k, int32_t first, int32_t E, int32_t *offsets,
+                       int32_t *row_of_slot, int32_t *token_of_row, void *workspace, cudaStream_t stream);
+
+/* out[row_of_slot[t*k+j],:] = x[t,:] for every slot that has a row. x [T,H] is read once. */
+cudaError_t fr_k_permute(const fr_bf16 *x, const int32_t *row_of_slot, fr_bf16 *out, int64_t T, int32_t k, int64_t H,
+                         cudaStream_t stream);
+
+/*
+ * Grouped GEMM on Hopper (sm_90a): c[r,:] = a[r,:] * b[e]^T for the rows r of each expert e, fp32 accumulation.
+ * a [rows, K], b [E, N, K], offsets [E+1] on the device, c [rows, N] or, with swiglu, [rows, N/2].
+ * swiglu: b holds gate and up rows interleaved in blocks of 8 (see fr_k_pack_gate_up); c = silu(gate) * up, computed in
+ * fp32 and rounded once (the reference rounds gate, up and silu to bf16 on the way).
+ * token_of_row [rows] or NULL: if given, row r of A is a[token_of_row[r],:] with a [a_rows, K]: the gather is fused.
+ * rows is the capacity: offsets[E] <= rows. K, N multiples of 8 (swiglu: N of 16). E <= 512. Rows >= offsets[E] of c
+ * are not written.
+ */
+typedef struct {
+    const fr_bf16 *a, *b;
+    fr_bf16 *c;
+    const int32_t *offsets, *token_of_row;
+    int64_t rows, a_rows; /* a_rows is used with token_of_row only */
+    int32_t E, N, K;
+    bool swiglu;
+} fr_k_grouped_args;
+cudaError_t fr_k_grouped_gemm(const fr_k_grouped_args *args, cudaStream_t stream);
+
+/* The variants behind fr_k_grouped_gemm, for measurement: pick one by hand (-1: the default choice). */
+enum { FR_K_GROUPED_SINGLE = 0, FR_K_GROUPED_CLUSTER_N = 1, FR_K_GROUPED_VARIANTS = 2 };
+cudaError_t fr_k_grouped_gemm_variant(const fr_k_grouped_args *args, int variant, cudaStream_t stream);
+
+/*
+ * Weight layout of the fused gate+up projection: dst [E, 2I, K] from gate [E, I, K] and up [E, I, K] (Hugging Face
+ * gate_proj / up_proj rows; expert strides in elements, so a stacked gate_up [E, 2I, K] is gate = base, up = base +
+ * I*K, both strides 2I*K). Row 16b+i of dst is gate row 8b+i, row 16b+8+i is up row 8b+i, i < 8. I a multiple of 8.
+ */
+cudaError_t fr_k_pack_gate_up(const fr_bf16 *gate, int64_t gate_stride, const fr_bf16 *up, int64_t up_stride,
+                              fr_bf16 *dst, int32_t E, int64_t I, int64_t K, cudaStream_t stream);
+
+/*
+ * Stand-alone SwiGLU, for dense layers and as the reference of the fused one: out[r,i] = silu(gate) * up, fp32 inside.
+ * gate_up [n, 2I]; interleaved: blocks of 8 as above, otherwise the first I columns are gate. out [n, I].
+ */
+cudaError_t fr_k_swiglu(const fr_bf16 *gate_up, fr_bf16 *out, int64_t n, int64_t I, bool interleaved,
+                        cudaStream_t stream);
+
+/*
+ * out[t,:] = bf16(residual[t,:] + sum_j weights[t*k+j] * y[row_of_slot[t*k+j],:]), fp32 sum in slot order, slots
+ * without a row skipped; residual may be NULL, and may be out. With norm_weight [H], also
+ * norm_out[t,:] = rmsnorm(out[t,:]) * norm_weight, the next layer's input norm. H <= 16384.
+ */
+cudaError_t fr_k_combine(const fr_bf16 *y, const int32_t *row_of_slot, const float *weights, const fr_bf16 *residual,
+                         fr_bf16 *out, const fr_bf16 *norm_weight, fr_bf16 *norm_out, float eps, int64_t T, int32_t k,
+                         int64_t H, cudaStream_t stream);
+
+/* logits[i] = sum_h hidden[rows[i],h] * lm_head[tokens[i],h], i < n, fp32 throughout; a token outside [0, vocab)
+ * gives NaN. */
+cudaError_t fr_k_candidate_logits(const fr_bf16 *hidden, const fr_bf16 *lm_head, const int32_t *rows,
+                                  const int32_t *tokens, float *logits, int64_t n, int64_t H, int64_t vocab,
+                                  cudaStream_t stream);
+
+/* x[i] = bf16(scale * normal(seed, first + i)): counter-based (no state), the same bits on every GPU of one build. */
+cudaError_t fr_k_fill_normal(fr_bf16 *x, int64_t n, uint64_t seed, int64_t first, float scale, cudaStream_t stream);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
