@@ -1,0 +1,117 @@
+/*
+ * experiment: one cell: a model on a machine in a layout under a workload. `simulate` and `run` take the same one, from
+ * flags or from an experiment's JSON, and return the same result; a sweep is a grid of them.
+ */
+#ifndef FR_EXPERIMENT_H
+#define FR_EXPERIMENT_H
+
+#include "engine/cost.h"
+#include "engine/layout.h"
+#include "engine/sched/sched.h"
+
+typedef struct fr_experiment {
+    char model[512]; /* name or path */
+    char machine[512];
+    fr_layout layout;  /* degrees filled in by fr_experiment_resolve */
+    char routing[512]; /* fr_routing_open's spec; default "deepseek-v3" */
+    uint64_t seed;
+
+    /* batch mode (trace[0] == 0): `tokens` new tokens per GPU and forward as equal sequences of `seq`, dealt whole over
+     * the attention groups */
+    int64_t tokens, seq;
+    int64_t prefix; /* cached prefix tokens before every sequence */
+    int forwards;   /* consecutive batches, default 8 */
+    int candidates; /* logits per sequence, default 2 */
+
+    /* trace mode */
+    char trace[512];      /* file or built-in name or generator spec; "" = batch mode */
+    char format[32];      /* "" = detect */
+    double rate;          /* requests/s; 0 = as recorded */
+    double duration_s;    /* of arrivals taken; 0 = all */
+    int64_t max_requests; /* 0 = all */
+    bool offline;         /* all requests at time 0 (batch completion) */
+    int64_t budget;       /* new tokens per attention group and forward; default 16384 */
+    fr_route route;
+    int64_t cache_tokens; /* -1 = what memory leaves; 0 = no reuse */
+
+    fr_regime regime;           /* default sustained */
+    bool sharing, interference; /* default true */
+    bool fold;                  /* default true */
+    bool ignore_memory;
+    char tables[512], extra_costs[512];
+    char what_if[256];
+    bool spans; /* keep the timeline */
+} fr_experiment;
+
+void fr_experiment_defaults(fr_experiment *e);
+
+/* An experiment loaded and checked: everything that an executor needs. */
+typedef struct fr_setup {
+    fr_experiment experiment; /* resolved copy */
+    fr_model model;
+    fr_machine machine;
+    fr_routing *routing;
+    fr_cost_model *cost;
+    fr_load load;
+    fr_memory memory;
+    bool fits;
+    char reason[256];
+} fr_setup;
+/* Loads names and files, fills degrees from the strategy and the machine's GPUs, checks the layout. FR_BAD_INPUT for
+ * what can never run; a layout that does not fit is FR_OK with fits = false and the reason. */
+fr_status fr_setup_open(const fr_experiment *e, fr_setup *out, fr_error *err);
+void fr_setup_close(fr_setup *s);
+
+/*
+ * Sets one option by its long flag name without dashes ("tokens", "16K"): the command line, an experiment's JSON and a
+ * sweep's grid all end here, so that a name means the same everywhere. Unknown names and bad values are FR_BAD_INPUT.
+ */
+fr_status fr_experiment_set(fr_experiment *e, const char *name, const char *value, fr_error *err);
+/* Names with help text, for --help, the man page and the README: NULL name at the end. */
+typedef struct {
+    const char *name, *argument, *group, *help; /* argument NULL = a switch */
+} fr_option;
+const fr_option *fr_experiment_options(void);
+
+/* The full configuration as canonical JSON (sorted keys, every value), for storage and for the cell key (fr_hash of
+ * it). */
+char *fr_experiment_json(const fr_experiment *e);
+
+/* Quantiles of a set of times. */
+typedef struct {
+    double mean, p50, p90, p99;
+} fr_quantiles;
+
+/* What simulate and run report alike. Times in ns where integers, else seconds; -1 or NaN = not applicable (printed as
+ * null). */
+typedef struct fr_result {
+    int gpus, stage_ranks;
+    int64_t requests, forwards, tokens, cached_tokens;
+    int64_t elapsed_ns; /* batch mode: from the first batch's release to the last end; trace mode: first arrival to last
+                           answer */
+    double forward_s;   /* batch mode: elapsed / forwards per unit; trace mode: mean */
+    double single_forward_s; /* latency of the first forward alone in the machine */
+    fr_parts parts;          /* of the rank that ends last, ns, elapsed = the sum exactly */
+    int64_t units_forwards;  /* forwards per unit in batch mode */
+    double tokens_per_s, tokens_per_s_per_gpu, mfu, flops;
+    double forward_low_s, forward_high_s; /* interval of forward_s */
+    int idle_ranks;                       /* ranks without work in batch mode */
+    fr_quantiles ttft_s;
+    fr_memory memory;
+    bool fits;
+    char reason[256];
+    fr_provenance_share provenance;
+    int64_t class_ns[FR_CLASS_COUNT];
+    int64_t ops_played, ops_folded, ops_skipped, solves;
+    int64_t sent_bytes, received_bytes, host_bytes; /* busiest rank, per forward in batch mode, in all in trace mode */
+    double price_per_mtoken, joules_per_mtoken;     /* NaN where the machine has no price, no watts */
+    double wall_s;                                  /* of the simulation; not part of stored results (determinism) */
+} fr_result;
+
+/* One request's fate, for the store and the TTFT figures. */
+typedef struct {
+    int64_t id, arrival, start, answer; /* ns */
+    int32_t tokens, cached, queue, source;
+} fr_request_record;
+
+#endif

@@ -1,0 +1,30 @@
+/*
+ * driver: plays one experiment on the virtual clock: arrivals -> engine/sched -> planner -> player -> result. Where a
+ * whole request's way through the folders can be read at a glance.
+ */
+#ifndef FR_DRIVER_H
+#define FR_DRIVER_H
+
+#include "engine/experiment.h"
+#include "engine/timeline.h"
+
+typedef struct {
+    fr_timeline *spans;           /* NULL = none */
+    fr_request_record **requests; /* out: array, NULL = not wanted */
+    int64_t *requests_count;
+    fr_forward_record **forwards; /* out: array, NULL = not wanted */
+    int64_t *forwards_count;
+    void (*progress)(void *context, double share); /* 0..1, NULL = none */
+    void *progress_context;
+    const char *exe_dir; /* for finding shipped traces; NULL = current folder */
+} fr_drive_options;
+
+/* The setup must fit (or ignore_memory be set). */
+fr_status fr_drive(const fr_setup *setup, const fr_drive_options *options, fr_result *out, fr_error *err);
+
+/* One forward of each unit, planned and not played: for `forerun plan`. Fragments are the caller's to free, the planner
+ * too. */
+fr_status fr_drive_plan(const fr_setup *setup, fr_planner **planner, fr_fragment ***fragments, int *count,
+                        fr_error *err);
+
+#endif
