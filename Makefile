@@ -15,6 +15,8 @@ LIB_OBJ  := $(LIB_SRC:%.c=$(BUILD)/%.o)
 CLI_OBJ  := $(CLI_SRC:%.c=$(BUILD)/%.o)
 TESTS    := $(TEST_SRC:tests/unit/%.c=$(BUILD)/tests/%)
 
+include engine/builtin/builtin.mk
+
 all: $(BUILD)/forerun
 
 $(BUILD)/forerun: $(CLI_OBJ) $(BUILD)/libforerun.a

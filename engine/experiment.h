@@ -8,7 +8,6 @@
 #include "engine/cost.h"
 #include "engine/layout.h"
 #include "engine/sched/sched.h"
-#include "engine/timeline.h"
 
 typedef struct fr_experiment {
     char model[512]; /* name or path */

@@ -44,5 +44,7 @@ typedef struct {
 } fr_what_if;
 #define FR_WHAT_IF_NONE ((fr_what_if){1, 1, 1, 1, 1, 1})
 fr_status fr_what_if_parse(const char *text, fr_what_if *out, fr_error *err);
+/* Scales the machine's figures; `launch` is the host's and left to the cost model. */
+void fr_machine_scale(fr_machine *m, const fr_what_if *w);
 
 #endif

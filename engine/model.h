@@ -92,6 +92,18 @@ int64_t fr_model_expert_bytes(const fr_model *m, fr_precision p); /* one routed 
 int64_t fr_model_attention_layer_bytes(const fr_model *m,
                                        fr_precision p); /* one layer: attention, norms, router, shared experts */
 int64_t fr_model_dense_layer_bytes(const fr_model *m, fr_precision p); /* FFN of one leading dense layer */
+/* The same for a given layer, itemised: what a layout splits and what it repeats on every rank. Routed experts apart.
+ */
+typedef struct {
+    int64_t attention;       /* projections */
+    int64_t attention_small; /* biases, q/k and latent norms, sinks */
+    int64_t norms;           /* the layer's two */
+    int64_t router;          /* with its biases; 0 in a dense layer */
+    int64_t shared;          /* shared experts */
+    int64_t dense;           /* FFN of a leading dense layer */
+    int64_t total;
+} fr_layer_bytes;
+void fr_model_layer_bytes(const fr_model *m, int layer, fr_precision p, fr_layer_bytes *out);
 int64_t fr_model_embedding_bytes(const fr_model *m);
 int64_t fr_model_head_bytes(const fr_model *m);
 
