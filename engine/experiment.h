@@ -8,6 +8,7 @@
 #include "engine/cost.h"
 #include "engine/layout.h"
 #include "engine/sched/sched.h"
+#include "engine/timeline.h"
 
 typedef struct fr_experiment {
     char model[512]; /* name or path */

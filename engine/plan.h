@@ -88,7 +88,14 @@ typedef struct {
     char name[24];
 } fr_table;
 
-typedef enum { FR_USE_READ = 0, FR_USE_WRITE, FR_USE_ACQUIRE, FR_USE_FREE, FR_USE_FILL /* of a late table */ } fr_use;
+typedef enum {
+    FR_USE_READ = 0,
+    FR_USE_WRITE,
+    FR_USE_ACQUIRE,
+    FR_USE_FREE,
+    FR_USE_FILL /* of a late table */,
+    FR_USE_READ_TABLE /* a READBACK op brings a late table to the host */
+} fr_use;
 
 /* A reference from an op: a wait {event, at least}, a signal {event, 1}, or a use {buffer or table, hold}. */
 typedef struct {
@@ -136,7 +143,11 @@ typedef struct fr_fragment {
         uint32_t lane, first, last, ops;
     } * heads;
     uint32_t ops_cap, shapes_cap, refs_cap, pairs_cap, heads_cap;
-    void *executor; /* the executor's own (the simulator keeps the costs of `shapes` here) */
+    void *executor;            /* the executor's own (the simulator keeps the costs of `shapes` here) */
+    struct fr_plan *plan;      /* the builder's: whose free list the arrays return to, */
+    struct fr_fragment *spare; /* the link in that list, */
+    uint32_t *head_of;         /* and lane -> index into heads + 1, 0 = the lane is not touched yet */
+    uint32_t head_of_cap;
 } fr_fragment;
 
 typedef struct fr_plan {
@@ -155,11 +166,12 @@ typedef struct fr_plan {
     uint32_t members_count, members_cap;
     fr_table *tables;
     uint32_t tables_count, tables_cap;
-    int64_t forwards; /* appended so far */
+    int64_t forwards;   /* appended so far */
+    fr_fragment *spare; /* freed fragments whose arrays are used again; a plan is built by one thread */
 } fr_plan;
 
 fr_plan *fr_plan_new(int ranks, int real_ranks);
-void fr_plan_free(fr_plan *p);
+void fr_plan_free(fr_plan *p); /* after its fragments */
 
 uint32_t fr_plan_lane(fr_plan *p, int rank, fr_lane_kind kind, const char *name, bool first_ready);
 uint32_t fr_plan_event(fr_plan *p, int rank, const char *name);
@@ -178,7 +190,7 @@ uint32_t fr_plan_table(fr_plan *p, int rank, const char *name, int64_t bound, fr
  * Waits, signals and uses may come in any order within an op.
  */
 fr_fragment *fr_fragment_new(fr_plan *p, int unit);
-void fr_fragment_free(fr_fragment *f);
+void fr_fragment_free(fr_fragment *f); /* its arrays go back to the plan and serve the next fragment */
 uint32_t fr_shape_add(fr_fragment *f, const fr_shape *s, const fr_pair *vector,
                       uint32_t count); /* copies both; returns its index */
 fr_op *fr_emit(fr_fragment *f, uint32_t lane, fr_op_kind kind, uint32_t shape,
@@ -187,6 +199,7 @@ void fr_wait(fr_fragment *f, uint32_t event, uint32_t at_least);
 void fr_signal(fr_fragment *f, uint32_t event);
 void fr_use_buffer(fr_fragment *f, fr_use use, uint32_t buffer, uint32_t hold);
 void fr_fill_table(fr_fragment *f, uint32_t table);
+void fr_read_table(fr_fragment *f, uint32_t table); /* on a READBACK op of the host lane: now the host knows it */
 void fr_meet(fr_fragment *f, uint32_t group, uint32_t seq);
 void fr_late(fr_fragment *f, uint32_t table, uint32_t bound_shape);
 
@@ -204,7 +217,8 @@ static inline const fr_ref *fr_op_uses(const fr_fragment *f, const fr_op *op) {
 }
 
 /* 64-bit structural id: forward 20 bits, rank 10, layer 10, kind 6, micro 8, sub 10; unique within a plan of < 2^20
- * forwards. Text form "f12.r3.l17.pull.m0.s5". */
+ * forwards (plan_check proves it for what it is given), never 0. Text form "f12.r3.l17.pull.m0.s5"; "l-" outside
+ * layers. */
 uint64_t fr_op_id(const fr_plan *p, const fr_fragment *f, const fr_op *op);
 void fr_op_id_text(uint64_t id, char out[48]);
 
