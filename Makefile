@@ -35,16 +35,46 @@ $(BUILD)/tests/%: tests/unit/%.c $(BUILD)/libforerun.a
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -MF $@.d -o $@ $< $(BUILD)/libforerun.a $(LDLIBS) -lcmocka
 
-.PHONY: all unit units clean format
+# ---- tests -------------------------------------------------------------------------------------------------------------
+# make test: what README promises. Installs what is missing, builds, runs every CPU test; with nvcc present also compiles and links the engine.
+FUZZ_SECONDS ?= 2
+FUZZ_SRC := $(wildcard tests/fuzz/fuzz_*.c)
+FUZZ     := $(FUZZ_SRC:tests/fuzz/%.c=$(BUILD)/fuzz/%)
+
+$(BUILD)/fuzz/%: tests/fuzz/%.c tests/fuzz/standalone.c $(BUILD)/libforerun.a
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) -MF $@.d -o $@ $< tests/fuzz/standalone.c $(BUILD)/libforerun.a $(LDLIBS)
+
+.PHONY: all unit units clean format format-check test check test-programs engine-check demo bench man
 unit: $(BUILD)/tests/test_$(T)
 	$<
 units: $(TESTS)
-	@set -e; for t in $(TESTS); do echo "== $$t"; $$t; done
+	@tests/run.sh $(TESTS)
+test-programs: $(TESTS) $(FUZZ)
+
+test:
+	@tests/deps.sh
+	@$(MAKE) --no-print-directory -j2 all
+	@$(MAKE) --no-print-directory -j2 BUILD=$(BUILD)/asan OPT="-O1 -g" EXTRA="$(SAN)" test-programs
+	@$(MAKE) --no-print-directory engine-check
+	@$(MAKE) --no-print-directory check
+
+# Unit tests and fuzz targets run with the address and undefined-behaviour sanitizers; the command line as users have it.
+check:
+	@FORERUN=$(BUILD)/forerun FUZZ_DIR=$(BUILD)/asan/fuzz FUZZ_SECONDS=$(FUZZ_SECONDS) \
+	    tests/run.sh $(TEST_SRC:tests/unit/%.c=$(BUILD)/asan/tests/%) tests/fuzz/run.sh tests/cli/run.sh
+
+engine-check:
+	@if command -v nvcc >/dev/null 2>&1 && [ -f kernels/kernels.mk ]; then $(MAKE) --no-print-directory -j2 gpu-test-build; \
+	else echo "no nvcc here: the engine is not compiled"; fi
 
 clean:
 	rm -rf $(BUILD)
 
+FORMATTED = $(filter-out kernels/% engine/cuda/% tests/gpu/%,$(shell git ls-files '*.c' '*.h'))
 format:
-	clang-format -i $$(git ls-files '*.c' '*.h' '*.cu' '*.cuh')
+	clang-format -i $(FORMATTED)
+format-check:
+	clang-format --dry-run -Werror $(FORMATTED)
 
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
