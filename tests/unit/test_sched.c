@@ -192,9 +192,10 @@ static void lru_against_brute_force(void **state) {
     for (int n = 0; n < REQUESTS; n++) {
         uint64_t blocks[64];
         int count = 1 + (int)pick(n % 100 ? 12 : 60);
-        uint64_t h = pick(3);
+        uint64_t h = FR_HASH_SEED + pick(3);
         for (int i = 0; i < count; i++) { /* a path in a tree: equal hash = equal prefix */
-            h = h * 31 + 1 + (pick(10) < 8 ? 0 : pick(3));
+            uint32_t way = pick(10) < 8 ? 0 : pick(3);
+            h = fr_hash(&way, sizeof way, h);
             blocks[i] = h;
         }
         total += count;
