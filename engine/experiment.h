@@ -13,7 +13,8 @@
 typedef struct fr_experiment {
     char model[512]; /* name or path */
     char machine[512];
-    fr_layout layout;  /* degrees filled in by fr_experiment_resolve */
+    int gpus;          /* of the machine to use; 0 = all of them */
+    fr_layout layout;  /* degrees of 0 are filled in by fr_setup_open */
     char routing[512]; /* fr_routing_open's spec; default "deepseek-v3" */
     uint64_t seed;
 
@@ -41,7 +42,9 @@ typedef struct fr_experiment {
     bool ignore_memory;
     char tables[512], extra_costs[512];
     char what_if[256];
-    bool spans; /* keep the timeline */
+    bool spans; /* keep the timeline; no option: the command decides */
+
+    uint64_t given; /* bit i: option i of fr_experiment_options was set by name; such an option acts or is refused */
 } fr_experiment;
 
 void fr_experiment_defaults(fr_experiment *e);
@@ -62,12 +65,28 @@ typedef struct fr_setup {
  * what can never run; a layout that does not fit is FR_OK with fits = false and the reason. */
 fr_status fr_setup_open(const fr_experiment *e, fr_setup *out, fr_error *err);
 void fr_setup_close(fr_setup *s);
+/*
+ * Trace mode: sizes the load again for the longest prompt of the trace (a request longer than the whole budget goes
+ * alone) and checks memory again. The driver calls it once it knows the trace.
+ */
+fr_status fr_setup_size(fr_setup *s, int64_t longest, fr_error *err);
 
 /*
  * Sets one option by its long flag name without dashes ("tokens", "16K"): the command line, an experiment's JSON and a
  * sweep's grid all end here, so that a name means the same everywhere. Unknown names and bad values are FR_BAD_INPUT.
  */
 fr_status fr_experiment_set(fr_experiment *e, const char *name, const char *value, fr_error *err);
+/*
+ * Reads an experiment file: one object whose keys are option names; values are texts, numbers or, for switches,
+ * booleans; "about" is free text. "sweep", the grid, is returned in *grid for sim/sweep (NULL = none; the caller's to
+ * json_decref); where `grid` is NULL a file with a grid is refused.
+ */
+struct json_t;
+fr_status fr_experiment_load(const char *path, fr_experiment *e, struct json_t **grid, fr_error *err);
+/* The same from one object already read, for a sweep's cells and stored configurations; `where` names it in messages.
+ */
+fr_status fr_experiment_apply(fr_experiment *e, struct json_t *object, const char *where, fr_error *err);
+bool fr_experiment_given(const fr_experiment *e, const char *name);
 /* Names with help text, for --help, the man page and the README: NULL name at the end. */
 typedef struct {
     const char *name, *argument, *group, *help; /* argument NULL = a switch */
@@ -75,8 +94,12 @@ typedef struct {
 const fr_option *fr_experiment_options(void);
 
 /* The full configuration as canonical JSON (sorted keys, every value), for storage and for the cell key (fr_hash of
- * it). */
+ * it). fr_experiment_from_json takes it back: such values are not `given`, so none of them is refused as out of place.
+ */
 char *fr_experiment_json(const fr_experiment *e);
+fr_status fr_experiment_from_json(const char *text, const char *where, fr_experiment *e, fr_error *err);
+/* The flags that make this experiment out of the defaults ("--model mixtral-8x7b --tp 4"), for ready commands. */
+void fr_experiment_flags(const fr_experiment *e, fr_text *out);
 
 /* Quantiles of a set of times. */
 typedef struct {
