@@ -295,7 +295,8 @@ fr_status fr_experiment_set(fr_experiment *e, const char *name, const char *valu
     return status;
 }
 
-/* ---- files ------------------------------------------------------------------------------------------------------- */
+/* ---- canonical form
+ * ------------------------------------------------------------------------------------------------------- */
 
 /* The text that the command line would carry for a JSON value; NULL when it is no text, number or boolean. */
 static const char *value_text(json_t *value, char *buffer, size_t size) {
@@ -314,42 +315,19 @@ static const char *value_text(json_t *value, char *buffer, size_t size) {
     return NULL;
 }
 
-fr_status fr_experiment_apply(fr_experiment *e, json_t *object, const char *where, fr_error *err) {
+static fr_status apply_object(fr_experiment *e, json_t *object, const char *where, fr_error *err) {
     const char *key;
     json_t *value;
     json_object_foreach(object, key, value) {
-        if (strcmp(key, "about") == 0 || strcmp(key, "sweep") == 0) continue;
         char buffer[64];
         const char *text = value_text(value, buffer, sizeof buffer);
-        if (!text)
-            return fr_fail(err, FR_BAD_INPUT, "%s: %.64s: expected a text, a number or a boolean%s", where, key,
-                           json_is_array(value) ? " (lists belong under \"sweep\")" : "");
-        int i = find_option(key);
-        bool is_switch = i >= 0 && (places[i].type == T_ON || places[i].type == T_OFF);
-        if (i >= 0 && !is_switch && json_is_boolean(value))
-            return fr_fail(err, FR_BAD_INPUT, "%s: %s: expected %s, got a boolean", where, key, options[i].argument);
+        if (!text) return fr_fail(err, FR_BAD_INPUT, "%s: %.64s: expected a text, a number or a boolean", where, key);
         fr_error inner = {0};
         fr_status status = fr_experiment_set(e, key, text, &inner);
         if (status != FR_OK) return fr_fail(err, status, "%s: %s", where, inner.text);
     }
     return FR_OK;
 }
-
-fr_status fr_experiment_load(const char *path, fr_experiment *e, json_t **grid, fr_error *err) {
-    fr_json root;
-    if (grid) *grid = NULL;
-    FR_TRY(fr_json_open_file(path, &root, err));
-    json_t *sweep = json_object_get(root.value, "sweep");
-    fr_status status = FR_OK;
-    if (sweep && !grid)
-        status = fr_fail(err, FR_BAD_INPUT, "%s: holds a grid (\"sweep\"): run it with forerun sweep", path);
-    if (status == FR_OK) status = fr_experiment_apply(e, root.value, path, err);
-    if (status == FR_OK && grid && sweep) *grid = json_incref(sweep);
-    fr_json_close(&root);
-    return status;
-}
-
-/* ---- canonical form ---------------------------------------------------------------------------------------------- */
 
 static json_t *value_json(const fr_experiment *e, const place *p) {
     const void *at = (const char *)e + p->offset;
@@ -398,9 +376,11 @@ fr_status fr_experiment_from_json(const char *text, const char *where, fr_experi
     json_object_foreach_safe(root.value, next, key, value) {
         if (json_is_string(value) && json_string_length(value) == 0) json_object_del(root.value, key);
     }
-    fr_status status = fr_experiment_apply(e, root.value, where, err);
+    fr_status status = apply_object(e, root.value, where, err);
     fr_json_close(&root);
-    e->given = 0;
+    /* Nothing is `given`, but a layout that no strategy stands for is said by these two alone. */
+    bool custom = strcmp(e->layout.strategy, "custom") == 0 || !e->layout.strategy[0];
+    e->given = custom ? 1ull << find_option("attention") | 1ull << find_option("experts") : 0;
     return status;
 }
 

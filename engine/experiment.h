@@ -76,16 +76,7 @@ fr_status fr_setup_size(fr_setup *s, int64_t longest, fr_error *err);
  * sweep's grid all end here, so that a name means the same everywhere. Unknown names and bad values are FR_BAD_INPUT.
  */
 fr_status fr_experiment_set(fr_experiment *e, const char *name, const char *value, fr_error *err);
-/*
- * Reads an experiment file: one object whose keys are option names; values are texts, numbers or, for switches,
- * booleans; "about" is free text. "sweep", the grid, is returned in *grid for sim/sweep (NULL = none; the caller's to
- * json_decref); where `grid` is NULL a file with a grid is refused.
- */
-struct json_t;
-fr_status fr_experiment_load(const char *path, fr_experiment *e, struct json_t **grid, fr_error *err);
-/* The same from one object already read, for a sweep's cells and stored configurations; `where` names it in messages.
- */
-fr_status fr_experiment_apply(fr_experiment *e, struct json_t *object, const char *where, fr_error *err);
+/* Whether an option was set by name. */
 bool fr_experiment_given(const fr_experiment *e, const char *name);
 /* Names with help text, for --help, the man page and the README: NULL name at the end. */
 typedef struct {

@@ -43,6 +43,8 @@ static fr_status fill_custom(fr_experiment *e, int gpus, fr_error *err) {
     }
     bool spread = l->experts == FR_EXP_EP || l->experts == FR_EXP_ASYNCEP || l->experts == FR_EXP_DWDP;
     if (!l->ep) l->ep = spread ? l->tp * l->dp : 1;
+    if (!l->micro_batches)
+        l->micro_batches = l->pp; /* as the pp shorthand does: every stage busy once the pipe is full */
     return FR_OK;
 }
 
@@ -110,7 +112,7 @@ static fr_status refuse_unused(const fr_experiment *e, fr_error *err) {
         {"cache-tokens", trace, "--trace (equal batches say --prefix)"},
         {"gather", asyncep || (offload && l->ep > 1), "experts asyncep, or offload with --ep above 1"},
         {"gather-chunk", pulls, "experts gathered by pulls (asyncep or offload with --gather ce, dwdp)"},
-        {"wait", asyncep, "experts asyncep"},
+        {"wait", asyncep || dwdp || offload, "experts asyncep, dwdp or offload"},
         {"ep-exchange", ep, "experts ep"},
         {"overlap", ep, "experts ep"},
         {"overlap-stages", ep && l->overlap == FR_OVERLAP_EXPERT_GROUPS, "--overlap expert groups"},
@@ -125,7 +127,7 @@ static fr_status refuse_unused(const fr_experiment *e, fr_error *err) {
     for (size_t i = 0; i < sizeof uses / sizeof *uses; i++)
         if (fr_experiment_given(e, uses[i].name) && !uses[i].acts)
             return fr_fail(err, FR_BAD_INPUT, "--%s acts on nothing here: it needs %s", uses[i].name, uses[i].needs);
-    if (fr_experiment_given(e, "skew") && strncmp(e->routing, "file:", 5) == 0 && fr_experiment_given(e, "routing"))
+    if (fr_experiment_given(e, "skew") && fr_experiment_given(e, "routing"))
         return fr_fail(err, FR_BAD_INPUT, "--skew and --routing say the same thing: give one of them");
     if (!l->kv_cache && (e->prefix > 0 || e->cache_tokens > 0 || l->chunk_tokens > 0))
         return fr_fail(err, FR_BAD_INPUT, "--no-kv-cache: %s needs the cache",

@@ -1,0 +1,191 @@
+/* The tables for people: what simulate and run print without --json. */
+#include "engine/report.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+static const char *time_text(double seconds, char out[24]) {
+    if (!isfinite(seconds)) return "-";
+    double a = fabs(seconds);
+    if (a >= 1)
+        snprintf(out, 24, "%.3f s", seconds);
+    else if (a >= 1e-3)
+        snprintf(out, 24, "%.3f ms", seconds * 1e3);
+    else
+        snprintf(out, 24, "%.1f us", seconds * 1e6);
+    return out;
+}
+
+static void add_degrees(const fr_layout *l, fr_text *out) {
+    fr_text_add(out, "%s: attention %s, experts %s; tp %d, dp %d, ep %d, pp %d, replicas %d = %d GPUs", l->strategy,
+                l->attention == FR_ATTN_TP ? "tp" : "dp", fr_expert_split_name(l->experts), l->tp, l->dp, l->ep, l->pp,
+                l->replicas, fr_layout_gpus(l));
+}
+
+void fr_report_layout(const fr_setup *s, fr_text *out) {
+    const fr_experiment *e = &s->experiment;
+    const fr_layout *l = &e->layout;
+    int layers = fr_layout_layers(l, &s->model);
+    fr_text_add(out, "model      %s, %s, %d layers", s->model.name, fr_precision_name(l->precision), layers);
+    if (layers != s->model.layers) fr_text_add(out, " of %d", s->model.layers);
+    if (l->resident_layers) fr_text_add(out, ", %d distinct", l->resident_layers);
+    fr_text_add(out, "\nmachine    %s%s%s\nlayout     ", s->machine.name, e->what_if[0] ? ", what if " : "",
+                e->what_if);
+    add_degrees(l, out);
+    if (e->trace[0])
+        fr_text_add(out, "\nworkload   trace %s, budget %" PRId64 " tokens per GPU and forward", e->trace, e->budget);
+    else
+        fr_text_add(out,
+                    "\nworkload   %d forwards of %" PRId64 " tokens per GPU in sequences of %" PRId64 "%s, routing %s",
+                    e->forwards, e->tokens, e->seq, e->prefix ? " behind a cached prefix" : "", e->routing);
+    fr_text_add(out, "\ncosts      %s\n", fr_cost_source(s->cost));
+}
+
+static void add_item(fr_text *out, const char *name, int64_t bytes) {
+    if (bytes) fr_text_add(out, "  %-28s %9.2f GB\n", name, (double)bytes / 1e9);
+}
+
+void fr_report_memory(const fr_setup *s, fr_text *out) {
+    const fr_memory *m = &s->memory;
+    fr_text_add(out, "memory per GPU\n");
+    add_item(out, "attention and dense weights", m->attention);
+    add_item(out, "embedding and output head", m->embedding_head);
+    add_item(out, "experts", m->experts);
+    add_item(out, "gather buffers", m->gather_buffers);
+    add_item(out, "first layer's experts", m->first_layer);
+    add_item(out, "KV", m->kv);
+    add_item(out, "activations", m->activations);
+    add_item(out, "workspace", m->workspace);
+    fr_text_add(out, "  %-28s %9.2f GB of %.2f GB: %s\n", "total", (double)m->total / 1e9,
+                (double)s->machine.hbm_bytes / 1e9, s->fits ? "fits" : "does not fit");
+    if (m->host_pinned)
+        fr_text_add(out, "  %-28s %9.2f GB of %.2f GB per host\n", "pinned host memory", (double)m->host_pinned / 1e9,
+                    (double)s->machine.host_bytes / 1e9);
+    if (!s->fits) fr_text_add(out, "  %s\n", s->reason);
+}
+
+static void add_part(fr_text *out, const char *name, int64_t ns, int64_t whole, const char *says) {
+    char t[24];
+    fr_text_add(out, "  %-14s %12s  %5.1f %%  %s\n", name, time_text((double)ns / 1e9, t),
+                whole > 0 ? 100.0 * (double)ns / (double)whole : 0.0, says);
+}
+
+static void add_parts(const fr_setup *s, const fr_result *r, fr_text *out) {
+    bool batch = s->experiment.trace[0] == 0;
+    fr_parts p;
+    fr_parts_per_forward(&r->parts, batch ? r->units_forwards : 1, &p);
+    fr_text_add(out, "where %s went, on the rank that ends last\n", batch ? "a forward" : "the time");
+    add_part(out, "compute", p.compute, p.elapsed, "kernels run");
+    add_part(out, "exposed comm", p.exposed_comm, p.elapsed, "stands still while a transfer that it needs runs");
+    add_part(out, "wait", p.wait, p.elapsed, "stands still for a rank that has not arrived");
+    add_part(out, "bubble", p.bubble, p.elapsed, "pipeline stage without input");
+    add_part(out, "idle", p.idle, p.elapsed, "launches, or nothing to do");
+    add_part(out, "= sum", p.elapsed, p.elapsed, batch ? "a forward" : "in all");
+    add_part(out, "hidden comm", p.hidden_comm, p.elapsed, "transfers behind compute (not in the sum)");
+}
+
+static void add_provenance(const fr_result *r, fr_text *out) {
+    int64_t sum = 0;
+    for (int i = 0; i < FR_FROM_KINDS; i++) sum += r->provenance.ns[i];
+    fr_text_add(out, "costs behind it ");
+    for (int i = 0; i < FR_FROM_KINDS; i++)
+        if (r->provenance.ns[i])
+            fr_text_add(out, " %s %.1f %%", fr_provenance_name((fr_provenance)i),
+                        100.0 * (double)r->provenance.ns[i] / (double)sum);
+    fr_text_add(out, "\n");
+}
+
+static void add_money(const fr_setup *s, const fr_result *r, fr_text *out) {
+    if (isfinite(r->price_per_mtoken))
+        fr_text_add(out, "price            %.4f %s per million tokens\n", r->price_per_mtoken, s->machine.currency);
+    if (isfinite(r->joules_per_mtoken))
+        fr_text_add(out, "energy           %.0f J per million tokens at the GPUs' power limit\n", r->joules_per_mtoken);
+}
+
+void fr_report_result(const fr_setup *s, const fr_result *r, fr_text *out) {
+    bool batch = s->experiment.trace[0] == 0;
+    char a[24], b[24], c[24];
+    fr_text_add(out, "throughput       %.0f tokens/s, %.0f per GPU\n", r->tokens_per_s, r->tokens_per_s_per_gpu);
+    fr_text_add(out,
+                "MFU              %.1f %%  (model FLOPs, causal attention counted once, over elapsed time x GPUs x "
+                "datasheet dense %s peak)\n",
+                100 * r->mfu, fr_precision_name(s->experiment.layout.precision));
+    fr_text_add(out, "forward          %s, between %s and %s%s\n", time_text(r->forward_s, a),
+                time_text(r->forward_low_s, b), time_text(r->forward_high_s, c),
+                batch ? " (mean of a stream)" : " (mean)");
+    if (batch) fr_text_add(out, "single forward   %s\n", time_text(r->single_forward_s, a));
+    if (!batch)
+        fr_text_add(out,
+                    "requests         %" PRId64 " in %s, %" PRId64 " forwards, %" PRId64 " tokens computed, %" PRId64
+                    " from cache\n",
+                    r->requests, time_text((double)r->elapsed_ns / 1e9, a), r->forwards, r->tokens, r->cached_tokens);
+    fr_text_add(out, "TTFT             mean %s, ", time_text(r->ttft_s.mean, a));
+    fr_text_add(out, "p50 %s, p90 %s, ", time_text(r->ttft_s.p50, a), time_text(r->ttft_s.p90, b));
+    fr_text_add(out, "p99 %s\n", time_text(r->ttft_s.p99, a));
+    add_money(s, r, out);
+    if (r->idle_ranks) fr_text_add(out, "idle ranks       %d: too few whole sequences for every GPU\n", r->idle_ranks);
+    add_parts(s, r, out);
+    add_provenance(r, out);
+    fr_text_add(out,
+                "ops              %" PRId64 " played, %" PRId64 " folded, %" PRId64 " skipped, %" PRId64
+                " bandwidth solves",
+                r->ops_played, r->ops_folded, r->ops_skipped, r->solves);
+    if (r->wall_s > 0)
+        fr_text_add(out, ", %.2f s, %.1f million ops/s", r->wall_s, (double)r->ops_played / r->wall_s / 1e6);
+    fr_text_add(out, "\n");
+}
+
+/* ---- critical path ----------------------------------------------------------------------------------------------- */
+
+static void add_row(const char *label, const int64_t *ns, fr_text *out) {
+    int64_t sum = 0;
+    fr_text_add(out, "  %-10s", label);
+    for (int k = 0; k < FR_RESOURCES; k++) {
+        sum += ns[k];
+        if (ns[k])
+            fr_text_add(out, " %10.1f", (double)ns[k] / 1e3);
+        else
+            fr_text_add(out, " %10s", ".");
+    }
+    fr_text_add(out, " %10.1f\n", (double)sum / 1e3);
+}
+
+/* Two layers spend alike when every resource differs by at most 1 % of the layer. */
+static bool alike(const int64_t *a, const int64_t *b) {
+    int64_t sum = 0;
+    for (int k = 0; k < FR_RESOURCES; k++) sum += a[k];
+    for (int k = 0; k < FR_RESOURCES; k++) {
+        int64_t d = a[k] > b[k] ? a[k] - b[k] : b[k] - a[k];
+        if (d * 100 > sum) return false;
+    }
+    return true;
+}
+
+void fr_report_critical(const fr_critical *c, fr_text *out) {
+    fr_text_add(out,
+                "critical path by resource, us (%u ops; each line is the mean of layers that spend alike)\n  %-10s",
+                c->steps, "layers");
+    for (int k = 0; k < FR_RESOURCES; k++) fr_text_add(out, " %10s", fr_resource_name((fr_resource)k));
+    fr_text_add(out, " %10s\n", "sum");
+    for (int first = 0; first < c->layers;) {
+        int end = first + 1;
+        int64_t mean[FR_RESOURCES];
+        while (end < c->layers && alike(c->ns[first], c->ns[end])) end++;
+        for (int k = 0; k < FR_RESOURCES; k++) {
+            mean[k] = 0;
+            for (int l = first; l < end; l++) mean[k] += c->ns[l][k];
+            mean[k] /= end - first;
+        }
+        char label[32];
+        if (end - first > 1)
+            snprintf(label, sizeof label, "%d-%d", first, end - 1);
+        else
+            snprintf(label, sizeof label, "%d", first);
+        add_row(label, mean, out);
+        first = end;
+    }
+    add_row("outside", c->ns[c->layers], out);
+    add_row("all", c->total, out);
+}
