@@ -74,11 +74,34 @@ fr_status fr_layout_from_strategy(const char *strategy, int gpus, fr_layout *l, 
 
 /* What one forward holds at most, per rank: sizes the buffers. */
 typedef struct {
-    int64_t tokens; /* new tokens per rank and forward */
+    int64_t tokens; /* new tokens per attention group and forward: what each of its tp ranks sees */
     int64_t sequences;
     int64_t kv_tokens; /* tokens of KV resident per rank (cached prefixes included) */
     double imbalance;  /* hottest rank's share of routed tokens over the mean, >= 1: sizes ep receive buffers */
 } fr_load;
+
+/*
+ * Live buffers of one layer on one rank for `tokens` tokens of its attention group, bytes; derived in layout_memory.c.
+ * Strategies size their buffers with it, so that plan and layout agree. `peak` is the largest sum that lives at once.
+ */
+typedef struct {
+    int64_t residual, normed;
+    int64_t qkv;           /* q, k, v (MLA: latents and rebuilt k, v too) */
+    int64_t attention_out; /* heads * v_head_dim wide */
+    int64_t router;        /* fp32 logits, top-k ids and weights, permutation */
+    int64_t send, receive; /* packed tokens of a dispatch and its combine; all-gathered tokens */
+    int64_t rows;          /* routed rows that this rank computes at most (a count, not bytes) */
+    int64_t permuted, up, down;
+    int64_t dense; /* hidden layer of a dense FFN or of the shared experts */
+    int64_t peak;
+} fr_activations;
+void fr_layout_activations(const fr_layout *l, const fr_model *m, const fr_load *load, int64_t tokens,
+                           fr_activations *out);
+
+/* Routed experts that ep rank r (0 .. ep - 1) holds: contiguous, near-equal (dwdp may be uneven). */
+void fr_layout_expert_range(const fr_layout *l, const fr_model *m, int r, int *first, int *end);
+/* Shard window of offload with ep > 1, in layers: `window`, or its default. */
+int fr_layout_window(const fr_layout *l);
 
 /* Memory of the rank that needs most, itemised, bytes. `total` is the sum of the items; host_pinned is per host and
  * apart. */
@@ -103,6 +126,12 @@ typedef struct {
  */
 fr_status fr_layout_check(const fr_layout *l, const fr_model *m, const fr_machine *machine, const fr_load *load,
                           fr_memory *memory, bool *fits, char *reason, fr_error *err);
+
+/* Whether the layout fits in `memory`'s figures, with the reason in at least 256 bytes of *reason when not. */
+bool fr_memory_fits(const fr_memory *memory, const fr_machine *machine, char *reason);
+/* Memory of a valid layout; fr_layout_check calls it. */
+void fr_layout_memory(const fr_layout *l, const fr_model *m, const fr_machine *machine, const fr_load *load,
+                      fr_memory *out);
 
 const char *fr_expert_split_name(fr_expert_split e);
 const char *fr_gather_name(fr_gather g);

@@ -1,0 +1,225 @@
+/* layout: memory per GPU, itemised, and the buffers that one layer needs. */
+#include "engine/layout.h"
+
+#include <math.h>
+#include <stdio.h>
+
+#define MIB ((int64_t)1 << 20)
+
+/*
+ * What no plan lists. Context and modules: about half a GiB as nvidia-smi shows for a process with an idle context on
+ * data-centre GPUs, to be replaced by `forerun doctor`'s reading. cuBLASLt: 32 MiB, NVIDIA's recommendation for Hopper
+ * (cuBLAS documentation, cublasSetWorkspace). NCCL: default NCCL_BUFFSIZE of 4 MiB, 32 channels, send and receive side.
+ */
+#define CONTEXT_BYTES (512 * MIB)
+#define CUBLAS_BYTES  (32 * MIB)
+#define NCCL_BYTES    (2 * 32 * 4 * MIB)
+
+/* What one of tp ranks holds of attention, shared experts and dense layers: whole heads and a slice of each width. */
+static fr_model tp_slice(const fr_layout *l, const fr_model *m) {
+    fr_model s = *m;
+    s.heads = m->heads / l->tp;
+    s.kv_heads = m->kv_heads > l->tp ? m->kv_heads / l->tp : 1; /* replicated where tp exceeds the KV heads */
+    s.shared_width = m->shared_width / l->tp;
+    s.dense_width = m->dense_width / l->tp;
+    if (l->experts == FR_EXP_TP) s.expert_width = m->expert_width / (l->tp * l->dp);
+    return s;
+}
+
+/* Routed rows of the rank that gets most. Each of `groups` attention groups brings `tokens` tokens. */
+static int64_t routed_rows(const fr_layout *l, const fr_model *m, const fr_load *load, int64_t tokens) {
+    if (l->experts == FR_EXP_TP) return tokens * l->dp * m->top_k; /* all tokens of the stage, a slice of each expert */
+    if (l->experts != FR_EXP_EP && l->experts != FR_EXP_ASAP) return tokens * m->top_k;
+    int64_t groups = l->experts == FR_EXP_ASAP ? l->dp : l->ep > l->tp ? l->ep / l->tp : 1;
+    double skew = load->imbalance > 1 ? load->imbalance : 1;
+    int64_t mean = fr_ceil_div(tokens * groups * m->top_k, l->ep);
+    int64_t most = tokens * groups * fr_min_i64(m->top_k, m->experts / l->ep); /* every token's k on this rank */
+    return fr_min_i64(most, (int64_t)ceil((double)mean * skew));
+}
+
+/* Tokens that leave for, and arrive from, other ranks: one copy per (token, target rank), so never more than the rows
+ * nor than the tokens times the ranks. */
+static void exchange_buffers(const fr_layout *l, const fr_model *m, int64_t tokens, fr_activations *a) {
+    int64_t row = 2 * (int64_t)m->hidden;
+    if (l->experts == FR_EXP_TP && l->dp > 1) a->receive = tokens * l->dp * row; /* all-gathered tokens of the stage */
+    if (l->experts == FR_EXP_ASAP) { /* dp groups' tokens at an expert rank: D * S * H (facts: asap-duoserve, a.3) */
+        a->receive = tokens * l->dp * row;
+        a->send = fr_ceil_div(tokens, l->tp) * fr_min_i64(m->top_k, l->ep) * row;
+    }
+    if (l->experts != FR_EXP_EP || l->ep == 1) return;
+    int64_t groups = l->ep > l->tp ? l->ep / l->tp : 1;
+    if (l->exchange == FR_EXCHANGE_AGRS) {
+        a->receive = tokens * groups * row;
+        return;
+    }
+    int64_t copies = l->exchange == FR_EXCHANGE_A2A_K ? m->top_k : fr_min_i64(m->top_k, l->ep);
+    a->send = fr_ceil_div(tokens, l->tp) * copies * row; /* tp ranks of a group share its tokens out */
+    int64_t arriving = l->exchange == FR_EXCHANGE_A2A_K ? a->rows : fr_min_i64(a->rows, tokens * groups);
+    a->receive = arriving * row;
+}
+
+/*
+ * Buffers of a layer, bf16 unless said: the residual stream and its norm live through the layer; attention holds qkv
+ * and its output; the expert part holds router, exchange, and first (permuted rows, up output), then (up output, down
+ * output), the permuted rows being dead by then. FP8 quantises the permuted rows: 1 byte and an fp32 scale per 128
+ * (block scaling, as the weights). The up GEMM's epilogue applies SwiGLU, so its output is one width wide.
+ * With chunks or micro-batches `tokens` is one of those. Logits of a few candidates per sequence are not counted.
+ */
+void fr_layout_activations(const fr_layout *l, const fr_model *m, const fr_load *load, int64_t tokens,
+                           fr_activations *a) {
+    fr_model s = tp_slice(l, m);
+    int64_t hidden = m->hidden, d = m->head_dim, dv = m->v_head_dim, n = tokens;
+    *a = (fr_activations){0};
+    a->residual = a->normed = 2 * n * hidden;
+    if (m->attention == FR_ATTENTION_MLA) /* latents of q and kv with the rotary key; q; k and v rebuilt */
+        a->qkv = 2 * n * (m->q_rank + m->kv_rank + m->rope_dim + s.heads * (d + d + dv));
+    else
+        a->qkv = 2 * n * (s.heads * d + s.kv_heads * (d + dv));
+    a->attention_out = 2 * n * s.heads * dv;
+    a->rows = routed_rows(l, m, load, n);
+    a->router = n * m->experts * 4 + n * m->top_k * (4 + 4) + a->rows * 4;
+    exchange_buffers(l, m, n, a);
+    a->permuted = l->precision == FR_FP8 ? a->rows * (hidden + 4 * fr_ceil_div(hidden, 128)) : 2 * a->rows * hidden;
+    a->up = 2 * a->rows * s.expert_width;
+    a->down = 2 * a->rows * hidden;
+    a->dense = 2 * n * (s.dense_width > s.shared_width ? s.dense_width : s.shared_width);
+    int64_t attention = a->qkv + a->attention_out;
+    int64_t experts =
+        a->router + a->send + a->receive + a->up + fr_max_i64(a->permuted, a->down) + (s.shared_width ? a->dense : 0);
+    a->peak = a->residual + a->normed + fr_max_i64(fr_max_i64(attention, experts), a->dense);
+}
+
+/* Distinct layers among [first, end): layer i uses the weights of i mod M. */
+static int distinct_layers(const fr_layout *l, int first, int end) {
+    int count = end - first;
+    return l->resident_layers && l->resident_layers < count ? l->resident_layers : count;
+}
+
+static int moe_layers(const fr_model *m, int first, int end) {
+    return end > m->dense_layers ? end - (first > m->dense_layers ? first : m->dense_layers) : 0;
+}
+
+/* Expert items of a stage rank (facts: moe-prefill, 2.5: static EP, AsyncEP D2D, hybrid; 9.1 for dwdp; asap-duoserve,
+ * b.2 for slots). `layers`: resident MoE layers. */
+static void expert_items(const fr_layout *l, const fr_model *m, int layers, fr_memory *out) {
+    fr_model s = tp_slice(l, m);
+    int64_t one = fr_model_expert_bytes(&s, l->precision), full = m->experts * one;
+    int64_t most = fr_ceil_div(m->experts, l->ep), least = m->experts / l->ep;
+    bool gathered = l->ep > 1 && layers > 1; /* with one layer the first layer's set is all there is */
+    switch (l->experts) {
+    case FR_EXP_LOCAL:
+    case FR_EXP_TP:
+        out->experts = layers * full;
+        break;
+    case FR_EXP_EP:
+    case FR_EXP_ASAP:
+        out->experts = layers * most * one;
+        break;
+    case FR_EXP_ASYNCEP: /* the first layer's set is contiguous beside the shard: the grouped GEMM reads one array */
+        out->experts = layers * most * one;
+        if (l->ep > 1) out->first_layer = full;
+        if (gathered) out->gather_buffers = 2 * full;
+        break;
+    case FR_EXP_DWDP: /* remote experts only; local ones are used in place */
+        out->experts = layers * most * one;
+        if (l->ep > 1) out->first_layer = (m->experts - least) * one;
+        if (gathered) out->gather_buffers = 2 * (m->experts - least) * one;
+        break;
+    case FR_EXP_OFFLOAD:
+        if (l->ep > 1)
+            out->gather_buffers = fr_min_i64(fr_layout_window(l), layers) * most * one + 2 * full;
+        else
+            out->gather_buffers = l->slots ? l->slots * one : 2 * full;
+        break;
+    }
+}
+
+static void stage_memory(const fr_layout *l, const fr_model *m, const fr_load *load, int stage, bool expert_rank,
+                         fr_memory *out) {
+    fr_model s = tp_slice(l, m);
+    int first, end;
+    fr_layout_stage_layers(l, m, stage, &first, &end);
+    int distinct = distinct_layers(l, first, end), moe = moe_layers(m, first, first + distinct);
+    *out = (fr_memory){0};
+    if (!expert_rank) {
+        for (int i = first; i < first + distinct; i++) {
+            fr_layer_bytes b;
+            fr_model_layer_bytes(&s, i, l->precision, &b);
+            out->attention += b.total;
+        }
+        /* Embedding and head are whole on every rank of their stage: no collective beside those of the layers. */
+        if (stage == 0) out->embedding_head += fr_model_embedding_bytes(m);
+        if (stage == l->pp - 1) {
+            out->embedding_head += fr_model_head_bytes(m);
+            if (m->tied_embeddings && l->pp > 1) out->embedding_head += fr_model_embedding_bytes(m);
+            out->attention += 2 * (int64_t)m->hidden * (m->norm_weight_bias ? 2 : 1); /* the final norm */
+        }
+        if (l->kv_cache) out->kv = load->kv_tokens * fr_model_kv_bytes_layer(&s) * (end - first);
+    }
+    if (expert_rank || l->experts != FR_EXP_ASAP) expert_items(l, m, moe, out);
+
+    fr_activations a;
+    int64_t tokens = fr_ceil_div(load->tokens, l->micro_batches > 1 ? l->micro_batches : 1);
+    if (l->pp > 1 && l->chunk_tokens) tokens = fr_min_i64(tokens, l->chunk_tokens);
+    fr_layout_activations(l, m, load, tokens, &a);
+    out->activations = a.peak;
+    if (l->experts == FR_EXP_ASAP) /* attention ranks keep results to combine where expert ranks keep rows */
+        out->activations =
+            expert_rank ? a.receive + a.up + fr_max_i64(a.permuted, a.down)
+                        : a.residual + a.normed + a.router + a.send + fr_max_i64(a.qkv + a.attention_out, a.dense);
+    out->workspace = CONTEXT_BYTES + CUBLAS_BYTES + (l->tp * l->pp * l->ep > 1 ? NCCL_BYTES : 0);
+    out->total = out->attention + out->embedding_head + out->experts + out->gather_buffers + out->first_layer +
+                 out->kv + out->activations + out->workspace;
+}
+
+/* Pinned experts of the host that needs most: the layers of all stages with a rank there, once (its GPUs share them).
+ */
+static int64_t pinned(const fr_layout *l, const fr_model *m, const fr_machine *machine) {
+    if (l->experts != FR_EXP_OFFLOAD) return 0;
+    int64_t full = m->experts * fr_model_expert_bytes(m, l->precision), most = 0;
+    int stage_ranks = fr_layout_stage_ranks(l), gpus = fr_layout_gpus(l), per_host = machine->gpus_per_host;
+    for (int host = 0; host * per_host < gpus; host++) {
+        int64_t layers = 0;
+        int first_unit = host * per_host / stage_ranks;
+        int last = (int)fr_min_i64((int64_t)(host + 1) * per_host, gpus) - 1, last_unit = last / stage_ranks;
+        for (int unit = first_unit; unit <= last_unit && unit < first_unit + l->pp; unit++) {
+            int first, end;
+            fr_layout_stage_layers(l, m, unit % l->pp, &first, &end);
+            layers += moe_layers(m, first, first + distinct_layers(l, first, end));
+        }
+        most = fr_max_i64(most, layers * full);
+    }
+    return most;
+}
+
+void fr_layout_memory(const fr_layout *l, const fr_model *m, const fr_machine *machine, const fr_load *load,
+                      fr_memory *out) {
+    *out = (fr_memory){0};
+    for (int stage = 0; stage < l->pp; stage++)
+        for (int expert_rank = 0; expert_rank <= (l->experts == FR_EXP_ASAP); expert_rank++) {
+            fr_memory one;
+            stage_memory(l, m, load, stage, expert_rank, &one);
+            if (one.total > out->total) *out = one;
+        }
+    out->host_pinned = pinned(l, m, machine);
+}
+
+bool fr_memory_fits(const fr_memory *memory, const fr_machine *machine, char *reason) {
+    reason[0] = 0;
+    if (memory->total > machine->hbm_bytes) {
+        snprintf(reason, 256,
+                 "needs %.1f GB per GPU (experts %.1f, gather buffers and first layer %.1f, attention %.1f, KV %.1f, "
+                 "activations %.1f), %s has %.1f GB",
+                 (double)memory->total / 1e9, (double)memory->experts / 1e9,
+                 (double)(memory->gather_buffers + memory->first_layer) / 1e9, (double)memory->attention / 1e9,
+                 (double)memory->kv / 1e9, (double)memory->activations / 1e9, machine->name,
+                 (double)machine->hbm_bytes / 1e9);
+        return false;
+    }
+    if (memory->host_pinned > machine->host_bytes) {
+        snprintf(reason, 256, "needs %.1f GB of pinned host memory per host, %s has %.1f GB",
+                 (double)memory->host_pinned / 1e9, machine->name, (double)machine->host_bytes / 1e9);
+        return false;
+    }
+    return true;
+}
