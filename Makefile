@@ -26,6 +26,9 @@ $(BUILD)/libforerun.a: $(LIB_OBJ)
 	@rm -f $@
 	ar rcs $@ $(LIB_OBJ)
 
+# the shipped cost tables are taken in byte for byte by the assembler (.incbin): rebuild when one changes
+$(BUILD)/engine/cost_builtin.o: $(wildcard kernels/measured/*.txt)
+
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -c -o $@ $<

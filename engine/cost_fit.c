@@ -1,0 +1,128 @@
+#include "engine/cost_fit.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+/* Rows nearer than this in log b are one point: the structural model cannot tell them apart. */
+#define SAME_X 1e-6
+
+static int by_b(const void *a, const void *b) {
+    const fr_sample *x = a, *y = b;
+    if (x->b != y->b) return x->b < y->b ? -1 : 1;
+    if (x->t != y->t) return x->t < y->t ? -1 : 1;
+    return 0;
+}
+
+/* One block of pooled rows: mean of log T, and of log b's range its ends. */
+typedef struct {
+    int first, count;
+    double sum;
+} block;
+
+static double block_mean(const block *b) {
+    return b->sum / b->count;
+}
+
+static void add_point(fr_curve *c, double x, double y, const fr_sample *s, int count) {
+    int i = c->points;
+    if (i > 0 && x - c->x[i - 1] < SAME_X) i--; /* cannot happen for distinct blocks; keeps x strictly ascending */
+    if (i == c->points) {
+        c->points++;
+        c->low[i] = c->high[i] = 0;
+        c->provenance[i] = 0;
+    }
+    c->x[i] = x;
+    c->y[i] = y;
+    for (int k = 0; k < count; k++) {
+        c->low[i] = fmin(c->low[i], log(s[k].low) - y);
+        c->high[i] = fmax(c->high[i], log(s[k].high) - y);
+        if (s[k].provenance > c->provenance[i]) c->provenance[i] = s[k].provenance;
+    }
+}
+
+/* Pool adjacent violators on log T over rows sorted by b; a pooled block becomes a flat piece over its range of b. */
+static void pool(fr_curve *c, const fr_sample *s, int count) {
+    block *blocks = fr_alloc((size_t)count * sizeof *blocks);
+    int n = 0;
+    for (int i = 0; i < count; i++) {
+        block now = {i, 1, log(s[i].t)};
+        /* equal b is one point; a mean below the one before violates monotony */
+        while (n > 0) {
+            const block *before = &blocks[n - 1];
+            bool same = log(s[now.first].b) - log(s[before->first + before->count - 1].b) < SAME_X;
+            if (!same && block_mean(before) <= block_mean(&now)) break;
+            now = (block){before->first, before->count + now.count, before->sum + now.sum};
+            n--;
+        }
+        blocks[n++] = now;
+    }
+    for (int i = 0; i < n; i++) {
+        const fr_sample *first = &s[blocks[i].first], *last = first + blocks[i].count - 1;
+        double y = block_mean(&blocks[i]);
+        add_point(c, log(first->b), y, first, blocks[i].count);
+        if (log(last->b) - log(first->b) >= SAME_X) add_point(c, log(last->b), y, first, blocks[i].count);
+    }
+    free(blocks);
+}
+
+/* What the neighbours say of point i: linear in log-log inside, constant T/b at the ends. */
+static double without(const fr_curve *c, int i) {
+    if (i == 0) return c->y[1] + c->x[0] - c->x[1];
+    if (i == c->points - 1) return c->y[i - 1] + c->x[i] - c->x[i - 1];
+    double f = (c->x[i] - c->x[i - 1]) / (c->x[i + 1] - c->x[i - 1]);
+    return c->y[i - 1] + f * (c->y[i + 1] - c->y[i - 1]);
+}
+
+void fr_curve_fit(fr_curve *c, fr_sample *samples, int count) {
+    qsort(samples, (size_t)count, sizeof *samples, by_b);
+    size_t n = 2 * (size_t)count;
+    *c = (fr_curve){.x = fr_alloc(n * sizeof(double)),
+                    .y = fr_alloc(n * sizeof(double)),
+                    .low = fr_alloc(n * sizeof(double)),
+                    .high = fr_alloc(n * sizeof(double)),
+                    .provenance = fr_alloc(n)};
+    pool(c, samples, count);
+    if (c->points >= 2) {
+        c->spline = gsl_interp_alloc(c->points >= 3 ? gsl_interp_steffen : gsl_interp_linear, (size_t)c->points);
+        if (c->spline) gsl_interp_init(c->spline, c->x, c->y, (size_t)c->points);
+        double sum = 0;
+        for (int i = 0; i < c->points; i++) sum += pow(without(c, i) - c->y[i], 2);
+        c->error = sqrt(sum / c->points);
+    } else {
+        c->error = 0.10; /* one row says nothing of other sizes; a tenth is the usual fall-off seen over a decade */
+    }
+}
+
+void fr_curve_free(fr_curve *c) {
+    if (c->spline) gsl_interp_free(c->spline);
+    free(c->x);
+    free(c->y);
+    free(c->low);
+    free(c->high);
+    free(c->provenance);
+    *c = (fr_curve){0};
+}
+
+void fr_curve_eval(const fr_curve *c, double x, fr_curve_value *out) {
+    int last = c->points - 1, i = 0;
+    *out = (fr_curve_value){0};
+    if (x <= c->x[0] + SAME_X || x >= c->x[last] - SAME_X || !c->spline) {
+        i = x < c->x[0] + SAME_X ? 0 : last;
+        out->beyond = fabs(x - c->x[i]) <= SAME_X ? 0 : fabs(x - c->x[i]);
+        out->y = out->beyond > 0 ? c->y[i] + x - c->x[i] : c->y[i];
+        out->at_row = out->inside = out->beyond <= 0;
+        out->low = c->low[i];
+        out->high = c->high[i];
+        out->provenance = c->provenance[i];
+        return;
+    }
+    i = (int)gsl_interp_bsearch(c->x, x, 0, (size_t)last);
+    bool left = x - c->x[i] <= SAME_X, right = c->x[i + 1] - x <= SAME_X;
+    out->inside = true;
+    out->at_row = left || right;
+    out->y = left ? c->y[i] : right ? c->y[i + 1] : gsl_interp_eval(c->spline, c->x, c->y, x, NULL);
+    int a = right ? i + 1 : i, b = left ? i : i + 1;
+    out->low = fmin(c->low[a], c->low[b]);
+    out->high = fmax(c->high[a], c->high[b]);
+    out->provenance = c->provenance[a] > c->provenance[b] ? c->provenance[a] : c->provenance[b];
+}

@@ -1,0 +1,47 @@
+/*
+ * cost_fit: monotone curves from structural time to measured time, one a family of shapes, in log-log.
+ *
+ * A row says: work that ideally takes b ns took T ns. Within a family (same n and k of a GEMM, same head width, same
+ * collective and ranks, ...) T is a non-decreasing function of b: isotonic regression (pool adjacent violators) through
+ * the rows, then Steffen's monotone cubic (GSL) between them; beyond the ends T/b keeps its last value, which is
+ * "extrapolated along the roofline". Between families: inverse-distance weights, constant in b, so the blend stays
+ * monotone. Other ceilings (another GPU, a what-if) only change b.
+ */
+#ifndef FR_COST_FIT_H
+#define FR_COST_FIT_H
+
+#include "engine/cost_base.h"
+
+#include <gsl/gsl_interp.h>
+
+typedef struct {
+    int points;
+    double *x, *y;       /* log b ascending, log T non-decreasing */
+    double *low, *high;  /* log of the rows' spread around y: <= 0, >= 0 */
+    uint8_t *provenance; /* worst of the rows behind a point */
+    gsl_interp *spline;  /* from three points on; linear with two */
+    double error;        /* leave-one-out, rms of log T */
+} fr_curve;
+
+/* One row to fit: how long it ideally takes, how long it took. */
+typedef struct {
+    const fr_row *row;
+    double b, t, low, high; /* ns */
+    uint8_t provenance;
+} fr_sample;
+
+/* Sorts samples[count] and fits; count >= 1. */
+void fr_curve_fit(fr_curve *c, fr_sample *samples, int count);
+void fr_curve_free(fr_curve *c);
+
+typedef struct {
+    double y;         /* log T */
+    double low, high; /* log, relative to y, from the rows' spread */
+    uint8_t provenance;
+    bool at_row, inside;
+    double beyond; /* log distance past the end, 0 inside */
+} fr_curve_value;
+
+void fr_curve_eval(const fr_curve *c, double log_b, fr_curve_value *out);
+
+#endif

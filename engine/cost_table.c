@@ -1,0 +1,511 @@
+/*
+ * Reader of measured-cost tables. Grammar (kernels/measured/FORMAT.md):
+ *
+ *     # key: value          header, before the first row
+ *     ## anything           comment
+ *     op key=value ...  ## comment
+ *
+ * A row must hold every field that its op needs and none that it does not.
+ */
+#include "engine/cost_table.h"
+
+#include <gsl/gsl_cdf.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define LINE_LIMIT  16384
+#define ROW_LIMIT   65536
+#define ENTRY_LIMIT 4096   /* entries of one vector */
+#define MAX_NS      3.6e12 /* an hour: no single op takes longer */
+#define MAX_BYTES   (INT64_C(1) << 46)
+
+typedef enum {
+    F_PRECISION,
+    F_REGIME,
+    F_M,
+    F_N,
+    F_K,
+    F_BYTES,
+    F_ROWS,
+    F_SEQS,
+    F_HEADS,
+    F_KV_HEADS,
+    F_HEAD_DIM,
+    F_V_HEAD_DIM,
+    F_WINDOW,
+    F_RANKS,
+    F_HOSTS,
+    F_TRANSPORT,
+    F_WAYS,
+    F_VICTIM,
+    F_AGGRESSOR,
+    F_ALONE,
+    F_BESIDE,
+    F_OVERLAP,
+    F_HBM_TRAFFIC,
+    F_NS,
+    F_P10,
+    F_P90,
+    F_SAMPLES,
+    F_CLOCK,
+    F_WATTS,
+    F_COUNT
+} field_id;
+
+static const char *const field_names[F_COUNT] = {
+    "precision", "regime",   "m",         "n",          "k",      "bytes",   "rows",        "seqs",
+    "heads",     "kv_heads", "head_dim",  "v_head_dim", "window", "ranks",   "hosts",       "transport",
+    "ways",      "victim",   "aggressor", "alone",      "beside", "overlap", "hbm_traffic", "ns",
+    "p10",       "p90",      "samples",   "clock_mhz",  "watts"};
+
+#define BIT(f)          (UINT32_C(1) << (f))
+#define TIMED           (BIT(F_REGIME) | BIT(F_NS))
+#define ALWAYS_OPTIONAL (BIT(F_P10) | BIT(F_P90) | BIT(F_SAMPLES) | BIT(F_CLOCK) | BIT(F_WATTS))
+
+typedef struct {
+    const char *where;
+    int line;
+    fr_error *err;
+    fr_table *t;
+} reader;
+
+static fr_status bad(const reader *r, const char *field, const char *expected) {
+    return fr_fail(r->err, FR_BAD_INPUT, "%s:%d: %s: %s", r->where, r->line, field, expected);
+}
+
+/* Splits off the next token at blanks; NULL at the end. */
+static char *next_token(char **text, const char *separators) {
+    char *s = *text + strspn(*text, separators);
+    if (!*s) return NULL;
+    char *end = s + strcspn(s, separators);
+    *text = *end ? end + 1 : end;
+    *end = 0;
+    return s;
+}
+
+static fr_status read_double(const reader *r, const char *field, const char *text, double low, double high,
+                             double *out) {
+    char what[512];
+    snprintf(what, sizeof what, "%.300s:%d: %s", r->where, r->line, field);
+    return fr_parse_double(text, low, high, what, out, r->err);
+}
+
+static fr_status read_int(const reader *r, const char *field, const char *text, int64_t low, int64_t high,
+                          int64_t *out) {
+    char what[512];
+    snprintf(what, sizeof what, "%.300s:%d: %s", r->where, r->line, field);
+    return fr_parse_int(text, low, high, false, what, out, r->err);
+}
+
+static fr_status read_name(const reader *r, const char *field, const char *text, const char *const *names, int count,
+                           uint8_t *out) {
+    for (int i = 0; i < count; i++)
+        if (strcmp(names[i], text) == 0) {
+            *out = (uint8_t)i;
+            return FR_OK;
+        }
+    char list[256] = "";
+    for (int i = 0; i < count; i++) {
+        strncat(list, i ? ", " : "expected one of ", sizeof list - strlen(list) - 1);
+        strncat(list, names[i], sizeof list - strlen(list) - 1);
+    }
+    return bad(r, field, list);
+}
+
+static fr_status push_pairs(const reader *r, const char *field, fr_shape *s, int64_t queries, int64_t prefix,
+                            int64_t repeat) {
+    if (s->vector_count + repeat > ENTRY_LIMIT) return bad(r, field, "more than 4096 entries");
+    fr_table *t = r->t;
+    FR_GROW(t->pairs, t->pairs_cap, t->pairs_count + repeat);
+    for (int64_t i = 0; i < repeat; i++) t->pairs[t->pairs_count++] = (fr_pair){(int32_t)queries, (int32_t)prefix};
+    s->vector_count += (uint32_t)repeat;
+    return FR_OK;
+}
+
+/*
+ * random:SUM/E: what even routing of SUM rows to E experts looks like: counts are binomial (SUM, 1/E), so expert i of
+ * E is given its quantile (i + 1/2) / E of the normal approximation; the last ones take up the rounding.
+ */
+static fr_status random_rows(const reader *r, fr_shape *s, char *text) {
+    char *slash = strchr(text, '/');
+    if (!slash) return bad(r, "rows", "expected random:SUM/EXPERTS");
+    *slash = 0;
+    int64_t sum, experts;
+    FR_TRY(read_int(r, "rows", text, 1, INT32_MAX, &sum));
+    FR_TRY(read_int(r, "rows", slash + 1, 1, ENTRY_LIMIT, &experts));
+    double mean = (double)sum / (double)experts, sigma = sqrt(mean * (1 - 1 / (double)experts));
+    int64_t left = sum;
+    for (int64_t i = 0; i < experts; i++) {
+        double z = gsl_cdf_ugaussian_Pinv(((double)i + 0.5) / (double)experts);
+        int64_t rows = i + 1 == experts ? left : (int64_t)lround(fmax(0, mean + sigma * z));
+        rows = fr_min_i64(rows, left);
+        left -= rows;
+        FR_TRY(push_pairs(r, "rows", s, rows, 0, 1));
+    }
+    return FR_OK;
+}
+
+/* rows=COUNTxREPEAT,... or random:SUM/E; seqs=QUERIES+PREFIXxREPEAT,... */
+static fr_status read_vector(const reader *r, const char *field, char *text, bool sequences, fr_shape *s) {
+    s->vector = r->t->pairs_count;
+    s->vector_count = 0;
+    if (!sequences && strncmp(text, "random:", 7) == 0) {
+        FR_TRY(random_rows(r, s, text + 7));
+    } else {
+        char *rest = text, *item;
+        while ((item = next_token(&rest, ","))) {
+            int64_t queries, prefix = 0, repeat = 1;
+            char *x = strchr(item, 'x');
+            if (x) {
+                *x = 0;
+                FR_TRY(read_int(r, field, x + 1, 1, ENTRY_LIMIT, &repeat));
+            }
+            char *plus = strchr(item, '+');
+            if (plus && sequences) {
+                *plus = 0;
+                FR_TRY(read_int(r, field, plus + 1, 0, INT32_MAX / 2, &prefix));
+            }
+            FR_TRY(read_int(r, field, item, sequences ? 1 : 0, INT32_MAX / 2, &queries));
+            FR_TRY(push_pairs(r, field, s, queries, prefix, repeat));
+        }
+    }
+    int64_t total = 0;
+    for (uint32_t i = 0; i < s->vector_count; i++) total += r->t->pairs[s->vector + i].queries;
+    if (total == 0) return bad(r, field, "expected at least one row");
+    s->m = total;
+    if (!sequences) s->experts = (int32_t)s->vector_count;
+    return FR_OK;
+}
+
+static fr_status read_field(const reader *r, fr_row *row, field_id f, char *text) {
+    static const char *const precisions[] = {"bf16", "fp8"}, *const regimes[] = {"burst", "sustained"},
+                             *const transports[] = {"ce", "nccl", "nccl-ce"},
+                             *const aggressors[] = {"pull", "nccl", "h2d"}, *const victims[] = {"other",      "host",
+                                                                                                "memory",     "gemm",
+                                                                                                "attention",  "grouped",
+                                                                                                "collective", "copy"};
+    const char *name = field_names[f];
+    fr_shape *s = &row->shape;
+    int64_t v = 0;
+    switch (f) {
+    case F_PRECISION:
+        return read_name(r, name, text, precisions, FR_PRECISIONS, &s->precision);
+    case F_REGIME:
+        return read_name(r, name, text, regimes, 2, &row->regime);
+    case F_TRANSPORT:
+        return read_name(r, name, text, transports, 3, &s->transport);
+    case F_VICTIM:
+        return read_name(r, name, text, victims, FR_CLASS_COUNT, &row->victim);
+    case F_AGGRESSOR:
+        return read_name(r, name, text, aggressors, FR_AGGRESSORS, &row->aggressor);
+    case F_M:
+        return read_int(r, name, text, 1, INT32_MAX, &s->m);
+    case F_BYTES:
+        return read_int(r, name, text, 0, MAX_BYTES, &s->bytes);
+    case F_ROWS:
+        return read_vector(r, name, text, false, s);
+    case F_SEQS:
+        return read_vector(r, name, text, true, s);
+    case F_NS:
+        return read_double(r, name, text, 1, MAX_NS, &row->ns);
+    case F_P10:
+        return read_double(r, name, text, 1, MAX_NS, &row->p10);
+    case F_P90:
+        return read_double(r, name, text, 1, MAX_NS, &row->p90);
+    case F_ALONE:
+        return read_double(r, name, text, 1, MAX_NS, &row->alone);
+    case F_BESIDE:
+        return read_double(r, name, text, 1, MAX_NS, &row->beside);
+    case F_OVERLAP:
+        return read_double(r, name, text, 1, MAX_NS, &row->overlap);
+    case F_HBM_TRAFFIC:
+        return read_double(r, name, text, 0, 1e15, &row->hbm_traffic);
+    case F_SAMPLES:
+        return read_double(r, name, text, 1, 1e9, &row->samples);
+    case F_CLOCK:
+        return read_double(r, name, text, 1, 1e5, &row->clock_mhz);
+    case F_WATTS:
+        return read_double(r, name, text, 1, 1e5, &row->watts);
+    case F_RANKS:
+        FR_TRY(read_int(r, name, text, 2, 4096, &v));
+        s->ranks = (int16_t)v;
+        return FR_OK;
+    case F_HOSTS:
+        FR_TRY(read_int(r, name, text, 1, 255, &v));
+        s->hosts = (uint8_t)v;
+        return FR_OK;
+    case F_WAYS:
+        FR_TRY(read_int(r, name, text, 1, 2, &v));
+        row->ways = (uint8_t)v;
+        return FR_OK;
+    case F_V_HEAD_DIM:
+        FR_TRY(read_int(r, name, text, 1, 4096, &v));
+        s->v_head_dim = (int16_t)v;
+        return FR_OK;
+    default:
+        break;
+    }
+    FR_TRY(read_int(r, name, text, f == F_WINDOW ? 0 : 1, 1 << 24, &v));
+    int32_t value = (int32_t)v;
+    switch (f) {
+    case F_N:
+    case F_HEADS:
+        s->n = value;
+        break;
+    case F_K:
+    case F_KV_HEADS:
+        s->k = value;
+        break;
+    case F_HEAD_DIM:
+        s->head_dim = value;
+        break;
+    default:
+        s->window = value;
+        break;
+    }
+    return FR_OK;
+}
+
+/* Which fields a row needs and which it may have besides ALWAYS_OPTIONAL. */
+static void row_fields(const fr_row *row, uint32_t *need, uint32_t *may) {
+    *may = 0;
+    if (row->type == FR_ROW_FLOOR) {
+        *need = TIMED;
+        return;
+    }
+    if (row->type == FR_ROW_SLOWDOWN) {
+        *need = BIT(F_REGIME) | BIT(F_VICTIM) | BIT(F_AGGRESSOR) | BIT(F_ALONE) | BIT(F_BESIDE);
+        *may = BIT(F_OVERLAP) | BIT(F_HBM_TRAFFIC);
+        return;
+    }
+    switch (fr_op_class_of((fr_op_kind)row->shape.kind)) {
+    case FR_CLASS_HOST:
+        *need = TIMED;
+        *may = BIT(F_M);
+        break;
+    case FR_CLASS_MEMORY:
+        *need = TIMED | BIT(F_BYTES);
+        *may = BIT(F_M) | BIT(F_N);
+        break;
+    case FR_CLASS_GEMM:
+        *need = TIMED | BIT(F_PRECISION) | BIT(F_M) | BIT(F_N) | BIT(F_K);
+        break;
+    case FR_CLASS_GROUPED:
+        *need = TIMED | BIT(F_PRECISION) | BIT(F_ROWS) | BIT(F_N) | BIT(F_K);
+        break;
+    case FR_CLASS_ATTENTION:
+        *need = TIMED | BIT(F_PRECISION) | BIT(F_SEQS) | BIT(F_HEADS) | BIT(F_KV_HEADS) | BIT(F_HEAD_DIM);
+        *may = BIT(F_V_HEAD_DIM) | BIT(F_WINDOW);
+        break;
+    case FR_CLASS_COLLECTIVE:
+        *need = TIMED | BIT(F_BYTES) | BIT(F_RANKS);
+        *may = BIT(F_TRANSPORT) | BIT(F_HOSTS);
+        break;
+    case FR_CLASS_COPY:
+        *need = TIMED | BIT(F_BYTES);
+        *may = BIT(F_WAYS) | BIT(F_RANKS);
+        break;
+    default:
+        *need = 0;
+        break;
+    }
+}
+
+static bool row_kind(const char *name, fr_row *row) {
+    static const struct {
+        const char *name;
+        fr_row_type type;
+        fr_op_kind kind;
+    } extra[] = {{"gemm", FR_ROW_GENERIC, FR_OP_GEMM_DENSE},
+                 {"grouped", FR_ROW_GENERIC, FR_OP_EXPERT_UP},
+                 {"memory", FR_ROW_GENERIC, FR_OP_NORM},
+                 {"kernel_floor", FR_ROW_FLOOR, FR_OP_NONE},
+                 {"slowdown", FR_ROW_SLOWDOWN, FR_OP_NONE}};
+    for (size_t i = 0; i < sizeof extra / sizeof *extra; i++)
+        if (strcmp(extra[i].name, name) == 0) {
+            row->type = (uint8_t)extra[i].type;
+            row->shape.kind = (uint8_t)extra[i].kind;
+            return true;
+        }
+    fr_op_kind kind = fr_op_by_name(name);
+    if (kind == FR_OP_KIND_COUNT || kind == FR_OP_NONE || kind == FR_OP_FENCE) return false;
+    row->type = FR_ROW_OP;
+    row->shape.kind = (uint8_t)kind;
+    return true;
+}
+
+const char *fr_row_name(const fr_row *r) {
+    if (r->type == FR_ROW_FLOOR) return "kernel_floor";
+    if (r->type == FR_ROW_SLOWDOWN) return "slowdown";
+    if (r->type == FR_ROW_OP) return fr_op_name((fr_op_kind)r->shape.kind);
+    switch (fr_op_class_of((fr_op_kind)r->shape.kind)) {
+    case FR_CLASS_GEMM:
+        return "gemm";
+    case FR_CLASS_GROUPED:
+        return "grouped";
+    default:
+        return "memory";
+    }
+}
+
+bool fr_row_same(const fr_table *ta, const fr_row *a, const fr_table *tb, const fr_row *b, bool with_regime) {
+    if (a->type != b->type || (with_regime && a->regime != b->regime)) return false;
+    if (a->type == FR_ROW_FLOOR) return true;
+    if (a->type == FR_ROW_SLOWDOWN) return a->victim == b->victim && a->aggressor == b->aggressor;
+    const fr_shape *x = &a->shape, *y = &b->shape;
+    if (x->kind != y->kind || x->precision != y->precision || x->m != y->m || x->n != y->n || x->k != y->k ||
+        x->bytes != y->bytes || x->ranks != y->ranks || x->hosts != y->hosts || x->transport != y->transport ||
+        x->head_dim != y->head_dim || x->v_head_dim != y->v_head_dim || x->window != y->window || a->ways != b->ways ||
+        x->vector_count != y->vector_count)
+        return false;
+    for (uint32_t i = 0; i < x->vector_count; i++) {
+        fr_pair p = ta->pairs[x->vector + i], q = tb->pairs[y->vector + i];
+        if (p.queries != q.queries || p.prefix != q.prefix) return false;
+    }
+    return true;
+}
+
+static fr_status check_row(const reader *r, fr_row *row, uint32_t seen) {
+    uint32_t need, may;
+    row_fields(row, &need, &may);
+    for (int f = 0; f < F_COUNT; f++) {
+        if ((need & BIT(f)) && !(seen & BIT(f))) return bad(r, field_names[f], "missing in this row");
+        if ((seen & BIT(f)) && !((need | may | ALWAYS_OPTIONAL) & BIT(f)))
+            return bad(r, field_names[f], "does not belong to this op");
+    }
+    if ((row->p10 > 0 && row->p10 > row->ns) || (row->p90 > 0 && row->p90 < row->ns))
+        return bad(r, "p10", "expected p10 <= ns <= p90");
+    if (row->shape.head_dim && !row->shape.v_head_dim) row->shape.v_head_dim = (int16_t)row->shape.head_dim;
+    if (row->shape.hosts == 0) row->shape.hosts = 1;
+    for (uint32_t i = 0; i < r->t->count; i++)
+        if (fr_row_same(r->t, row, r->t, &r->t->rows[i], true)) {
+            char text[96];
+            snprintf(text, sizeof text, "a second row for the shape of line %d", r->t->rows[i].line);
+            return bad(r, fr_row_name(row), text);
+        }
+    return FR_OK;
+}
+
+static fr_status read_row(const reader *r, char *line) {
+    char *op = next_token(&line, " \t");
+    fr_row row = {.line = r->line, .ways = 1};
+    row.provenance = (uint8_t)(r->t->seeded ? FR_FROM_SEEDED : FR_FROM_MEASURED);
+    if (!row_kind(op, &row)) return bad(r, "op", "unknown op (names are those of engine/op.h)");
+    uint32_t seen = 0;
+    char *token;
+    while ((token = next_token(&line, " \t"))) {
+        char *value = strchr(token, '=');
+        if (!value) return bad(r, token, "expected key=value");
+        *value++ = 0;
+        int f = 0;
+        while (f < F_COUNT && strcmp(field_names[f], token) != 0) f++;
+        if (f == F_COUNT) return bad(r, token, "unknown field");
+        if (seen & BIT(f)) return bad(r, token, "given twice");
+        seen |= BIT(f);
+        FR_TRY(read_field(r, &row, (field_id)f, value));
+    }
+    FR_TRY(check_row(r, &row, seen));
+    fr_table *t = r->t;
+    if (t->count >= ROW_LIMIT) return bad(r, "op", "more than 65536 rows");
+    FR_GROW(t->rows, t->cap, t->count + 1);
+    t->rows[t->count++] = row;
+    return FR_OK;
+}
+
+enum { H_GPU = 1, H_SMS = 2, H_PEAK = 4, H_HBM = 8, H_NEEDED = 15 };
+
+static fr_status read_header(const reader *r, char *line, uint32_t *needed, uint32_t *seen) {
+    static const char *const free_text[] = {"uuid", "driver", "cuda",   "cublas",  "cudnn", "nccl",
+                                            "date", "clocks", "source", "kernels", "host",  "licence"};
+    static const char *const numbers[] = {"peak_bf16", "peak_fp8", "hbm_rate", "link_rate", "pcie_rate", "sms"};
+    fr_table *t = r->t;
+    double *const targets[] = {&t->ceilings.peak[FR_BF16], &t->ceilings.peak[FR_FP8], &t->ceilings.hbm,
+                               &t->ceilings.link,          &t->ceilings.pcie,         NULL};
+    static const uint32_t bits[] = {H_PEAK, 0, H_HBM, 0, 0, H_SMS};
+    char *colon = strchr(line, ':');
+    if (!colon) return bad(r, "header", "expected '# key: value' (a comment starts with ##)");
+    *colon = 0;
+    char *key = line, *value = colon + 1 + strspn(colon + 1, " \t");
+    uint32_t bit = 0;
+    if (strcmp(key, "gpu") == 0) {
+        if (!*value || strlen(value) >= sizeof t->gpu) return bad(r, key, "expected a short name");
+        if (t->gpu[0] && strcmp(t->gpu, value) != 0) return bad(r, key, "another GPU than the rows before");
+        snprintf(t->gpu, sizeof t->gpu, "%s", value);
+        *needed |= H_GPU;
+        return FR_OK;
+    }
+    if (strcmp(key, "provenance") == 0) {
+        t->seeded = strcmp(value, "seeded") == 0;
+        if (!t->seeded && strcmp(value, "measured") != 0) return bad(r, key, "expected measured or seeded");
+        bit = UINT32_C(1) << 31;
+    }
+    for (uint32_t i = 0; i < sizeof numbers / sizeof *numbers && !bit; i++)
+        if (strcmp(key, numbers[i]) == 0) {
+            double v;
+            FR_TRY(read_double(r, key, value, i == 0 || i == 2 || i == 5 ? 1 : 0, i == 5 ? 1024 : 1e18, &v));
+            if (targets[i])
+                *targets[i] = v;
+            else
+                t->ceilings.sms = (int)v;
+            *needed |= bits[i];
+            bit = UINT32_C(1) << i;
+        }
+    for (uint32_t i = 0; i < sizeof free_text / sizeof *free_text && !bit; i++)
+        if (strcmp(key, free_text[i]) == 0) bit = UINT32_C(1) << (i + 8);
+    if (!bit) return bad(r, key, "unknown header");
+    if (*seen & bit) return bad(r, key, "given twice");
+    *seen |= bit;
+    return FR_OK;
+}
+
+static fr_status read_line(const reader *r, char *line, uint32_t *needed, uint32_t *seen, bool *rows) {
+    if (line[0] == '#' && line[1] == '#') return FR_OK;
+    if (line[0] == '#') {
+        if (*rows) return bad(r, "header", "headers come before the first row");
+        return read_header(r, line + 1 + strspn(line + 1, " \t"), needed, seen);
+    }
+    char *comment = strstr(line, "##");
+    if (comment) *comment = 0;
+    if (line[strspn(line, " \t")] == 0) return FR_OK;
+    if (*needed != H_NEEDED) return bad(r, "header", "gpu, sms, peak_bf16 and hbm_rate must come before the rows");
+    *rows = true;
+    return read_row(r, line);
+}
+
+fr_status fr_table_parse(const char *text, size_t length, const char *where, fr_table *t, fr_error *err) {
+    reader r = {.where = where, .err = err, .t = t};
+    uint32_t needed = 0, seen = 0;
+    bool rows = false;
+    t->seeded = false;
+    char *line = fr_alloc(LINE_LIMIT);
+    fr_status status = FR_OK;
+    for (size_t at = 0; at < length && status == FR_OK;) {
+        const char *end = memchr(text + at, '\n', length - at);
+        size_t n = end ? (size_t)(end - text) - at : length - at;
+        r.line++;
+        if (!end)
+            status = bad(&r, "line", "no line end: the file is truncated");
+        else if (n >= LINE_LIMIT || memchr(text + at, 0, n))
+            status = bad(&r, "line", "too long, or not text");
+        else {
+            memcpy(line, text + at, n);
+            line[n] = 0;
+            if (n && line[n - 1] == '\r') line[n - 1] = 0;
+            status = read_line(&r, line, &needed, &seen, &rows);
+        }
+        at += n + 1;
+    }
+    free(line);
+    r.line++;
+    if (status == FR_OK && needed != H_NEEDED)
+        status = bad(&r, "header", "gpu, sms, peak_bf16 and hbm_rate are needed");
+    return status;
+}
+
+void fr_table_free(fr_table *t) {
+    free(t->rows);
+    free(t->pairs);
+    *t = (fr_table){0};
+}

@@ -1,0 +1,64 @@
+/*
+ * cost_table: measured-cost tables as text, one row a measurement (format: kernels/measured/FORMAT.md). Strict: what is
+ * not understood is an error that names file, line and field. Knows nothing of fits.
+ */
+#ifndef FR_COST_TABLE_H
+#define FR_COST_TABLE_H
+
+#include "engine/cost.h"
+
+typedef enum {
+    FR_ROW_OP = 0,   /* shape.kind was measured */
+    FR_ROW_GENERIC,  /* "gemm", "grouped", "memory": any kind of the class; shape.kind stands for it */
+    FR_ROW_FLOOR,    /* "kernel_floor": the shortest kernel, start to end on the device */
+    FR_ROW_SLOWDOWN, /* "slowdown": a victim alone and beside an aggressor */
+} fr_row_type;
+
+typedef struct {
+    uint8_t type;       /* fr_row_type */
+    uint8_t regime;     /* fr_regime */
+    uint8_t provenance; /* FR_FROM_MEASURED, or FR_FROM_SEEDED where the table says so */
+    uint8_t ways;       /* copies: 1 = one direction busy, 2 = both at once */
+    uint8_t victim;     /* slowdown: fr_op_class */
+    uint8_t aggressor;  /* slowdown: fr_aggressor */
+    uint8_t file;       /* which of the tables that were read */
+    int line;
+    fr_shape shape; /* vector points into the table's pairs */
+    double ns, p10, p90;
+    double samples, clock_mhz, watts;           /* 0 = not recorded */
+    double alone, beside, overlap, hbm_traffic; /* slowdown: ns, ns, ns (0 = all the time), bytes/s of the aggressor */
+} fr_row;
+
+/* Datasheet figures of the GPU that was measured: the ceilings under which its rows are efficiencies. */
+typedef struct {
+    double peak[FR_PRECISIONS]; /* FLOP/s */
+    double hbm, link, pcie;     /* bytes/s, link and pcie one direction */
+    double network;             /* bytes/s per GPU and direction, 0 = none */
+    double network_latency_ns;
+    double floor_ns; /* shortest kernel; from the rows, not from a header */
+    int sms;
+    int per_host; /* GPUs of one host */
+} fr_ceilings;
+
+typedef struct {
+    fr_row *rows;
+    fr_pair *pairs;
+    uint32_t count, cap, pairs_count, pairs_cap;
+    fr_ceilings ceilings;
+    char gpu[32];
+    bool seeded;
+} fr_table;
+
+/* Appends to *t (zeroed by the caller) what `text` holds; `where` names it in messages. Every table states its gpu and
+ * its ceilings. FR_BAD_INPUT with "file:line: field: ..." otherwise. */
+fr_status fr_table_parse(const char *text, size_t length, const char *where, fr_table *t, fr_error *err);
+void fr_table_free(fr_table *t);
+
+/* Same op, shape and regime: two measurements of one thing. */
+bool fr_row_same(const fr_table *ta, const fr_row *a, const fr_table *tb, const fr_row *b, bool with_regime);
+const char *fr_row_name(const fr_row *r);
+
+/* Tables that are compiled in, by GPU; NULL when there is none. */
+const char *fr_table_builtin(const char *gpu, size_t *length);
+
+#endif
