@@ -56,6 +56,7 @@ typedef struct fr_setup {
     fr_machine machine;
     fr_routing *routing;
     fr_cost_model *cost;
+    bool borrowed; /* routing and cost belong to a cache */
     fr_load load;
     fr_memory memory;
     bool fits;
@@ -65,6 +66,15 @@ typedef struct fr_setup {
  * what can never run; a layout that does not fit is FR_OK with fits = false and the reason. */
 fr_status fr_setup_open(const fr_experiment *e, fr_setup *out, fr_error *err);
 void fr_setup_close(fr_setup *s);
+
+/*
+ * The same with names and files read once: a sweep's cells mostly share model, machine, cost tables and routing. The
+ * cache owns those and must outlive the setups; one cache per thread.
+ */
+typedef struct fr_setup_cache fr_setup_cache;
+fr_setup_cache *fr_setup_cache_new(void);
+void fr_setup_cache_free(fr_setup_cache *c);
+fr_status fr_setup_open_cached(const fr_experiment *e, fr_setup_cache *cache, fr_setup *out, fr_error *err);
 /*
  * Trace mode: sizes the load again for the longest prompt of the trace (a request longer than the whole budget goes
  * alone) and checks memory again. The driver calls it once it knows the trace.

@@ -198,14 +198,88 @@ fr_status fr_setup_size(fr_setup *s, int64_t longest, fr_error *err) {
     return check(s, err);
 }
 
-static fr_status open_parts(const fr_experiment *e, fr_setup *out, fr_error *err) {
-    FR_TRY(fr_model_load(e->model, &out->model, err));
-    FR_TRY(fr_machine_load(e->machine, &out->machine, err));
-    FR_TRY(resolve_layout(&out->experiment, &out->machine, err));
-    FR_TRY(refuse_unused(&out->experiment, err));
-    if (out->machine.peak_flops[e->layout.precision] <= 0)
-        return fr_fail(err, FR_BAD_INPUT, "--precision %s: the %s has no such format",
-                       fr_precision_name(e->layout.precision), out->machine.gpu);
+/* ---- names and files, read once where there is a cache ------------------------------------------------------------
+ */
+
+#define CACHE_SLOTS                                                                                                    \
+    64 /* of each kind; when full the oldest is not replaced: the rest is simply loaded anew and owned by its setup */
+
+struct fr_setup_cache {
+    struct {
+        char name[512];
+        fr_model model;
+    } models[CACHE_SLOTS];
+    struct {
+        char name[512];
+        fr_machine machine;
+    } machines[CACHE_SLOTS];
+    struct {
+        uint64_t key;
+        fr_routing *routing;
+        fr_cost_model *cost;
+    } parts[CACHE_SLOTS];
+    int models_count, machines_count, parts_count;
+};
+
+fr_setup_cache *fr_setup_cache_new(void) {
+    return fr_alloc(sizeof(fr_setup_cache));
+}
+
+void fr_setup_cache_free(fr_setup_cache *c) {
+    if (!c) return;
+    for (int i = 0; i < c->parts_count; i++) {
+        fr_routing_close(c->parts[i].routing);
+        fr_cost_close(c->parts[i].cost);
+    }
+    free(c);
+}
+
+static fr_status load_model(const char *name, fr_setup_cache *c, fr_model *out, fr_error *err) {
+    for (int i = 0; c && i < c->models_count; i++)
+        if (strcmp(c->models[i].name, name) == 0) {
+            *out = c->models[i].model;
+            return FR_OK;
+        }
+    FR_TRY(fr_model_load(name, out, err));
+    if (c && c->models_count < CACHE_SLOTS) {
+        snprintf(c->models[c->models_count].name, sizeof c->models->name, "%s", name);
+        c->models[c->models_count++].model = *out;
+    }
+    return FR_OK;
+}
+
+static fr_status load_machine(const char *name, fr_setup_cache *c, fr_machine *out, fr_error *err) {
+    for (int i = 0; c && i < c->machines_count; i++)
+        if (strcmp(c->machines[i].name, name) == 0) {
+            *out = c->machines[i].machine;
+            return FR_OK;
+        }
+    FR_TRY(fr_machine_load(name, out, err));
+    if (c && c->machines_count < CACHE_SLOTS) {
+        snprintf(c->machines[c->machines_count].name, sizeof c->machines->name, "%s", name);
+        c->machines[c->machines_count++].machine = *out;
+    }
+    return FR_OK;
+}
+
+/* What routing and cost tables depend on. */
+static uint64_t parts_key(const fr_experiment *e) {
+    const char *texts[] = {e->model, e->machine, e->routing, e->tables, e->extra_costs, e->what_if};
+    uint64_t key = fr_hash(&e->seed, sizeof e->seed, FR_HASH_SEED);
+    key = fr_hash(&e->regime, sizeof e->regime, key);
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) key = fr_hash(texts[i], strlen(texts[i]) + 1, key);
+    return key;
+}
+
+static fr_status load_parts(const fr_experiment *e, fr_setup_cache *c, fr_setup *out, fr_error *err) {
+    uint64_t key = c ? parts_key(e) : 0;
+    for (int i = 0; c && i < c->parts_count; i++)
+        if (c->parts[i].key == key) {
+            out->routing = c->parts[i].routing;
+            out->cost = c->parts[i].cost;
+            out->borrowed = true;
+            return FR_OK;
+        }
     FR_TRY(fr_routing_open(e->routing, &out->model, e->seed, &out->routing, err));
     fr_cost_options options = {.tables = e->tables[0] ? e->tables : NULL,
                                .extra = e->extra_costs[0] ? e->extra_costs : NULL,
@@ -213,6 +287,24 @@ static fr_status open_parts(const fr_experiment *e, fr_setup *out, fr_error *err
                                .what_if = FR_WHAT_IF_NONE};
     if (e->what_if[0]) FR_TRY(fr_what_if_parse(e->what_if, &options.what_if, err));
     FR_TRY(fr_cost_open(&out->machine, &options, &out->cost, err));
+    if (c && c->parts_count < CACHE_SLOTS) {
+        c->parts[c->parts_count].key = key;
+        c->parts[c->parts_count].routing = out->routing;
+        c->parts[c->parts_count++].cost = out->cost;
+        out->borrowed = true;
+    }
+    return FR_OK;
+}
+
+static fr_status open_parts(const fr_experiment *e, fr_setup_cache *cache, fr_setup *out, fr_error *err) {
+    FR_TRY(load_model(e->model, cache, &out->model, err));
+    FR_TRY(load_machine(e->machine, cache, &out->machine, err));
+    FR_TRY(resolve_layout(&out->experiment, &out->machine, err));
+    FR_TRY(refuse_unused(&out->experiment, err));
+    if (out->machine.peak_flops[e->layout.precision] <= 0)
+        return fr_fail(err, FR_BAD_INPUT, "--precision %s: the %s has no such format",
+                       fr_precision_name(e->layout.precision), out->machine.gpu);
+    FR_TRY(load_parts(e, cache, out, err));
     if (e->trace[0])
         size_trace(out, 0);
     else
@@ -220,16 +312,22 @@ static fr_status open_parts(const fr_experiment *e, fr_setup *out, fr_error *err
     return check(out, err);
 }
 
-fr_status fr_setup_open(const fr_experiment *e, fr_setup *out, fr_error *err) {
+fr_status fr_setup_open_cached(const fr_experiment *e, fr_setup_cache *cache, fr_setup *out, fr_error *err) {
     *out = (fr_setup){.experiment = *e};
-    fr_status status = open_parts(e, out, err);
+    fr_status status = open_parts(e, cache, out, err);
     if (status != FR_OK) fr_setup_close(out);
     return status;
 }
 
+fr_status fr_setup_open(const fr_experiment *e, fr_setup *out, fr_error *err) {
+    return fr_setup_open_cached(e, NULL, out, err);
+}
+
 void fr_setup_close(fr_setup *s) {
-    fr_routing_close(s->routing);
-    fr_cost_close(s->cost);
+    if (!s->borrowed) {
+        fr_routing_close(s->routing);
+        fr_cost_close(s->cost);
+    }
     s->routing = NULL;
     s->cost = NULL;
 }
