@@ -1,0 +1,128 @@
+/* routing: shares per layer, and counts drawn from them. routing_open.c has the laws and the recorded format,
+ * routing_targets.c the copies of an all-to-all. */
+#include "engine/routing_internal.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <gsl/gsl_randist.h>
+
+int fr_routing_row(const fr_routing *r, int layer) {
+    if (r->rows == 1) return 0;
+    int moe = layer - r->first_layer;
+    return moe < 0 ? 0 : moe % r->rows;
+}
+
+fr_skew_kind fr_routing_kind(const fr_routing *r) {
+    return r->kind;
+}
+
+const double *fr_routing_shares(const fr_routing *r, int layer) {
+    return r->shares + (size_t)fr_routing_row(r, layer) * (size_t)r->experts;
+}
+
+void fr_routing_close(fr_routing *r) {
+    if (!r) return;
+    free(r->shares);
+    for (int row = 0; row < r->rows; row++) free(atomic_load(&r->weights[row]));
+    free(r->weights);
+    free(r->recorded);
+    free(r);
+}
+
+/* SplitMix64's finaliser (Steele, Lea and Flood, OOPSLA 2014): every input bit changes half of the output's. */
+static uint64_t mix(uint64_t x) {
+    x += 0x9e3779b97f4a7c15ull;
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
+    return x ^ (x >> 31);
+}
+
+void fr_routing_seed(fr_routing_rng *g, uint64_t seed, int64_t forward, int rank, int layer) {
+    uint64_t h = mix(mix(mix(mix(seed) ^ (uint64_t)forward) ^ (uint64_t)rank) ^ (uint64_t)layer);
+    /* taus2: 3 words of state, cheap to seed for every call, and good enough for counts (L'Ecuyer 1999). */
+    g->rng.type = gsl_rng_taus2;
+    g->rng.state = g->state;
+    gsl_rng_set(&g->rng, (unsigned long)(h >> 32 ^ (h & 0xffffffffu)));
+}
+
+/* Row of counts proportional to running totals: floor(total * cumulative / sum) keeps the sum exact, each entry within
+ * one of its share, and replays a recording of the same number of tokens count by count. */
+static void spread_recorded(const int64_t *recorded, int experts, int64_t total, int32_t *counts) {
+    int64_t sum = 0, seen = 0, placed = 0;
+    for (int e = 0; e < experts; e++) sum += recorded[e];
+    for (int e = 0; e < experts; e++) {
+        seen += recorded[e];
+        __extension__ typedef __int128 wide;
+        int64_t upto = (int64_t)((wide)total * seen / sum);
+        counts[e] = (int32_t)(upto - placed);
+        placed = upto;
+    }
+}
+
+static void spread_even(int experts, int64_t total, int32_t *counts) {
+    int64_t each = total / experts, more = total % experts, carry = 0;
+    for (int e = 0; e < experts; e++) { /* the remainder at equal distances, as in Bresenham's line */
+        carry += more;
+        bool one = carry >= experts;
+        if (one) carry -= experts;
+        counts[e] = (int32_t)(each + one);
+    }
+}
+
+/*
+ * Multinomial by conditional binomials, each kept within what a token's k distinct experts allow: at most `tokens`, and
+ * no less than what the experts left could not take.
+ */
+static void draw(const fr_routing *r, fr_routing_rng *g, int layer, int64_t tokens, int32_t *counts) {
+    const double *share = fr_routing_shares(r, layer);
+    int64_t left = tokens * r->top_k;
+    double mass = 1;
+    for (int e = 0; e < r->experts; e++) {
+        int64_t others = r->experts - e - 1;
+        double p = mass > 0 ? share[e] / mass : 1;
+        int64_t n = others == 0 || p >= 1 ? left : (int64_t)gsl_ran_binomial(&g->rng, p, (unsigned)left);
+        n = fr_min_i64(fr_max_i64(n, left - tokens * others), fr_min_i64(tokens, left));
+        counts[e] = (int32_t)n;
+        left -= n;
+        mass -= share[e];
+    }
+}
+
+void fr_routing_counts(const fr_routing *r, int64_t forward, int rank, int layer, int64_t tokens, int32_t *counts) {
+    if (tokens <= 0) {
+        memset(counts, 0, (size_t)r->experts * sizeof *counts);
+    } else if (r->kind == FR_SKEW_EVEN) {
+        spread_even(r->experts, tokens * r->top_k, counts);
+    } else if (r->kind == FR_SKEW_RECORDED) {
+        spread_recorded(r->recorded + (size_t)fr_routing_row(r, layer) * (size_t)r->experts, r->experts,
+                        tokens * r->top_k, counts);
+    } else {
+        fr_routing_rng g;
+        fr_routing_seed(&g, r->seed, forward, rank, layer);
+        draw(r, &g, layer, tokens, counts);
+    }
+}
+
+int fr_routing_placed(int experts, int rank, int ranks) {
+    return (int)((int64_t)experts * rank / ranks);
+}
+
+double fr_routing_imbalance(const fr_routing *r, int layer, int ranks) {
+    const double *share = fr_routing_shares(r, layer);
+    double most = 0;
+    for (int t = 0; t < ranks; t++) {
+        double sum = 0;
+        for (int e = fr_routing_placed(r->experts, t, ranks); e < fr_routing_placed(r->experts, t + 1, ranks); e++)
+            sum += share[e];
+        if (sum > most) most = sum;
+    }
+    return most * ranks;
+}
+
+double fr_routing_worst_imbalance(const fr_routing *r, int ranks) {
+    double worst = 1;
+    for (int row = 0; row < r->rows; row++) worst = fmax(worst, fr_routing_imbalance(r, r->first_layer + row, ranks));
+    return worst;
+}
