@@ -1,6 +1,20 @@
 /*
  * player: the sim executor. Gives each op its cost and plays the plan's lanes on a virtual clock, after the semantics
  * S1-S6 of engine/plan.h. Knows plans and costs; knows no strategy, no request, no batch.
+ *
+ * Where S1-S6 leave room: a group op takes its slots (S4) when it arrives at its group; a first-ready lane that takes
+ * an item whose first op is a group op waits in it for the others. A group runs for the longest of its members' costs.
+ * Results do not depend on the order in which lanes were registered: at equal times lanes go by (rank, kind, name).
+ *
+ * With sharing, an op demands bytes / duration alone of its rank's HBM and links, never more than the capacity:
+ *   kernels             own HBM
+ *   pull, push          own and peer's HBM, the source's outgoing and the target's incoming link, a copy engine
+ *   h2d, d2h            own HBM, own PCIe in that direction, the host's memory, a copy engine
+ *   collectives, pairs  every member's HBM and links (the network where the shape spans hosts)
+ * In a folded plan a rank's peers are itself by symmetry. Transfers go before kernels (level 0 of sim/fluid.h): pulls
+ * keep their 387 GB/s beside a memory-bound kernel, which gives way (facts/h200-measured.md). With interference, pulls
+ * press on kernels at both ends, collectives that are not on the compute lane on every member, h2d on its rank;
+ * victims are GEMM, grouped GEMM and attention (memory-bound kernels lose by sharing HBM).
  */
 #ifndef FR_PLAYER_H
 #define FR_PLAYER_H
@@ -10,10 +24,16 @@
 #include "engine/timeline.h"
 
 typedef struct {
-    const fr_cost_model *cost;
-    bool sharing;       /* overlapping ops share HBM, links, copy engines, PCIe (fluid max-min) */
-    bool interference;  /* and slow each other by the measured factors (power, SMs) */
-    fr_timeline *spans; /* every op's span is appended here; NULL = none kept */
+    const fr_cost_model *cost; /* may be NULL when `price`, and for sharing `capacity`, for interference `slowdown` are
+                                  given */
+    bool sharing;              /* overlapping ops share HBM, links, copy engines, PCIe (fluid max-min) */
+    bool interference;         /* and slow each other by the measured factors (power, SMs) */
+    int gpus_per_host;         /* ranks that share one host's memory; 0 = all */
+    fr_timeline *spans;        /* every op's span is appended here; NULL = none kept */
+    /* In place of the cost model: exact durations in tests, measured ones in replays. */
+    void (*price)(void *context, const fr_shape *shape, const fr_pair *pairs, fr_cost *out);
+    const fr_capacity *capacity;
+    double (*slowdown)(void *context, fr_op_class victim, fr_aggressor aggressor);
     /* Called when a fragment's last op has ended; the record is filled. The player is done with the fragment: the
      * callee may free it. */
     void (*finished)(void *context, fr_fragment *f, const fr_forward_record *record);
@@ -50,7 +70,7 @@ typedef struct {
     int64_t class_ns[FR_CLASS_COUNT]; /* busy time by op class, over all plan ranks */
 } fr_player_stats;
 void fr_player_stats_get(const fr_player *p, fr_player_stats *out);
-/* Time parts of a rank since the start of play until now (see fr_parts), and its last op's end. */
+/* Time parts of a rank from the start of play until now (see fr_parts); they sum to now exactly. */
 void fr_player_rank_parts(const fr_player *p, int rank, fr_parts *out);
 
 #endif

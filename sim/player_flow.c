@@ -1,0 +1,213 @@
+/* Prices of shapes, and what an op takes from which resource while it runs. */
+#include <math.h>
+#include <stdlib.h>
+
+#include "engine/layout.h"
+#include "sim/player_state.h"
+
+enum { HBM = 0, LINK_OUT, LINK_IN, PCIE_H2D, PCIE_D2H, ENGINES, NET_OUT, NET_IN, PER_RANK };
+
+static int64_t whole(double v) {
+    return v > 0 && v < 9e18 ? llround(v) : 0;
+}
+
+static int host_ranks(const fr_player *p) {
+    return p->o.gpus_per_host > 0 ? p->o.gpus_per_host : p->plan->real_ranks;
+}
+/* Real ranks of one host that a plan rank stands for. */
+static int host_fold(const fr_player *p) {
+    return p->plan->fold < host_ranks(p) ? p->plan->fold : host_ranks(p);
+}
+static uint32_t host_of(const fr_player *p, int rank) {
+    return (uint32_t)(rank * p->plan->fold / host_ranks(p));
+}
+static uint32_t host_resource(const fr_player *p, int rank) {
+    return (uint32_t)p->plan->ranks * PER_RANK + host_of(p, rank);
+}
+
+/* Copy engines can bind only where more copies can run at once than there are engines: lanes serialise. */
+static void count_engines(fr_player *p) {
+    p->engines_bind = fr_alloc((size_t)p->plan->ranks * sizeof *p->engines_bind);
+    for (int r = 0; r < p->plan->ranks; r++) {
+        int lanes = 0;
+        for (uint32_t i = 0; i < p->lanes_count; i++)
+            lanes += p->lanes[i].rank == r && (p->lanes[i].kind == FR_LANE_COPY || p->lanes[i].kind == FR_LANE_H2D ||
+                                               p->lanes[i].kind == FR_LANE_SEND);
+        p->engines_bind[r] = lanes > p->capacity.copy_engines;
+    }
+}
+
+void fr_play_flows_open(fr_player *p) {
+    const fr_player_options *o = &p->o;
+    if (!o->sharing && !o->interference) return;
+    uint32_t ranks = (uint32_t)p->plan->ranks, resources = ranks * PER_RANK + host_of(p, p->plan->ranks - 1) + 1;
+    p->capacities = fr_alloc(resources * sizeof *p->capacities);
+    if (o->sharing) {
+        if (o->capacity)
+            p->capacity = *o->capacity;
+        else
+            fr_cost_capacity(o->cost, &p->capacity);
+        const fr_capacity *c = &p->capacity;
+        const double each[PER_RANK] = {
+            [HBM] = c->hbm,           [LINK_OUT] = c->link_out,    [LINK_IN] = c->link_in, [PCIE_H2D] = c->pcie_h2d,
+            [PCIE_D2H] = c->pcie_d2h, [ENGINES] = c->copy_engines, [NET_OUT] = c->network, [NET_IN] = c->network};
+        for (uint32_t i = 0; i < ranks * PER_RANK; i++) p->capacities[i] = whole(each[i % PER_RANK]);
+        for (uint32_t i = ranks * PER_RANK; i < resources; i++) p->capacities[i] = whole(c->host);
+        count_engines(p);
+    }
+    double slowdown[FR_CLASS_COUNT][FR_AGGRESSORS] = {0};
+    const fr_op_class victims[] = {FR_CLASS_GEMM, FR_CLASS_ATTENTION, FR_CLASS_GROUPED};
+    for (size_t v = 0; o->interference && v < sizeof victims / sizeof *victims; v++)
+        for (int a = 0; a < FR_AGGRESSORS; a++)
+            slowdown[victims[v]][a] = o->slowdown ? o->slowdown(o->context, victims[v], (fr_aggressor)a)
+                                                  : fr_cost_slowdown(o->cost, victims[v], (fr_aggressor)a);
+    p->fluid = fr_fluid_new(&(fr_fluid_options){.flows = p->lanes_count,
+                                                .resources = resources,
+                                                .capacity = p->capacities,
+                                                .groups = o->interference ? ranks : 0,
+                                                .victims = FR_CLASS_COUNT,
+                                                .aggressors = FR_AGGRESSORS,
+                                                .slowdown = &slowdown[0][0]});
+}
+
+void fr_play_flows_close(fr_player *p) {
+    fr_fluid_free(p->fluid);
+    free(p->capacities);
+    free(p->engines_bind);
+    free(p->usages);
+}
+
+void fr_play_prices(fr_player *p, fr_run *run) {
+    const fr_fragment *f = run->f;
+    for (uint32_t i = 0; i < f->shapes_count; i++) {
+        const fr_shape *s = &f->shapes[i];
+        fr_price *out = &run->prices[i];
+        *out = (fr_price){.none = s->kind == FR_OP_NONE, .bytes = (double)s->bytes};
+        if (s->kind == FR_OP_NONE || s->kind == FR_OP_FENCE) continue;
+        fr_cost c = {0};
+        if (p->o.price)
+            p->o.price(p->o.context, s, f->pairs, &c);
+        else
+            fr_cost_op(p->o.cost, s, f->pairs, &c);
+        out->ns = c.ns > 0 ? c.ns : 0;
+        out->low = c.low;
+        out->high = c.high;
+        out->provenance = (uint8_t)c.provenance;
+        if (!p->o.sharing || out->ns == 0) continue;
+        double second = 1e9 / (double)out->ns;
+        bool copy = fr_op_class_of(s->kind) == FR_CLASS_COPY;
+        out->link = whole((copy ? (double)s->bytes : c.link_bytes) * second);
+        out->hbm = whole((c.hbm_bytes > 0 || !copy ? c.hbm_bytes : (double)s->bytes) * second);
+    }
+}
+
+static void take(fr_player *p, uint32_t resource, int64_t amount) {
+    int64_t capacity = p->capacities[resource];
+    if (capacity <= 0 || amount <= 0) return;
+    if (p->usages_n == p->usages_cap) FR_GROW(p->usages, p->usages_cap, p->usages_n + 1);
+    /* Alone an op runs in its own time: rounding must not make it slow itself. */
+    p->usages[p->usages_n++] = (fr_fluid_usage){resource, amount < capacity ? amount : capacity};
+}
+
+static uint32_t at(int rank, int what) {
+    return (uint32_t)rank * PER_RANK + (uint32_t)what;
+}
+
+static void take_copy(fr_player *p, const fr_play_lane *l, const fr_op *op, const fr_price *price) {
+    int own = l->rank, peer = op->peer >= 0 && p->plan->fold == 1 ? op->peer : own;
+    switch (op->kind) {
+    case FR_OP_PULL:
+    case FR_OP_PUSH: {
+        bool pull = op->kind == FR_OP_PULL;
+        bool far = host_of(p, own) != host_of(p, peer) && p->capacities[at(own, NET_IN)] > 0;
+        take(p, at(own, HBM), own == peer ? 2 * price->hbm : price->hbm);
+        if (own != peer) take(p, at(peer, HBM), price->hbm);
+        take(p, at(pull ? own : peer, far ? NET_IN : LINK_IN), price->link);
+        take(p, at(pull ? peer : own, far ? NET_OUT : LINK_OUT), price->link);
+        break;
+    }
+    case FR_OP_H2D:
+    case FR_OP_D2H:
+        take(p, at(own, HBM), price->hbm);
+        take(p, at(own, op->kind == FR_OP_H2D ? PCIE_H2D : PCIE_D2H), price->link);
+        take(p, host_resource(p, own), price->link * host_fold(p));
+        break;
+    default:
+        take(p, at(own, HBM), price->hbm);
+        return; /* local: no copy engine of the peer kind */
+    }
+    if (p->engines_bind[own]) take(p, at(own, ENGINES), 1);
+}
+
+/* A member's part of a collective or pair. `work` is the time of the whole group. */
+static void take_member(fr_player *p, const fr_play_lane *l, int64_t work) {
+    const fr_op *op = l->op;
+    const fr_price *price = &l->run->prices[op->shape];
+    double part = work > 0 ? (double)price->ns / (double)work : 0;
+    int64_t link = whole((double)price->link * part);
+    bool far = fr_op_shape(l->run->f, op)->hosts > 1 && p->capacities[at(l->rank, NET_IN)] > 0;
+    take(p, at(l->rank, HBM), whole((double)price->hbm * part));
+    if (op->kind != FR_OP_RECV) take(p, at(l->rank, far ? NET_OUT : LINK_OUT), link);
+    if (op->kind != FR_OP_SEND) take(p, at(l->rank, far ? NET_IN : LINK_IN), link);
+}
+
+static uint8_t aggressor_of(const fr_player *p, const fr_play_lane *l) {
+    const fr_op *op = l->op;
+    if (!p->o.interference || l->compute) return 0;
+    switch (p->class_of[op->kind]) {
+    case FR_CLASS_COPY:
+        if (op->kind == FR_OP_DRAIN) return 0;
+        return op->kind == FR_OP_H2D || op->kind == FR_OP_D2H ? FR_AGGRESSOR_H2D + 1 : FR_AGGRESSOR_PULL + 1;
+    case FR_CLASS_COLLECTIVE: /* nccl-ce moves the bytes on copy engines */
+        if (op->kind == FR_OP_GATHER_WEIGHTS && fr_op_shape(l->run->f, op)->transport == FR_GATHER_NCCL_CE)
+            return FR_AGGRESSOR_PULL + 1;
+        return FR_AGGRESSOR_NCCL + 1;
+    default:
+        return 0;
+    }
+}
+
+/* delta +1 when the op on l starts, -1 when it ends (before l->op moves on). */
+void fr_play_press(fr_player *p, const fr_play_lane *l, int delta) {
+    uint32_t a = l->press - 1u;
+    fr_fluid_press(p->fluid, (uint32_t)l->rank, a, delta);
+    const fr_op *op = l->op;
+    if ((op->kind == FR_OP_PULL || op->kind == FR_OP_PUSH) && op->peer >= 0 && op->peer != l->rank &&
+        p->plan->fold == 1)
+        fr_fluid_press(p->fluid, (uint32_t)op->peer, a, delta);
+}
+
+int64_t fr_play_flow_start(fr_player *p, fr_play_lane *l, int64_t work, bool group) {
+    const fr_op *op = l->op;
+    uint8_t class = p->class_of[op->kind];
+    bool transfer = class == FR_CLASS_COPY || class == FR_CLASS_COLLECTIVE;
+    p->usages_n = 0;
+    if (group) {
+        for (uint32_t m = l->index; m != FR_NONE; m = p->lanes[m].mate) {
+            fr_play_lane *member = &p->lanes[m];
+            if (p->o.sharing) take_member(p, member, work);
+            member->press = aggressor_of(p, member);
+            if (member->press) fr_play_press(p, member, 1);
+        }
+    } else {
+        const fr_price *price = &l->run->prices[op->shape];
+        if (p->o.sharing && class == FR_CLASS_COPY)
+            take_copy(p, l, op, price);
+        else if (p->o.sharing && class == FR_CLASS_COLLECTIVE)
+            take_member(p, l, work);
+        else if (p->o.sharing)
+            take(p, at(l->rank, HBM), price->hbm);
+        l->press = aggressor_of(p, l);
+        if (l->press) fr_play_press(p, l, 1);
+    }
+    l->flows = true;
+    bool victim = p->o.interference && l->compute && !transfer;
+    return fr_fluid_start(p->fluid, l->index, p->now,
+                          &(fr_fluid_flow){.work = work,
+                                           .level = transfer ? 0 : 1,
+                                           .weight = 1,
+                                           .group = victim ? (uint32_t)l->rank : FR_FLUID_NO_GROUP,
+                                           .victim = class,
+                                           .usages = p->usages,
+                                           .count = p->usages_n});
+}

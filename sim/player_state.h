@@ -1,0 +1,224 @@
+/*
+ * player_state: what the player's files share. Inside, lanes are numbered by (rank, kind, discipline, name), so that
+ * nothing depends on the order in which a plan registered them.
+ */
+#ifndef FR_PLAYER_STATE_H
+#define FR_PLAYER_STATE_H
+
+#include "sim/fluid.h"
+#include "sim/heap.h"
+#include "sim/player.h"
+
+/* Cost of one shape of a fragment, ready to play. */
+typedef struct {
+    int64_t ns, low, high;
+    int64_t hbm, link; /* bytes/s at full rate */
+    double bytes;
+    uint8_t provenance;
+    bool none; /* size 0: the op is skipped */
+} fr_price;
+
+/* An op that ended, as those that it released remember it. On transfer lanes `start` is where the lane's run of
+ * back-to-back transfers began and `ready` when the first of them was ready. end < 0: none. */
+typedef struct {
+    int64_t ready, start, end;
+    uint64_t id;     /* 0 while no spans are kept */
+    float low, high; /* of its cost's interval, relative */
+    int16_t rank;
+    uint8_t kind, class;
+} fr_ended;
+
+struct fr_share;
+struct fr_run;
+
+/* A fragment's ops on one lane, queued there. */
+typedef struct fr_link {
+    struct fr_link *next;
+    struct fr_run *run;
+    struct fr_share *share;
+    uint32_t first;
+} fr_link;
+
+/* A fragment's part on one rank. */
+typedef struct fr_share {
+    int16_t rank;
+    uint32_t left, answers; /* ops, FR_OP_ANSWER ops to end yet */
+    int64_t end;
+    fr_parts parts;
+    double ns, low, high; /* sums over compute-lane ops and exposed communication: interval of the record */
+} fr_share;
+
+/* A fragment in play. */
+typedef struct fr_run {
+    struct fr_run *next, *previous; /* all in play */
+    fr_fragment *f;
+    int64_t release, start;
+    uint32_t left, entries, shares_count;
+    double flops;
+    fr_share *shares;
+    fr_link *links;
+    fr_price *prices;
+} fr_run;
+
+typedef enum {
+    FR_STATE_IDLE = 0, /* nothing to do */
+    FR_STATE_READY,    /* in the ready queue */
+    FR_STATE_EVENT,    /* waits for an event */
+    FR_STATE_POOL,     /* for slots */
+    FR_STATE_MEET,     /* for its group */
+    FR_STATE_RUN,
+    FR_STATE_RUN_GROUP /* runs with its group; the leader's lane holds the heap entry */
+} fr_lane_state;
+
+typedef struct {
+    /* hot */
+    const fr_op *op; /* current, NULL = none taken */
+    fr_run *run;
+    fr_share *share;
+    fr_link *queue, *queue_last;
+    int64_t ready, start;
+    uint32_t index, mate; /* own number; next member of its meeting */
+    uint32_t wait_at;     /* waits before this one hold */
+    uint32_t chain;       /* ops that the running stretch stands for */
+    int16_t rank;
+    uint8_t state, kind;
+    bool first_ready, compute, transfer, can_chain;
+    bool woken;                            /* the current op was released by `cause` */
+    bool flows;                            /* the running op is a flow */
+    bool fresh;                            /* an item was just taken: ready since the item was */
+    uint8_t press;                         /* aggressor + 1 of the running op, 0 = none */
+    int64_t run_start, run_ready, run_end; /* stretch of back-to-back transfers */
+    uint64_t last_id;
+    fr_ended done, done_cause;   /* last op that ended here, and what released it */
+    fr_ended cause, cause_cause; /* what released the current op */
+    fr_ended run_cause;          /* what released the first of a stretch */
+    /* first-ready */
+    uint32_t *items, items_count, items_cap; /* ready ones, by (ready, order) */
+    uint32_t pending;                        /* items not taken */
+    bool listed;                             /* among the choosers */
+    bool starved;                            /* free, but every ready item lacks slots */
+    uint32_t plan_lane;
+} fr_play_lane;
+
+/* An item of a first-ready lane that is not taken yet. */
+typedef struct {
+    fr_link *link;
+    uint32_t lane, op, wait_at;
+    int64_t ready;
+    uint64_t order;
+    bool woken, used;
+    fr_ended cause, cause_cause;
+} fr_item;
+
+typedef struct {
+    uint32_t count, first; /* first waiter */
+} fr_counter;
+
+typedef struct {
+    uint32_t seq, arrived, first; /* first: lane, chained by mate */
+} fr_meeting;
+
+typedef struct {
+    fr_meeting *open;
+    uint32_t n, cap;
+} fr_meetings;
+
+enum { FR_HOLD_UNUSED = 0, FR_HOLD_HELD, FR_HOLD_VOID, FR_HOLD_FREED };
+typedef struct {
+    int32_t free;
+    uint32_t base, cap; /* holds before base are done with; ring of states, cap a power of two */
+    uint8_t *holds;
+    uint32_t *queue, queue_n, queue_cap; /* lanes that wait, in order */
+} fr_pool;
+
+/* Accounting of one rank. */
+typedef struct {
+    int64_t covered;              /* parts are accounted up to here */
+    fr_parts sum;                 /* elapsed and hidden_comm are left 0 */
+    int32_t kernels, collectives; /* running on compute lanes */
+    int32_t transfers;            /* running on the other device lanes */
+    int64_t since, busy;          /* of transfers */
+    int64_t exposed_gap;          /* of exposed_comm, the part that lies in gaps */
+    int32_t unfinished;           /* shares */
+    int64_t mark, mark_busy, mark_gap;
+    fr_parts mark_sum;
+} fr_rank_state;
+
+typedef struct {
+    fr_run *run;
+    int rank, kind; /* 0 entered, 1 answered, 2 finished */
+} fr_call;
+
+typedef struct {
+    int64_t time;
+    fr_run *run;
+} fr_later;
+
+struct fr_player {
+    const fr_plan *plan;
+    fr_player_options o;
+    int64_t now;
+    fr_heap heap;
+    fr_fluid *fluid;
+    fr_play_lane *lanes;
+    uint32_t lanes_count, events_count;
+    fr_counter *events;
+    uint32_t *waiter_next, *waiter_need; /* by lane, then by item */
+    uint32_t waiters_cap;
+    uint32_t *ready, ready_head, ready_n; /* ring of lanes_count */
+    uint32_t popped;                      /* lane whose heap entry is used up, FR_NONE = none */
+    fr_meetings *groups;
+    fr_pool *pools; /* by buffer */
+    fr_item *items;
+    uint32_t items_count, items_cap, items_free;
+    uint64_t items_order;
+    uint32_t *choosers, choosers_n;
+    fr_rank_state *ranks;
+    fr_call *calls;
+    uint32_t calls_n, calls_cap;
+    fr_later *later;
+    uint32_t later_n, later_cap;
+    uint32_t *of_plan_lane;
+    fr_run *runs;
+    int64_t open_runs;
+    uint32_t plan_groups, plan_buffers; /* as they were when the player was made */
+    fr_capacity capacity;
+    int64_t *capacities; /* of the fluid's resources; 0 = no such thing */
+    bool *engines_bind;  /* by rank: more copy lanes than engines */
+    fr_fluid_usage *usages;
+    uint32_t usages_n, usages_cap;
+    uint8_t class_of[FR_OP_KIND_COUNT];
+    fr_player_stats stats;
+    fr_error broken; /* a plan that cannot be played was found */
+};
+
+/* player_flow.c: prices, resources, flows */
+void fr_play_flows_open(fr_player *p);
+void fr_play_flows_close(fr_player *p);
+void fr_play_prices(fr_player *p, fr_run *run);
+/* Starts the flow of the op on lane l (with its mates when it is a group op) for `work` ns; returns its end. */
+int64_t fr_play_flow_start(fr_player *p, fr_play_lane *l, int64_t work, bool group);
+void fr_play_press(fr_player *p, const fr_play_lane *l, int delta);
+
+/* player_account.c: parts, records, spans */
+void fr_play_gap(fr_player *p, fr_rank_state *k, int16_t rank, int64_t until, fr_share *share, const fr_ended *cause,
+                 const fr_ended *cause_cause);
+void fr_play_arrival_gap(fr_player *p, fr_rank_state *k, const fr_play_lane *l);
+void fr_play_share_begin(fr_player *p, fr_share *s);
+void fr_play_share_end(fr_player *p, fr_share *s, const fr_play_lane *l);
+void fr_play_record(const fr_player *p, const fr_run *run, fr_forward_record *out);
+void fr_play_span(fr_player *p, fr_play_lane *l, const fr_op *op, const fr_price *price, int64_t ready, int64_t start,
+                  int64_t end, uint64_t cause);
+
+/* player_play.c: lanes, events, groups, pools */
+void fr_play_activate(fr_player *p, fr_run *run);
+void fr_play_ended(fr_player *p, uint32_t lane); /* the heap entry of `lane` is due */
+void fr_play_drain(fr_player *p);                /* starts all that may start now */
+bool fr_play_choose(fr_player *p);               /* first-ready lanes take items; false when none could */
+/* player_pool.c */
+bool fr_play_acquire(fr_player *p, fr_play_lane *l, bool skipped);
+bool fr_play_slots_free(const fr_player *p, const fr_fragment *f, const fr_op *op);
+void fr_play_free_slots(fr_player *p, fr_play_lane *l, const fr_op *op);
+void fr_play_wake(fr_player *p, fr_play_lane *l, const fr_play_lane *by);
+
+#endif
