@@ -82,7 +82,8 @@ fr_status fr_parse_int(const char *text, int64_t low, int64_t high, bool allow_s
 fr_status fr_parse_double(const char *text, double low, double high, const char *what, double *out, fr_error *err) {
     char *end = NULL;
     double value = strtod(text, &end);
-    bool bad = end == text || *end || !isfinite(value) || text[0] == ' ' || text[0] == '\t' || text[0] == '+';
+    bool bad = end == text || *end || !isfinite(value) || strpbrk(text, "xXpP") || text[0] == ' ' || text[0] == '\t' ||
+               text[0] == '+';
     if (bad) return fr_fail(err, FR_BAD_INPUT, "%s: expected a number from %g to %g, got '%s'", what, low, high, text);
     if (value < low || value > high)
         return fr_fail(err, FR_BAD_INPUT, "%s: %g is outside %g to %g", what, value, low, high);
