@@ -108,6 +108,7 @@ static fr_status read_periods(client *c, const char *file, const json_t *root, f
         *p = (period){.start = start};
         FR_TRY(read_lengths(file, key, text, &p->lengths, err));
     }
+    if (!c->periods_count) return fr_fail(err, FR_BAD_INPUT, "%s: no period in it", file);
     qsort(c->periods, c->periods_count, sizeof *c->periods, by_start);
     /* A period in which the client was idle has no lengths: the one before stands in. */
     uint32_t kept = 0;
