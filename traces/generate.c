@@ -284,6 +284,7 @@ static fr_status arrivals_kind(const spec *s, const fr_trace_options *o, fr_trac
     FR_TRY(parse_lengths(s, o, l, err));
     bool by_time = !count && !o->max_requests && o->duration_s > 0 && s->kind != BATCH;
     if (!count) count = o->max_requests ? o->max_requests : DEFAULT_COUNT;
+    if (o->max_requests) count = fr_min_i64(count, o->max_requests);
     fr_trace_add_source(t, s->text);
     fr_arrival_law law = fr_arrival_law_make(s->kind == BATCH ? FR_ARRIVAL_POISSON : family[s->kind], cv);
     double now = 0;
@@ -321,6 +322,7 @@ static fr_status synthetic_kind(const spec *s, const fr_trace_options *o, fr_tra
     FR_TRY(get_int(s, K_LEN, 1, FR_TRACE_MAX_TOKENS, &length, err));
     count = fr_max_i64(1, SYNTHETIC_TOKENS / length);
     FR_TRY(get_int(s, K_COUNT, 1, FR_TRACE_MAX_REQUESTS, &count, err));
+    if (o->max_requests) count = fr_min_i64(count, o->max_requests);
     fr_trace_add_source(t, s->text);
     for (int64_t i = 0; i < count; i++) {
         fr_request *q = fr_trace_add(t);

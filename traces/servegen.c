@@ -62,8 +62,8 @@ static fr_status read_window(client *c, const fr_lines *l, char *row, fr_error *
 /* "{461: 2.8e-06, 462: ...}": a Python dictionary printed into a JSON string. */
 static fr_status read_lengths(const char *file, const char *key, const char *text, fr_histogram *h, fr_error *err) {
     const char *c = text;
-    if (*c++ != '{') goto wrong;
-    while (*c == ' ') c++;
+    if (*c != '{') goto wrong;
+    for (c++; *c == ' ';) c++;
     while (*c && *c != '}') {
         char *end;
         if (*c < '0' || *c > '9') goto wrong;

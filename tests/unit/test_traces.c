@@ -271,6 +271,7 @@ static void wrong_input_gives_one_line(void **state) {
         {"0,1,1,Gamma,1,1\n0,1,1,Gamma,1,1\n", "windows must follow", "{}"},
         {"0,1,1,Gamma,1,1\n", "no period", "{}"},
         {"0,1,1,Gamma,1,1\n", "expected a text", "{\"0\": {\"input_tokens\": 5}}"},
+        {"0,1,1,Gamma,1,1\n", "wrong at", "{\"0\": {\"input_tokens\": \"\"}}"},
         {"0,1,1,Gamma,1,1\n", "wrong at", "{\"0\": {\"input_tokens\": \"{5: x}\"}}"},
         {"0,1,1,Gamma,1,1\n", "wrong at", "{\"0\": {\"input_tokens\": \"{5: 0.5\"}}"},
         {"0,0,1,Gamma,1,1\n", "every rate is 0", "{\"0\": {\"input_tokens\": \"{5: 1}\"}}"},
