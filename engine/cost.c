@@ -144,8 +144,10 @@ static void set_ceilings(fr_cost_model *c) {
                                 .network = m->network_rate * w->network,
                                 .network_latency_ns = m->network_latency_ns,
                                 .floor_ns = floor_ns,
-                                .sms = m->sms > 0 ? m->sms : 1,
-                                .per_host = m->gpus_per_host};
+                                .sms = m->sms > 0 ? m->sms : 1};
+    for (int i = 0; i < c->source_count && !c->ceilings.grouped_tile; i++)
+        if (fr_family_rows(c->sources[i].table, FR_CLASS_GROUPED))
+            c->ceilings.grouped_tile = c->sources[i].table->ceilings.grouped_tile;
     for (int p = 0; p < FR_PRECISIONS; p++) c->ceilings.peak[p] = m->peak_flops[p] * w->flops;
     for (int s = 0; s < c->source_count; s++) {
         fr_ceilings *t = &c->tables[c->sources[s].table - c->tables].ceilings;
@@ -179,7 +181,7 @@ static void set_slowdown(fr_cost_model *c) {
         for (int a = 0; a < FR_AGGRESSORS; a++) {
             const fr_row *best = NULL;
             bool best_regime = false;
-            for (int s = 0; s < c->source_count && !best_regime; s++)
+            for (int s = 0; s < c->source_count && !best; s++) /* own rows before borrowed ones */
                 for (uint32_t i = 0; i < c->sources[s].table->count; i++) {
                     const fr_row *r = &c->sources[s].table->rows[i];
                     if (r->type != FR_ROW_SLOWDOWN || r->victim != v || r->aggressor != a) continue;

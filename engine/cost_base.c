@@ -60,6 +60,11 @@ static double peak_of(const fr_ceilings *c, uint8_t precision) {
     return p > 0 ? p : c->peak[FR_BF16]; /* a GPU without the format computes in bf16 */
 }
 
+/* Peers without NVLink are reached over PCIe; a machine that states neither has no bound but its memory. */
+static double link_rate(const fr_ceilings *c) {
+    return c->link > 0 ? c->link : c->pcie > 0 ? c->pcie : c->hbm;
+}
+
 /*
  * m x n x k: the best of two tiles and of splitting k where tiles do not fill the SMs, each max(whole waves, HBM).
  * HBM: both operands read once, bf16 result written once, split parts written and read in fp32.
@@ -85,25 +90,27 @@ static void gemm(const fr_ceilings *c, const fr_shape *s, fr_base *out) {
 }
 
 /*
- * Grouped: every expert's rows are rounded up to the tile (64 for an expert with at most 64 rows), tiles of all experts
- * share the SMs in whole waves (persistent grid); weights of experts that have rows are read once, activations read and
- * results written once. expert_up writes half its width (SwiGLU in the epilogue).
+ * Grouped: every expert's rows are rounded up to the tile of the measured kernel (table header grouped_tile; kernels/
+ * grouped_gemm.cu: 64, two of them a unit of work; CUTLASS: 128; an expert with at most 64 rows takes half a unit in
+ * either). Units of all experts and column tiles share the SMs in whole waves (persistent grid). Weights of experts
+ * that have rows are read once, activations read and results written once; expert_up writes half its width (SwiGLU in
+ * the epilogue).
  */
 static void grouped(const fr_ceilings *c, const fr_shape *s, const fr_pair *pairs, fr_base *out) {
+    double tile_m = c->grouped_tile > 0 ? c->grouped_tile : TILE_M;
     double rows = 0, units = 0, active = 0, e = elem_bytes(s->precision), tn = s->n >= 256 ? 256 : 128;
     for (uint32_t i = 0; i < s->vector_count; i++) {
         double r = pairs[s->vector + i].queries;
         if (r <= 0) continue;
         rows += r;
         active += 1;
-        units += r <= TILE_M_SMALL ? 0.5 : ceil_div(r, TILE_M);
+        units += r <= TILE_M_SMALL ? 0.5 : ceil_div(r, tile_m) * tile_m / TILE_M;
     }
     if (rows <= 0) return;
     double n = s->n, k = s->k, written = s->kind == FR_OP_EXPERT_UP ? n / 2 : n;
     double bytes = active * n * k * e + rows * k * e + rows * written * 2;
     double tile = 2 * TILE_M * tn * k / (peak_of(c, s->precision) / c->sms);
-    double waves = ceil_div(units * ceil_div(n, tn), c->sms);
-    double compute = waves * tile;
+    double compute = ceil_div(ceil(units) * ceil_div(n, tn), c->sms) * tile;
     out->ns = c->floor_ns + 1e9 * max2(compute, bytes / c->hbm);
     out->bound = 1e9 * max2(2 * rows * n * k / peak_of(c, s->precision), bytes / c->hbm);
     out->hbm_bytes = bytes;
@@ -209,7 +216,7 @@ static void collective(const fr_ceilings *c, const fr_shape *s, fr_base *out) {
         break;
     }
     if (wire <= 0 && s->kind != FR_OP_COUNTS) return;
-    double link = c->link > 0 ? c->link : c->pcie;
+    double link = link_rate(c);
     bool ce = s->kind == FR_OP_GATHER_WEIGHTS && s->transport != 1;
     out->ns = (ce ? CE_BARRIER_NS + COPY_START_NS : NCCL_START_NS + first * NCCL_HOP_NS) + 1e9 * wire / link;
     out->bound = 1e9 * wire / link;
@@ -226,18 +233,17 @@ static void collective(const fr_ceilings *c, const fr_shape *s, fr_base *out) {
 }
 
 static void copy(const fr_ceilings *c, const fr_shape *s, fr_base *out) {
-    double bytes = (double)s->bytes, rate = c->link > 0 ? c->link : c->pcie;
+    double bytes = (double)s->bytes, rate = link_rate(c);
     if (bytes <= 0) return;
     out->hbm_bytes = bytes;
     if (s->kind == FR_OP_DRAIN) {
         rate = c->hbm / 2; /* read and written in the same memory */
         out->hbm_bytes = 2 * bytes;
     } else if (s->kind == FR_OP_H2D || s->kind == FR_OP_D2H) {
-        rate = c->pcie;
+        rate = c->pcie > 0 ? c->pcie : c->hbm;
     } else {
         out->link_bytes = bytes;
     }
-    if (rate <= 0) rate = 1;
     out->ns = COPY_START_NS + 1e9 * bytes / rate;
     out->bound = 1e9 * bytes / rate;
 }

@@ -70,12 +70,12 @@ static double regime_ratio(const fr_source *sources, int count, fr_op_class clas
     int pairs = 0;
     for (int s = 0; s < count; s++) {
         const fr_table *t = sources[s].table;
-        for (uint32_t i = 0; i < t->count; i++) {
-            const fr_row *a = &t->rows[i];
-            if (!fits_curve(a) || a->regime != FR_BURST || class_of(&a->shape) != class) continue;
+        for (uint32_t i = 0; i < t->count; i++) { /* sustained rows are few */
+            const fr_row *b = &t->rows[i];
+            if (!fits_curve(b) || b->regime != FR_SUSTAINED || class_of(&b->shape) != class) continue;
             for (uint32_t j = 0; j < t->count; j++) {
-                const fr_row *b = &t->rows[j];
-                if (b->regime != FR_SUSTAINED || !fr_row_same(t, a, t, b, false)) continue;
+                const fr_row *a = &t->rows[j];
+                if (a->regime != FR_BURST || !fr_row_same(t, a, t, b, false)) continue;
                 sum += log(b->ns / a->ns);
                 pairs++;
             }
@@ -91,6 +91,10 @@ static int rows_of(const fr_table *t, fr_op_class class, int regime) {
         n += fits_curve(&t->rows[i]) && class_of(&t->rows[i].shape) == class &&
              (regime < 0 || t->rows[i].regime == regime);
     return n;
+}
+
+int fr_family_rows(const fr_table *t, fr_op_class class) {
+    return rows_of(t, class, -1);
 }
 
 /* Rows of a class come from the regime that the grid was measured in: the wanted one if it has at least half as many
@@ -168,7 +172,7 @@ void fr_family_build(fr_family_set *set, const fr_source *sources, int count, fr
                 add_sample(&list, &use[s], r, set->regime_ratio[c], grid == regime);
             }
     }
-    qsort(list.items, list.count, sizeof *list.items, by_key);
+    if (list.count) qsort(list.items, list.count, sizeof *list.items, by_key);
     set->families = fr_alloc((list.count + 1) * sizeof *set->families);
     for (uint32_t i = 0; i < list.count;) {
         uint32_t j = i + 1;
@@ -346,7 +350,7 @@ bool fr_family_estimate(const fr_family_set *set, const fr_ceilings *ceilings, c
      * families are apart. At a row: the row's own spread. */
     double spread = exact && b.at_row ? 0 : b.error / b.weight + 0.05 * b.beyond / b.weight / log(2) + sqrt(variance);
     if (b.other_precision) spread += 0.10;
-    out->ns = exp(y) + extra;
+    out->ns = fmax(1, exp(y) + extra);
     out->low = out->ns * exp(b.low / b.weight - spread);
     out->high = out->ns * exp(b.high / b.weight + spread);
     if (law) {

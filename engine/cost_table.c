@@ -351,7 +351,7 @@ const char *fr_row_name(const fr_row *r) {
 }
 
 bool fr_row_same(const fr_table *ta, const fr_row *a, const fr_table *tb, const fr_row *b, bool with_regime) {
-    if (a->type != b->type || (with_regime && a->regime != b->regime)) return false;
+    if (a->key != b->key || a->type != b->type || (with_regime && a->regime != b->regime)) return false;
     if (a->type == FR_ROW_FLOOR) return true;
     if (a->type == FR_ROW_SLOWDOWN) return a->victim == b->victim && a->aggressor == b->aggressor;
     const fr_shape *x = &a->shape, *y = &b->shape;
@@ -367,6 +367,16 @@ bool fr_row_same(const fr_table *ta, const fr_row *a, const fr_table *tb, const 
     return true;
 }
 
+/* Over the same fields as fr_row_same, regime left out. */
+static uint64_t row_key(const fr_table *t, const fr_row *r) {
+    const fr_shape *s = &r->shape;
+    const int64_t fields[] = {r->type,      r->victim,   r->aggressor,  r->ways,   s->kind,        s->precision,
+                              s->m,         s->n,        s->k,          s->bytes,  s->ranks,       s->hosts,
+                              s->transport, s->head_dim, s->v_head_dim, s->window, s->vector_count};
+    uint64_t h = fr_hash(fields, sizeof fields, FR_HASH_SEED);
+    return s->vector_count ? fr_hash(t->pairs + s->vector, s->vector_count * sizeof *t->pairs, h) : h;
+}
+
 static fr_status check_row(const reader *r, fr_row *row, uint32_t seen) {
     uint32_t need, may;
     row_fields(row, &need, &may);
@@ -377,8 +387,16 @@ static fr_status check_row(const reader *r, fr_row *row, uint32_t seen) {
     }
     if ((row->p10 > 0 && row->p10 > row->ns) || (row->p90 > 0 && row->p90 < row->ns))
         return bad(r, "p10", "expected p10 <= ns <= p90");
+    fr_op_class class = fr_op_class_of((fr_op_kind)row->shape.kind);
+    if (class == FR_CLASS_COLLECTIVE || class == FR_CLASS_COPY) {
+        if (r->t->ceilings.link <= 0 && r->t->ceilings.pcie <= 0)
+            return bad(r, fr_row_name(row), "needs link_rate or pcie_rate in the header");
+        if ((row->shape.kind == FR_OP_H2D || row->shape.kind == FR_OP_D2H) && r->t->ceilings.pcie <= 0)
+            return bad(r, fr_row_name(row), "needs pcie_rate in the header");
+    }
     if (row->shape.head_dim && !row->shape.v_head_dim) row->shape.v_head_dim = (int16_t)row->shape.head_dim;
     if (row->shape.hosts == 0) row->shape.hosts = 1;
+    row->key = row_key(r->t, row);
     for (uint32_t i = 0; i < r->t->count; i++)
         if (fr_row_same(r->t, row, r->t, &r->t->rows[i], true)) {
             char text[96];
@@ -408,7 +426,7 @@ static fr_status read_row(const reader *r, char *line) {
     }
     FR_TRY(check_row(r, &row, seen));
     fr_table *t = r->t;
-    if (t->count >= ROW_LIMIT) return bad(r, "op", "more than 65536 rows");
+    if (t->count >= ROW_LIMIT) return bad(r, "op", "more than 16384 rows");
     FR_GROW(t->rows, t->cap, t->count + 1);
     t->rows[t->count++] = row;
     return FR_OK;
@@ -419,11 +437,21 @@ enum { H_GPU = 1, H_SMS = 2, H_PEAK = 4, H_HBM = 8, H_NEEDED = 15 };
 static fr_status read_header(const reader *r, char *line, uint32_t *needed, uint32_t *seen) {
     static const char *const free_text[] = {"uuid", "driver", "cuda",   "cublas",  "cudnn", "nccl",
                                             "date", "clocks", "source", "kernels", "host",  "licence"};
-    static const char *const numbers[] = {"peak_bf16", "peak_fp8", "hbm_rate", "link_rate", "pcie_rate", "sms"};
     fr_table *t = r->t;
-    double *const targets[] = {&t->ceilings.peak[FR_BF16], &t->ceilings.peak[FR_FP8], &t->ceilings.hbm,
-                               &t->ceilings.link,          &t->ceilings.pcie,         NULL};
-    static const uint32_t bits[] = {H_PEAK, 0, H_HBM, 0, 0, H_SMS};
+    fr_ceilings *c = &t->ceilings;
+    const struct {
+        const char *key;
+        double *rate;
+        int *whole;
+        double low, high;
+        uint32_t needed;
+    } numbers[] = {{"peak_bf16", &c->peak[FR_BF16], NULL, 1, 1e18, H_PEAK},
+                   {"peak_fp8", &c->peak[FR_FP8], NULL, 0, 1e18, 0},
+                   {"hbm_rate", &c->hbm, NULL, 1, 1e18, H_HBM},
+                   {"link_rate", &c->link, NULL, 0, 1e18, 0},
+                   {"pcie_rate", &c->pcie, NULL, 0, 1e18, 0},
+                   {"sms", NULL, &c->sms, 1, 1024, H_SMS},
+                   {"grouped_tile", NULL, &c->grouped_tile, 16, 256, 0}};
     char *colon = strchr(line, ':');
     if (!colon) return bad(r, "header", "expected '# key: value' (a comment starts with ##)");
     *colon = 0;
@@ -442,14 +470,14 @@ static fr_status read_header(const reader *r, char *line, uint32_t *needed, uint
         bit = UINT32_C(1) << 31;
     }
     for (uint32_t i = 0; i < sizeof numbers / sizeof *numbers && !bit; i++)
-        if (strcmp(key, numbers[i]) == 0) {
+        if (strcmp(key, numbers[i].key) == 0) {
             double v;
-            FR_TRY(read_double(r, key, value, i == 0 || i == 2 || i == 5 ? 1 : 0, i == 5 ? 1024 : 1e18, &v));
-            if (targets[i])
-                *targets[i] = v;
+            FR_TRY(read_double(r, key, value, numbers[i].low, numbers[i].high, &v));
+            if (numbers[i].rate)
+                *numbers[i].rate = v;
             else
-                t->ceilings.sms = (int)v;
-            *needed |= bits[i];
+                *numbers[i].whole = (int)v;
+            *needed |= numbers[i].needed;
             bit = UINT32_C(1) << i;
         }
     for (uint32_t i = 0; i < sizeof free_text / sizeof *free_text && !bit; i++)
@@ -499,6 +527,7 @@ fr_status fr_table_parse(const char *text, size_t length, const char *where, fr_
     }
     free(line);
     r.line++;
+    if (t->ceilings.grouped_tile == 0) t->ceilings.grouped_tile = 128;
     if (status == FR_OK && needed != H_NEEDED)
         status = bad(&r, "header", "gpu, sms, peak_bf16 and hbm_rate are needed");
     return status;

@@ -23,6 +23,7 @@ typedef struct {
     uint8_t aggressor;  /* slowdown: fr_aggressor */
     uint8_t file;       /* which of the tables that were read */
     int line;
+    uint64_t key;   /* hash of what makes two rows the same */
     fr_shape shape; /* vector points into the table's pairs */
     double ns, p10, p90;
     double samples, clock_mhz, watts;           /* 0 = not recorded */
@@ -37,7 +38,7 @@ typedef struct {
     double network_latency_ns;
     double floor_ns; /* shortest kernel; from the rows, not from a header */
     int sms;
-    int per_host; /* GPUs of one host */
+    int grouped_tile; /* rows that the measured grouped GEMM rounds an expert up to */
 } fr_ceilings;
 
 typedef struct {

@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static fr_machine machine(const char *gpu) {
     fr_machine m = {.gpus = 8,
@@ -130,10 +131,332 @@ static void layer_table(void **state) {
     fr_cost_close(c);
 }
 
+/* A table of a made-up GPU with clean numbers, written to a file as a user's own rows. */
+static const char *const header = "# gpu: toy\n# sms: 100\n# peak_bf16: 1e15\n# peak_fp8: 2e15\n# hbm_rate: 4e12\n"
+                                  "# link_rate: 400e9\n# pcie_rate: 50e9\n";
+
+static fr_machine toy(void) {
+    fr_machine m = machine("toy");
+    m.peak_flops[FR_BF16] = 1e15;
+    m.peak_flops[FR_FP8] = 2e15;
+    m.sms = 100;
+    m.hbm_rate = 4e12;
+    m.link_rate = 400e9;
+    m.pcie_rate = 50e9;
+    return m;
+}
+
+static fr_cost_model *toy_with(const char *rows, fr_regime regime) {
+    char path[] = "/tmp/forerun-cost-XXXXXX", text[4096];
+    int fd = mkstemp(path);
+    assert_true(fd >= 0);
+    int n = snprintf(text, sizeof text, "%s%s", header, rows);
+    assert_int_equal(write(fd, text, (size_t)n), n);
+    close(fd);
+    fr_machine m = toy();
+    fr_cost_model *c = open_with(&m, &(fr_cost_options){.extra = path, .regime = regime, .what_if = FR_WHAT_IF_NONE});
+    unlink(path);
+    return c;
+}
+
+static const char *const gemm_rows =
+    "gemm precision=bf16 m=1024 n=4096 k=4096 regime=burst ns=60000 p10=59000 p90=62000\n"
+    "gemm precision=bf16 m=4096 n=4096 k=4096 regime=burst ns=180000\n"
+    "gemm precision=bf16 m=16384 n=4096 k=4096 regime=burst ns=700000\n"
+    "gemm precision=bf16 m=4096 n=4096 k=4096 regime=sustained ns=198000\n"
+    "pull bytes=1073741824 ways=1 regime=burst ns=2800000\n";
+
+static void rows_and_between(void **state) {
+    (void)state;
+    fr_cost_model *c = toy_with(gemm_rows, FR_BURST);
+    static const struct { int64_t m, ns; } rows[] = {{1024, 60000}, {4096, 180000}, {16384, 700000}};
+    for (int i = 0; i < 3; i++) {
+        fr_cost x = cost(c, gemm(rows[i].m, 4096, 4096), NULL);
+        assert_int_equal(x.ns, rows[i].ns);
+        assert_int_equal(x.provenance, FR_FROM_MEASURED);
+    }
+    fr_cost x = cost(c, gemm(1024, 4096, 4096), NULL);
+    assert_true(x.low <= 59000 && x.high >= 62000);
+    x = cost(c, gemm(2048, 4096, 4096), NULL);
+    assert_int_equal(x.provenance, FR_FROM_INTERPOLATED);
+    assert_true(x.ns > 60000 && x.ns < 180000);
+    /* beyond the grid: the last efficiency, never beyond the datasheet */
+    x = cost(c, gemm(65536, 4096, 4096), NULL);
+    assert_int_equal(x.provenance, FR_FROM_EXTRAPOLATED);
+    assert_true(fabs((double)x.ns / (4 * 700000) - 1) < 0.01);
+    /* another n and k: between families or along them, not measured */
+    x = cost(c, gemm(4096, 8192, 4096), NULL);
+    assert_true(x.provenance > FR_FROM_MEASURED);
+    assert_true(fabs((double)x.ns / 360000 - 1) < 0.05);
+    fr_cost_close(c);
+    /* what no own row speaks for is borrowed */
+    c = toy_with(gemm_rows, FR_BURST);
+    fr_pair rows_of[2] = {{1000, 0}, {1000, 0}};
+    x = cost(c, (fr_shape){.kind = FR_OP_EXPERT_UP, .n = 2048, .k = 2048, .vector_count = 2}, rows_of);
+    assert_true(x.provenance == FR_FROM_SEEDED && x.high >= x.ns * 114 / 100);
+    fr_cost_close(c);
+}
+
+/* Rows too good to be true do not make anything beyond them faster than the datasheet. */
+static void datasheet_bound(void **state) {
+    (void)state;
+    fr_cost_model *c =
+        toy_with("gemm precision=bf16 m=4096 n=4096 k=4096 regime=burst ns=70000\n", FR_BURST); /* 2x the peak */
+    int64_t bound = (int64_t)(2.0 * 65536 * 4096 * 4096 / 1e15 * 1e9);
+    assert_true(cost(c, gemm(65536, 4096, 4096), NULL).ns >= bound);
+    fr_cost_close(c);
+}
+
+/* One anchor in both regimes scales the whole grid, and nothing is called measured then. */
+static void regimes(void **state) {
+    (void)state;
+    fr_cost_model *c = toy_with(gemm_rows, FR_SUSTAINED);
+    fr_cost x = cost(c, gemm(16384, 4096, 4096), NULL);
+    assert_int_equal(x.ns, 770000);
+    assert_int_equal(x.provenance, FR_FROM_INTERPOLATED);
+    fr_cost_close(c);
+    fr_cost_model *b = h200(FR_BURST), *s = h200(FR_SUSTAINED);
+    double ratio =
+        (double)cost(s, gemm(16384, 9216, 4096), NULL).ns / (double)cost(b, gemm(16384, 9216, 4096), NULL).ns;
+    assert_true(ratio > 1.08 && ratio < 1.20); /* 790 -> 689 TFLOP/s */
+    fr_cost_close(b);
+    fr_cost_close(s);
+}
+
+static int64_t attention_ns(const fr_cost_model *c, const fr_pair *p, uint32_t n, int window) {
+    return cost(c,
+                (fr_shape){
+                    .kind = FR_OP_ATTENTION, .n = 64, .k = 4, .head_dim = 128, .window = window, .vector_count = n},
+                p)
+        .ns;
+}
+
+/* More work never costs less: m, bytes, lengths, prefixes, rows of one expert. */
+static void monotone(void **state) {
+    (void)state;
+    for (int regime = 0; regime < 2; regime++) {
+        fr_cost_model *c = h200((fr_regime)regime);
+        int64_t last[10] = {0};
+        for (int i = 0; i < 600; i++) {
+            int m = (int)(16 * pow(1.02, i));
+            fr_pair one = {m, 0}, cached = {512, m}, batch[3] = {{700, 0}, {m, 100}, {90, 4000}}, groups[16];
+            for (int g = 0; g < 16; g++) groups[g] = (fr_pair){g == 3 ? m : 100 * g, 0};
+            fr_shape grouped = {.kind = FR_OP_EXPERT_UP, .n = 3072, .k = 4096, .experts = 16, .vector_count = 16};
+            fr_shape bytes = {.kind = FR_OP_COMBINE, .bytes = (int64_t)m * 4096}, reduce = bytes, pull = bytes;
+            reduce.kind = FR_OP_ALLREDUCE;
+            reduce.ranks = 8;
+            pull.kind = FR_OP_PULL;
+            int64_t now[10] = {cost(c, gemm(m, 9216, 4096), NULL).ns,
+                               cost(c, gemm(m, 1536, 7168), NULL).ns,
+                               attention_ns(c, &one, 1, 0),
+                               attention_ns(c, &cached, 1, 0),
+                               attention_ns(c, batch, 3, 0),
+                               attention_ns(c, &one, 1, 1024),
+                               cost(c, grouped, groups).ns,
+                               cost(c, bytes, NULL).ns,
+                               cost(c, reduce, NULL).ns,
+                               cost(c, pull, NULL).ns};
+            for (int k = 0; k < 10; k++) {
+                if (now[k] < last[k]) fail_msg("m %d, curve %d: %ld after %ld", m, k, (long)now[k], (long)last[k]);
+                last[k] = now[k];
+            }
+        }
+        fr_cost_close(c);
+    }
+}
+
+/* Attention knows every length: 8 sequences of 1K are cheaper than one of 8K, by about the FLOPs' share. */
+static void attention_shapes(void **state) {
+    (void)state;
+    fr_cost_model *c = h200(FR_BURST);
+    fr_pair one = {8192, 0}, eight[8], chunk = {2048, 6144}, last = {2048, 0};
+    for (int i = 0; i < 8; i++) eight[i] = (fr_pair){1024, 0};
+    int64_t whole = attention_ns(c, &one, 1, 0), parts = attention_ns(c, eight, 8, 0);
+    assert_true(parts < whole / 4 && parts > whole / 8);
+    assert_true(attention_ns(c, &chunk, 1, 0) > 3 * attention_ns(c, &last, 1, 0));
+    assert_true(attention_ns(c, &one, 1, 1024) < whole / 2);
+    /* chunked prefill visits the same pairs of blocks as the whole, so it can't be much cheaper */
+    int64_t sum = 0;
+    for (int i = 0; i < 4; i++) sum += attention_ns(c, &(fr_pair){2048, 2048 * i}, 1, 0);
+    assert_true(sum > whole * 95 / 100);
+    fr_cost_close(c);
+}
+
+/* Skew: the same rows unevenly dealt are not cheaper than equal groups that fill their tiles. */
+static void grouped_skew(void **state) {
+    (void)state;
+    fr_cost_model *c = h200(FR_BURST);
+    fr_shape s = {.kind = FR_OP_EXPERT_DOWN, .n = 4096, .k = 1536, .experts = 64, .vector_count = 64};
+    fr_pair groups[64];
+    for (int rows = 128; rows <= 2048; rows *= 2) {
+        for (int e = 0; e < 64; e++) groups[e] = (fr_pair){rows, 0};
+        int64_t equal = cost(c, s, groups).ns;
+        for (int shift = 1; shift < rows; shift = shift * 3 + 1) {
+            for (int e = 0; e < 64; e++) groups[e].queries = e % 2 ? rows + shift : rows - shift;
+            assert_true(cost(c, s, groups).ns >= equal);
+        }
+    }
+    /* few rows: all experts' weights are read all the same */
+    for (int e = 0; e < 64; e++) groups[e] = (fr_pair){1, 0};
+    fr_cost x = cost(c, s, groups);
+    assert_true(x.hbm_bytes >= 64.0 * 4096 * 1536 * 2);
+    assert_true((double)x.ns >= 64.0 * 4096 * 1536 * 2 / 4.8e12 * 1e9);
+    fr_cost_close(c);
+}
+
+/* Wire bytes of each collective, and the law beyond two ranks with its interval. */
+static void collectives(void **state) {
+    (void)state;
+    fr_cost_model *c = h200(FR_BURST);
+    fr_shape s = {.kind = FR_OP_ALLREDUCE, .bytes = INT64_C(1) << 30, .ranks = 8, .transport = 1};
+    fr_cost x = cost(c, s, NULL);
+    assert_true(fabs(x.link_bytes - 2.0 * 7 / 8 * (double)s.bytes) < 1);
+    assert_true(x.low <= x.ns * 3 / 4 && x.high >= x.ns * 5 / 4);
+    s.kind = FR_OP_ALLGATHER;
+    fr_cost g = cost(c, s, NULL);
+    assert_true(fabs(g.link_bytes - 7.0 / 8 * (double)s.bytes) < 1);
+    assert_true(g.ns < x.ns);
+    s.ranks = 2;
+    fr_cost two = cost(c, s, NULL);
+    double bus = 0.5 * (double)s.bytes / (double)two.ns; /* GB/s; 246 at 512 MiB, 281 at 2 GiB */
+    assert_true(bus > 246 && bus < 281);
+    /* over hosts never faster than on one */
+    fr_machine m = machine("h200");
+    m.network_rate = 50e9;
+    m.network_latency_ns = 5000;
+    fr_cost_model *n = open_with(&m, NULL);
+    fr_shape wide = {.kind = FR_OP_ALLTOALL, .bytes = INT64_C(1) << 28, .ranks = 16, .hosts = 2};
+    fr_shape near = wide;
+    near.hosts = 1;
+    fr_cost w = cost(n, wide, NULL);
+    assert_true(w.ns > 2 * cost(n, near, NULL).ns && w.high >= w.ns * 14 / 10);
+    assert_true((double)w.ns >= 8.0 / 15 * (double)wide.bytes / 50e9 * 1e9);
+    fr_cost_close(n);
+    /* copy-engine gather beats NCCL's and costs its wire bytes at the pull rate */
+    fr_shape ce = {.kind = FR_OP_GATHER_WEIGHTS, .transport = 2, .ranks = 2, .bytes = INT64_C(2) << 30};
+    assert_true(fabs((double)(INT64_C(1) << 30) / (double)cost(c, ce, NULL).ns - 389) < 5);
+    fr_cost_close(c);
+}
+
+static void what_if(void **state) {
+    (void)state;
+    fr_machine m = machine("h200");
+    fr_what_if twice = {.link = 2, .hbm = 2, .pcie = 2, .flops = 2, .network = 1, .launch = 2};
+    fr_cost_model *a = open_with(&m, NULL), *b = open_with(&m, &(fr_cost_options){.what_if = twice});
+    fr_shape s[] = {gemm(32768, 9216, 4096),
+                    {.kind = FR_OP_COMBINE, .bytes = INT64_C(1) << 31},
+                    {.kind = FR_OP_PULL, .bytes = INT64_C(1) << 30},
+                    {.kind = FR_OP_H2D, .bytes = INT64_C(1) << 30},
+                    {.kind = FR_OP_LAUNCH, .m = 10}};
+    for (size_t i = 0; i < sizeof s / sizeof *s; i++) {
+        double ratio = (double)cost(a, s[i], NULL).ns / (double)cost(b, s[i], NULL).ns;
+        assert_true(fabs(ratio / 2 - 1) < 0.05);
+    }
+    fr_capacity x, y;
+    fr_cost_capacity(a, &x);
+    fr_cost_capacity(b, &y);
+    assert_true(fabs(x.hbm / 4.2e12 - 1) < 0.02 && fabs(x.link_in / 389e9 - 1) < 0.005);
+    assert_true(fabs(x.pcie_h2d / 55.4e9 - 1) < 0.01);
+    assert_true(fabs(y.hbm / x.hbm - 2) < 0.05 && fabs(y.link_out / x.link_out - 2) < 0.05);
+    fr_cost_close(a);
+    fr_cost_close(b);
+}
+
+static void slowdowns(void **state) {
+    (void)state;
+    fr_cost_model *b = h200(FR_BURST), *s = h200(FR_SUSTAINED);
+    const double pull[] = {0.084, 0.067, 0.095}, nccl[] = {1 / 0.58 - 1, 1 / 0.44 - 1};
+    const fr_op_class victims[] = {FR_CLASS_GEMM, FR_CLASS_GROUPED, FR_CLASS_ATTENTION};
+    for (int i = 0; i < 3; i++) {
+        assert_true(fr_cost_slowdown(b, victims[i], FR_AGGRESSOR_PULL) == 0);
+        assert_true(fabs(fr_cost_slowdown(s, victims[i], FR_AGGRESSOR_PULL) - pull[i]) < 0.001);
+        assert_true(fr_cost_slowdown(s, victims[i], FR_AGGRESSOR_H2D) == 0);
+        if (i < 2) assert_true(fabs(fr_cost_slowdown(b, victims[i], FR_AGGRESSOR_NCCL) - nccl[i]) < 0.03);
+    }
+    /* sharing HBM explains what pulls cost a memory-bound kernel: 22.8 % in a burst */
+    assert_true(fr_cost_slowdown(b, FR_CLASS_MEMORY, FR_AGGRESSOR_PULL) < 0.01);
+    assert_true(fr_cost_slowdown(b, FR_CLASS_COPY, FR_AGGRESSOR_NCCL) == 0);
+    fr_cost_close(b);
+    fr_cost_close(s);
+}
+
+static void refused(void **state) {
+    (void)state;
+    static const struct {
+        const char *row, *says;
+    } bad[] = {
+        {"gemm precision=bf16 m=1 n=1 k=1 regime=burst ns=nan\n", "ns"},
+        {"gemm precision=bf16 m=-1 n=1 k=1 regime=burst ns=5\n", ":8: m"},
+        {"gemm precision=bf16 m=1 n=99999999999999999999 k=1 regime=burst ns=5\n", ":8: n"},
+        {"gemm precision=bf16 m=1 n=1 k=1 regime=burst ns=5", "truncated"},
+        {"gemm precision=bf16 m=1 n=1 k=1 regime=burst\n", "ns: missing"},
+        {"gemm precision=bf16 m=1 n=1 k=1 bytes=4 regime=burst ns=5\n", "bytes: does not belong"},
+        {"gemm precision=bf16 m=1 m=1 n=1 k=1 regime=burst ns=5\n", "m: given twice"},
+        {"gemm precision=int4 m=1 n=1 k=1 regime=burst ns=5\n", "precision: expected one of bf16, fp8"},
+        {"gem precision=bf16 m=1 n=1 k=1 regime=burst ns=5\n", "unknown op"},
+        {"memory bytes=1 regime=burst ns=5\nmemory bytes=1 regime=burst ns=6\n", "line 8"},
+        {"memory bytes=1 regime=burst ns=5 p10=7\n", "p10"},
+        {"grouped precision=bf16 rows=0x4 n=1 k=1 regime=burst ns=5\n", "rows"},
+        {"grouped precision=bf16 rows=1x9999999 n=1 k=1 regime=burst ns=5\n", "rows"},
+        {"memory bytes=1 regime=burst ns=5 colour=red\n", "colour: unknown field"},
+        {"# date: late\nmemory bytes=1 regime=burst ns=5\n# date: later\n", "headers come before"},
+        {"# mood: good\n", "mood: unknown header"},
+    };
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        char text[1024];
+        fr_error err = {0};
+        int rows = 0;
+        int n = snprintf(text, sizeof text, "%s%s", header, bad[i].row);
+        assert_int_equal(fr_cost_parse(text, (size_t)n, "t.txt", &rows, &err), FR_BAD_INPUT);
+        if (!strstr(err.text, bad[i].says) || strncmp(err.text, "t.txt:", 6) != 0) fail_msg("%s", err.text);
+    }
+    int rows = 0;
+    assert_int_equal(fr_cost_parse("", 0, "t.txt", &rows, NULL), FR_BAD_INPUT);
+    /* rows of another GPU are not silently used */
+    fr_machine m = machine("h200");
+    fr_cost_model *c = NULL;
+    fr_error err = {0};
+    fr_cost_options o = {.extra = "kernels/measured/h100.txt", .what_if = FR_WHAT_IF_NONE};
+    assert_int_equal(fr_cost_open(&m, &o, &c, &err), FR_BAD_INPUT);
+    assert_non_null(strstr(err.text, "gpu"));
+    assert_null(c);
+}
+
+/* Own rows replace seeds of the same family; the hash tells them apart; the report has a line for each op. */
+static void own_rows(void **state) {
+    (void)state;
+    char path[] = "/tmp/forerun-cost-XXXXXX";
+    const char *text = "# gpu: h200\n# sms: 132\n# peak_bf16: 989.5e12\n# peak_fp8: 1979e12\n# hbm_rate: 4.8e12\n"
+                       "# link_rate: 450e9\n# pcie_rate: 55e9\n"
+                       "gemm_qkv precision=bf16 m=4096 n=9216 k=4096 regime=burst ns=400000\n";
+    int fd = mkstemp(path);
+    assert_int_equal(write(fd, text, strlen(text)), (ssize_t)strlen(text));
+    close(fd);
+    fr_machine m = machine("h200");
+    m.pcie_rate = 55e9;
+    fr_cost_model *seeds = open_with(&m, NULL), *own = open_with(&m, &(fr_cost_options){.extra = path});
+    unlink(path);
+    fr_cost x = cost(own, gemm(4096, 9216, 4096), NULL);
+    assert_int_equal(x.ns, 400000);
+    assert_int_equal(x.provenance, FR_FROM_MEASURED);
+    assert_int_equal(cost(seeds, gemm(4096, 9216, 4096), NULL).provenance, FR_FROM_SEEDED);
+    assert_true(fr_cost_hash(own) != fr_cost_hash(seeds));
+    fr_text out = {0};
+    fr_cost_describe(seeds, true, &out);
+    assert_non_null(strstr(out.text, "leave-one-out"));
+    assert_non_null(strstr(out.text, "expert_down"));
+    fr_text_free(&out);
+    fr_cost_close(seeds);
+    fr_cost_close(own);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(every_kind),
-        cmocka_unit_test(layer_table),
+        cmocka_unit_test(every_kind),       cmocka_unit_test(layer_table),  cmocka_unit_test(rows_and_between),
+        cmocka_unit_test(datasheet_bound),  cmocka_unit_test(regimes),      cmocka_unit_test(monotone),
+        cmocka_unit_test(attention_shapes), cmocka_unit_test(grouped_skew), cmocka_unit_test(collectives),
+        cmocka_unit_test(what_if),          cmocka_unit_test(slowdowns),    cmocka_unit_test(refused),
+        cmocka_unit_test(own_rows),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
