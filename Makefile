@@ -97,4 +97,6 @@ format:
 format-check:
 	clang-format --dry-run -Werror $(FORMATTED)
 
+include tests/bench/bench.mk
+
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
