@@ -1,0 +1,166 @@
+/*
+ * The weights come to the tokens: every rank runs its own batch with all experts of the layer at hand.
+ *
+ *   asyncep  (arXiv 2605.02960 section 6.2)  the full set of layer i + 1 is assembled while layer i runs, in one of two
+ *            slots; it may begin when layer i begins; the wait stands at the entry of layer i + 1 or before its MoE
+ * block ce          one-sided peer pulls, no rendezvous: ranks drift nccl(-ce)   a collective: starts with the latest
+ * rank of the ep group, all end together; a rank without a batch joins with an empty forward dwdp     (arXiv
+ * 2604.01621)  one-sided pulls of the remote experts only; a slot is filled again as soon as the MoE block two layers
+ * before has ended; the wait stands before the MoE block
+ *
+ * The first MoE layer's experts are all resident, so every forward starts primed, and the gather of the layer after it
+ * depends on nothing but a free slot: it is carried over into the forward before. A rank pulls from rank + 1, rank + 2,
+ * ... so that pulls of ranks in step never meet at a source. With copy engines the own shard is read where it lies (a
+ * local copy by copy engine is slower than the link: facts/moe-prefill.md 10.1), so (P - 1)/P of a layer travels.
+ */
+#include "engine/strategy/planner.h"
+
+static bool pulls(const fr_planner *p) {
+    return p->layout.experts == FR_EXP_DWDP || p->layout.gather == FR_GATHER_CE;
+}
+
+static int64_t shard_bytes(const fr_planner *p, int index) {
+    int first, end;
+    fr_layout_expert_range(&p->layout, &p->model, index, &first, &end);
+    return (end - first) * fr_model_expert_bytes(&p->model, p->layout.precision);
+}
+
+/* First MoE layer of the stage at hand: the one whose experts are resident. */
+static int first_moe(const fr_walk *w) {
+    return w->first > w->p->model.dense_layers ? w->first : w->p->model.dense_layers;
+}
+
+static void open(fr_planner *p, fr_rank *r) {
+    if (p->layout.ep == 1) return;
+    int64_t all = fr_layer_expert_bytes(p),
+            bytes = p->layout.experts == FR_EXP_DWDP ? all - shard_bytes(p, r->ep_index) : all;
+    r->pool = fr_add_buffer(p, r, FR_BUF_GATHER, "gathered layers", bytes, 2);
+    fr_add_lane(p, r, pulls(p) ? FR_LANE_COPY : FR_LANE_COMM);
+    r->gathered = fr_add_event(p, r, "gathered");
+    if (p->layout.experts == FR_EXP_ASYNCEP) r->begun = fr_add_event(p, r, "layer ended");
+}
+
+/* What the gather of the next layer must wait for before it takes its slot. */
+static void may_begin(fr_walk *w, fr_rank *r) {
+    fr_planner *p = w->p;
+    fr_wait(w->f, r->launched, p->raised.value[r->launched] + 1);
+    if (p->layout.experts == FR_EXP_ASYNCEP && !w->first_layer) fr_wait(w->f, r->begun, p->raised.value[r->begun]);
+}
+
+/* Plan rank of the j-th peer after this one, and what to pull from it. In a folded plan it is the rank itself. */
+static fr_rank *peer_of(fr_planner *p, fr_rank *r, int j, int64_t *bytes) {
+    int ep = p->layout.ep, index = (r->ep_index + j) % ep;
+    *bytes = shard_bytes(p, index);
+    return p->folded ? r : r - r->ep_index + index;
+}
+
+static int64_t chunks_of(int64_t bytes, int64_t chunk) {
+    return chunk > 0 && chunk < bytes ? fr_ceil_div(bytes, chunk) : 1;
+}
+
+/*
+ * Pulls of a layer: all of a peer's shard at once, or slices, the slice in the outer loop and peers in the inner one
+ * (arXiv 2604.01621 section 4.3). The first takes the slot, the last says that the layer is here. Ids: sub counts
+ * pulls, micro continues beyond 1024.
+ */
+void fr_emit_pulls(fr_walk *w, fr_rank *r, int layer, uint32_t pool, uint32_t hold,
+                   void (*before)(fr_walk *, fr_rank *),
+                   void (*each)(fr_walk *, fr_rank *, fr_rank *peer, bool first, bool last)) {
+    fr_planner *p = w->p;
+    int64_t chunk = p->layout.gather_chunk, slices = 1, bytes;
+    int ep = p->layout.ep, made = 0, total = 0, now = w->layer;
+    for (int j = 1; j < ep; j++) {
+        peer_of(p, r, j, &bytes);
+        int64_t n = bytes > 0 ? chunks_of(bytes, chunk) : 0;
+        slices = fr_max_i64(slices, n);
+        total += (int)n;
+    }
+    w->layer = layer;
+    for (int64_t s = 0; s < slices; s++)
+        for (int j = 1; j < ep; j++) {
+            fr_rank *peer = peer_of(p, r, j, &bytes);
+            int64_t n = chunks_of(bytes, chunk);
+            if (bytes == 0 || s >= n) continue;
+            int64_t size = n == 1 ? bytes : s < n - 1 ? chunk : bytes - chunk * (n - 1);
+            fr_op *op = fr_put(w, r, FR_LANE_COPY, FR_OP_PULL, fr_copy_shape(w, FR_OP_PULL, size, 1), made % 1024);
+            op->peer = peer->rank;
+            op->micro = (uint8_t)(op->micro + made / 1024);
+            if (made == 0) {
+                before(w, r);
+                fr_use_buffer(w->f, FR_USE_ACQUIRE, pool, hold);
+            }
+            each(w, r, peer, s == 0, s == n - 1);
+            fr_use_buffer(w->f, FR_USE_WRITE, pool, hold);
+            if (++made == total) fr_raise(w, r->gathered);
+        }
+    w->layer = now;
+}
+
+static void reads_shard(fr_walk *w, fr_rank *r, fr_rank *peer, bool first, bool last) {
+    (void)r, (void)first, (void)last;
+    fr_read(w, peer->experts);
+}
+
+static void gather(fr_walk *w, fr_rank *r, int layer) {
+    fr_planner *p = w->p;
+    uint32_t hold = p->holds.value[r->pool]++;
+    if (pulls(p)) {
+        fr_emit_pulls(w, r, layer, r->pool, hold, may_begin, reads_shard);
+        return;
+    }
+    int now = w->layer;
+    fr_shape s = {.kind = FR_OP_GATHER_WEIGHTS,
+                  .transport = (uint8_t)p->layout.gather,
+                  .hosts = r->ep.hosts,
+                  .ranks = r->ep.size,
+                  .precision = (uint8_t)p->layout.precision,
+                  .bytes = fr_layer_expert_bytes(p)};
+    w->layer = layer;
+    fr_put(w, r, FR_LANE_COMM, FR_OP_GATHER_WEIGHTS, fr_intern_shape(w, &s), 0);
+    may_begin(w, r);
+    fr_read(w, r->experts);
+    fr_use_buffer(w->f, FR_USE_ACQUIRE, r->pool, hold);
+    fr_use_buffer(w->f, FR_USE_WRITE, r->pool, hold);
+    fr_raise(w, r->gathered);
+    fr_join(w, &r->ep);
+    w->layer = now;
+}
+
+/* Layers are gathered in order, one ahead: of those after the first MoE layer, how many gathers lie before this one's.
+ */
+static void enter(fr_walk *w, fr_rank *r) {
+    fr_planner *p = w->p;
+    r->hold = -1;
+    if (p->layout.ep == 1) return;
+    int first = first_moe(w);
+    if (w->layer > first) {
+        r->hold = (int64_t)p->holds.value[r->pool] - 1; /* the gather issued a layer ago */
+        if (p->layout.experts == FR_EXP_ASYNCEP && p->layout.wait == FR_WAIT_LAYER)
+            fr_next_waits(r, r->gathered, p->raised.value[r->gathered]);
+        r->arrival = p->raised.value[r->gathered];
+    }
+    if (w->layer >= first && w->layer + 1 < w->end) gather(w, r, w->layer + 1);
+}
+
+/* The grouped GEMM is the first to read the weights; the second of them is the last. */
+static void experts(fr_walk *w, fr_rank *r) {
+    fr_planner *p = w->p;
+    fr_scratch *b = fr_scratch_of(w, r);
+    const fr_moe *m = &p->moe[w->half][r->local];
+    fr_emit_router(w, r, m->tokens, 1);
+    fr_emit_shared(w, r, m->tokens, 1);
+    fr_emit_sort(w, r, m, b->normed, 0);
+    bool wait_here = p->layout.experts == FR_EXP_DWDP || p->layout.wait == FR_WAIT_MOE;
+    if (r->hold >= 0 && wait_here) fr_next_waits(r, r->gathered, r->arrival);
+    fr_emit_grouped(w, r, m, 0);
+    if (r->hold >= 0) fr_use_buffer(w->f, FR_USE_FREE, r->pool, (uint32_t)r->hold);
+    fr_emit_combine(w, r, b->out, m->rows, m->tokens, FR_NONE);
+}
+
+static void leave(fr_walk *w, fr_rank *r) {
+    fr_planner *p = w->p;
+    if (p->layout.ep > 1 && p->layout.experts == FR_EXP_ASYNCEP) fr_raise(w, r->begun);
+}
+
+const fr_experts_part fr_experts_gather = {
+    .open = open, .enter = enter, .prepare = fr_prepare_own, .experts = experts, .leave = leave};

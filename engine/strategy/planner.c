@@ -1,0 +1,468 @@
+/* planner: the static part of a plan, units, folding, and the walk over stages and layers of one forward. */
+#include "engine/strategy/planner.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+int64_t fr_share(int64_t total, int parts, int index) {
+    return total / parts + (index < total % parts ? 1 : 0);
+}
+
+int64_t fr_layer_expert_bytes(const fr_planner *p) {
+    return p->model.experts * fr_model_expert_bytes(&p->model, p->layout.precision);
+}
+
+static void count_to(fr_counters *c, uint32_t n) {
+    uint32_t had = c->cap;
+    FR_GROW(c->value, c->cap, n);
+    if (c->cap > had) memset(c->value + had, 0, (c->cap - had) * sizeof *c->value);
+    if (n > c->count) c->count = n;
+}
+
+uint32_t fr_add_event(fr_planner *p, fr_rank *r, const char *name) {
+    uint32_t e = fr_plan_event(p->plan, r->rank, name);
+    count_to(&p->raised, e + 1);
+    return e;
+}
+
+uint32_t fr_add_buffer(fr_planner *p, fr_rank *r, fr_buffer_kind kind, const char *name, int64_t bytes, int slots) {
+    uint32_t b = fr_plan_buffer(p->plan, r->rank, kind, name, bytes, slots, kind == FR_BUF_KV);
+    count_to(&p->holds, b + 1);
+    return b;
+}
+
+uint32_t fr_add_lane(fr_planner *p, fr_rank *r, fr_lane_kind kind) {
+    static const char *const names[FR_LANE_KINDS] = {"host", "compute", "comm", "copy", "h2d", "send", "recv"};
+    if (r->lane[kind] == FR_NONE) r->lane[kind] = fr_plan_lane(p->plan, r->rank, kind, names[kind], false);
+    return r->lane[kind];
+}
+
+/* The first member makes the group, the others (opened later) find it; each counts its own meetings. */
+fr_circle fr_add_circle(fr_planner *p, uint32_t known, const int16_t *ranks, int count, int size, int hosts) {
+    fr_circle c = {.group = known, .size = (int16_t)size, .hosts = (uint8_t)hosts};
+    if (size < 2) return (fr_circle){.group = FR_NONE, .size = 1, .hosts = 1};
+    if (known == FR_NONE) c.group = fr_plan_group(p->plan, ranks, count, size);
+    c.seq = p->seqs.count;
+    count_to(&p->seqs, p->seqs.count + 1);
+    return c;
+}
+
+static int hosts_of(const fr_planner *p, int first, int last) {
+    int per = p->machine.gpus_per_host > 0 ? p->machine.gpus_per_host : 1;
+    return last / per - first / per + 1;
+}
+
+fr_rank *fr_stage_rank(fr_planner *p, int unit, int stage, int local) {
+    if (p->folded) return &p->ranks[0];
+    int stage_ranks = fr_layout_stage_ranks(&p->layout), per_stage = stage_ranks / p->unit_ranks;
+    int replica = unit / per_stage, within = unit % per_stage;
+    return &p->ranks[(replica * p->stages + stage) * stage_ranks + within * p->unit_ranks + local];
+}
+
+/* ---- opening ------------------------------------------------------------------------------------------------------*/
+
+/* Ranks of one stage that take forwards together: those whose ops meet. */
+static int unit_ranks(const fr_layout *l) {
+    switch (l->experts) {
+    case FR_EXP_TP:
+        return l->tp * l->dp;
+    case FR_EXP_EP:
+        return l->ep > l->tp ? l->ep : l->tp;
+    case FR_EXP_ASYNCEP:
+        return l->gather == FR_GATHER_CE ? 1 : l->ep;
+    case FR_EXP_OFFLOAD:
+        return l->ep;
+    default:
+        return l->tp;
+    }
+}
+
+static const fr_experts_part *part_of(fr_expert_split e) {
+    switch (e) {
+    case FR_EXP_TP:
+        return &fr_experts_tp;
+    case FR_EXP_EP:
+        return &fr_experts_ep;
+    case FR_EXP_ASYNCEP:
+    case FR_EXP_DWDP:
+        return &fr_experts_gather;
+    case FR_EXP_OFFLOAD:
+        return &fr_experts_offload;
+    default:
+        return &fr_experts_local;
+    }
+}
+
+/* A circle of `size` consecutive ranks of a stage, from a multiple of `size`. */
+static fr_circle stage_circle(fr_planner *p, fr_rank *r, int index, int size, uint32_t known) {
+    int16_t members[4096];
+    int first = r->rank - index % size, count = p->folded ? 1 : size;
+    for (int i = 0; i < count && i < 4096; i++) members[i] = (int16_t)(first + i);
+    if (p->folded) first = 0;
+    return fr_add_circle(p, known, members, count, size, hosts_of(p, first, first + size - 1));
+}
+
+static void open_circles(fr_planner *p, fr_rank *r, int index) {
+    const fr_layout *l = &p->layout;
+    const fr_rank *back = r - index % l->tp;
+    r->tp = stage_circle(p, r, index, l->tp, r == back ? FR_NONE : back->tp.group);
+    back = r - index % l->ep;
+    r->ep = stage_circle(p, r, index, l->ep, r == back ? FR_NONE : back->ep.group);
+    int all = l->experts == FR_EXP_TP ? l->tp * l->dp : 1;
+    back = r - index % all;
+    r->stage_group = stage_circle(p, r, index, all, r == back ? FR_NONE : back->stage_group.group);
+    r->ep_index = (int16_t)(p->folded ? 0 : index % l->ep);
+}
+
+static void open_scratch(fr_planner *p, fr_rank *r, int half, const fr_activations *a) {
+    fr_scratch *b = &r->half[half];
+    const char *tag = half ? "'" : "";
+    char name[24];
+#define ROOM(field, bytes, pool)                                                                                       \
+    do {                                                                                                               \
+        snprintf(name, sizeof name, #field "%s", tag);                                                                 \
+        b->field = fr_add_buffer(p, r, FR_BUF_ACTIVATION, name, (bytes), (pool));                                      \
+    } while (0)
+    int64_t rows = p->load.sequences > 0 ? p->load.sequences : 1;
+    ROOM(hidden, a->residual, p->stages > 1 ? 3 : 0); /* one computed, one arriving, one leaving */
+    ROOM(normed, a->normed, 0);
+    ROOM(qkv, a->qkv, 0);
+    ROOM(heads, a->attention_out, 0);
+    ROOM(delta, a->residual, 0);
+    ROOM(logits, fr_max_i64(a->router, rows * 4 * p->model.vocab), 0);
+    ROOM(route, a->router, 0);
+    ROOM(order, a->rows * 8, 0);
+    ROOM(rows, a->permuted, 0);
+    ROOM(mid, a->up, 0);
+    ROOM(out, a->down, 0);
+    if (p->model.shared_width || p->model.dense_layers) ROOM(shared, 3 * a->dense, 0);
+    b->held = b->counts = b->active = b->send = b->recv = FR_NONE;
+    if (a->send) ROOM(send, a->send, 0);
+    if (a->receive && p->moe_groups == 1) ROOM(recv, a->receive, 0);
+#undef ROOM
+}
+
+static void open_weights(fr_planner *p, fr_rank *r) {
+    const fr_layout *l = &p->layout;
+    fr_memory memory;
+    fr_layout_memory(l, &p->model, &p->machine, &p->load, &memory);
+    fr_add_buffer(p, r, FR_BUF_WEIGHTS, "attention", memory.attention, 0);
+    fr_add_buffer(p, r, FR_BUF_WEIGHTS, "embedding, head", memory.embedding_head, 0);
+    r->experts = r->first = FR_NONE;
+    if (memory.experts) r->experts = fr_add_buffer(p, r, FR_BUF_WEIGHTS, "experts", memory.experts, 0);
+    if (memory.first_layer) r->first = fr_add_buffer(p, r, FR_BUF_WEIGHTS, "first layer", memory.first_layer, 0);
+    if (memory.kv) fr_add_buffer(p, r, FR_BUF_KV, "kv", memory.kv, 0);
+}
+
+static void open_rank(fr_planner *p, int rank) {
+    const fr_layout *l = &p->layout;
+    fr_rank *r = &p->ranks[rank];
+    int stage_ranks = l->tp * l->dp, index = rank % stage_ranks, row = rank / stage_ranks;
+    r->rank = (int16_t)rank;
+    r->stage = (int16_t)(row % p->stages);
+    if (!p->folded) {
+        r->unit = (int16_t)(row / p->stages * (stage_ranks / p->unit_ranks) + index / p->unit_ranks);
+        r->local = (int16_t)(index % p->unit_ranks);
+        r->slot = (int16_t)(r->local / l->tp);
+        r->t = (int16_t)(r->local % l->tp);
+    }
+    for (int k = 0; k < FR_LANE_KINDS; k++) r->lane[k] = FR_NONE;
+    fr_add_lane(p, r, FR_LANE_HOST);
+    fr_add_lane(p, r, FR_LANE_COMPUTE);
+    r->launched = fr_add_event(p, r, "launched");
+    r->hold = -1;
+    open_weights(p, r);
+    fr_activations a;
+    fr_layout_activations(l, &p->model, &p->load, p->load.tokens, &a); /* one half of two may be all of it */
+    for (int h = 0; h < (l->overlap == FR_OVERLAP_TBO ? 2 : 1); h++) open_scratch(p, r, h, &a);
+    open_circles(p, r, p->folded ? 0 : index);
+    p->part->open(p, r);
+}
+
+static fr_status open_routing(fr_planner *p, const fr_planner_options *o, fr_error *err) {
+    p->routing = o->routing;
+    if (!p->routing) {
+        FR_TRY(fr_routing_open("even", &p->model, 0, &p->own_routing, err));
+        p->routing = p->own_routing;
+    }
+    p->even = fr_routing_kind(p->routing) == FR_SKEW_EVEN;
+    return FR_OK;
+}
+
+static void open_static(fr_planner *p) {
+    const fr_layout *l = &p->layout;
+    int gpus = fr_layout_gpus(l), real_unit = unit_ranks(l);
+    p->stages = l->pp;
+    p->real_unit_ranks = real_unit;
+    p->unit_ranks = p->folded ? 1 : real_unit;
+    p->units = p->folded ? 1 : l->replicas * l->tp * l->dp / real_unit;
+    p->slots = real_unit / l->tp;
+    p->sliced = l->tp > 1 && (l->experts == FR_EXP_EP || (l->experts == FR_EXP_TP && l->dp > 1));
+    p->part = part_of(l->experts);
+    p->moe_groups = l->overlap == FR_OVERLAP_EXPERT_GROUPS ? l->overlap_stages : 1;
+    p->ranks_count = p->folded ? 1 : gpus;
+    p->plan = fr_plan_new(p->ranks_count, gpus);
+    p->ranks = fr_alloc((size_t)p->ranks_count * sizeof *p->ranks);
+    for (int h = 0; h < 2; h++) p->moe[h] = fr_alloc((size_t)(p->unit_ranks * p->moe_groups) * sizeof **p->moe);
+    p->counts = fr_alloc(2 * (size_t)p->unit_ranks * (size_t)p->model.experts * sizeof *p->counts);
+    p->copies = fr_alloc((size_t)(l->ep * p->moe_groups) * sizeof *p->copies);
+    for (int rank = 0; rank < p->ranks_count; rank++) open_rank(p, rank);
+    if (p->stages > 1) fr_open_pipeline(p);
+}
+
+fr_status fr_planner_open(const fr_planner_options *o, fr_planner **out, fr_error *err) {
+    const fr_layout *l = o->layout;
+    *out = NULL;
+    if (l->chunking == FR_CHUNK_BALANCED && !o->cost)
+        return fr_fail(err, FR_BAD_INPUT, "--chunking balanced: needs a cost model, none was given");
+    if (l->experts == FR_EXP_OFFLOAD) return fr_fail(err, FR_FAILED, "offload: plans are not built yet");
+    if (fr_layout_gpus(l) > INT16_MAX)
+        return fr_fail(err, FR_BAD_INPUT, "the layout has %d GPUs, a plan holds at most %d", fr_layout_gpus(l),
+                       INT16_MAX);
+    fr_planner *p = fr_alloc(sizeof *p);
+    p->model = *o->model;
+    p->layout = *l;
+    p->machine = *o->machine;
+    p->load = o->load;
+    p->cost = o->cost;
+    fr_status status = open_routing(p, o, err);
+    /* Ranks that do the same at the same time may be one; pipelines and asap have unlike ranks. */
+    p->folded = o->allow_fold && p->even && l->pp == 1 && l->experts != FR_EXP_ASAP && fr_layout_gpus(l) > 1;
+    if (status == FR_OK && l->experts == FR_EXP_ASAP)
+        status = fr_asap_open(p, err);
+    else if (status == FR_OK)
+        open_static(p);
+    if (status != FR_OK) {
+        fr_planner_close(p);
+        return status;
+    }
+    *out = p;
+    return FR_OK;
+}
+
+void fr_planner_close(fr_planner *p) {
+    if (!p) return;
+    fr_asap_close(p);
+    for (int i = 0; i < p->ranks_count; i++) {
+        free(p->ranks[i].shard_ready);
+        free(p->ranks[i].shard_taken);
+        free(p->ranks[i].recv);
+    }
+    if (p->plan) fr_plan_free(p->plan);
+    fr_routing_close(p->own_routing);
+    free(p->ranks);
+    free(p->raised.value);
+    free(p->holds.value);
+    free(p->seqs.value);
+    free(p->moe[0]);
+    free(p->moe[1]);
+    free(p->counts);
+    free(p->copies);
+    free(p->kv);
+    free(p->works);
+    free(p->cut);
+    free(p->pairs);
+    free(p);
+}
+
+fr_plan *fr_planner_plan(fr_planner *p) {
+    return p->plan;
+}
+int fr_planner_units(const fr_planner *p) {
+    return p->units;
+}
+int fr_planner_slots(const fr_planner *p) {
+    return p->slots;
+}
+int fr_planner_unit_first_rank(const fr_planner *p, int unit) {
+    return fr_stage_rank((fr_planner *)p, unit, 0, 0)->rank;
+}
+int fr_planner_unit_ranks(const fr_planner *p) {
+    return p->unit_ranks * p->stages;
+}
+
+/* ---- one forward --------------------------------------------------------------------------------------------------*/
+
+static void emit_rank_layer(fr_walk *w, fr_rank *r) {
+    fr_planner *p = w->p;
+    if (!w->first_layer) fr_host_begin(w, r); /* else the stage's entry has begun it */
+    p->part->enter(w, r);
+    if (p->layout.tp > 1)
+        fr_attention_tp(w, r);
+    else
+        fr_attention_dp(w, r);
+    if (fr_model_is_moe_layer(&p->model, w->layer)) {
+        fr_emit_norm(w, r, 1);
+        p->part->experts(w, r);
+    } else {
+        fr_dense_layer(w, r);
+    }
+    p->part->leave(w, r);
+    fr_host_end(w, r);
+}
+
+static void emit_layer(fr_walk *w, int layer) {
+    fr_planner *p = w->p;
+    w->layer = layer;
+    w->first_layer = layer == w->first;
+    if (p->layout.overlap == FR_OVERLAP_TBO) {
+        fr_layer_tbo(w);
+        return;
+    }
+    if (fr_model_is_moe_layer(&p->model, layer)) p->part->prepare(w, 0);
+    for (int i = 0; i < p->unit_ranks; i++) emit_rank_layer(w, fr_stage_rank(p, w->unit, w->stage, i));
+}
+
+/* The last compute op emitted for a rank so far. */
+static void flag_last(fr_walk *w, fr_rank *r, int flag) {
+    uint32_t head = w->f->head_of[r->lane[FR_LANE_COMPUTE]];
+    if (head) {
+        fr_op *op = &w->f->ops[w->f->heads[head - 1].last];
+        op->flags = (uint8_t)(op->flags | flag);
+    }
+}
+
+static void flag_entry(fr_walk *w) {
+    for (int i = 0; i < w->p->unit_ranks; i++) flag_last(w, fr_stage_rank(w->p, w->unit, w->stage, i), FR_OP_ENTRY);
+}
+
+/* The layer after which the next forward is wanted: where weights travel a layer ahead it is the one before the last,
+ * so that the next forward's first gather has the last layer to hide in. */
+static int entry_layer(const fr_walk *w) {
+    fr_expert_split e = w->p->layout.experts;
+    bool ahead = e == FR_EXP_ASYNCEP || e == FR_EXP_DWDP || e == FR_EXP_OFFLOAD;
+    return ahead && w->end - w->first >= 2 ? w->end - 2 : w->end - 1;
+}
+
+static void enter_stage(fr_walk *w, fr_rank *r) {
+    w->layer = FR_NO_LAYER;
+    if (w->half == 0) fr_host_begin(w, r);
+    r->residual = false;
+    if (w->stage == 0)
+        fr_emit_embed(w, r);
+    else
+        fr_stage_receive(w, r);
+}
+
+static void leave_stage(fr_walk *w, fr_rank *r) {
+    fr_planner *p = w->p;
+    w->layer = FR_NO_LAYER;
+    if (w->half == 0) fr_host_begin(w, r);
+    fr_tbo_flush(w, r);
+    if (w->stage < p->stages - 1) {
+        fr_add_residual(w, r);
+        fr_stage_send(w, r);
+    } else {
+        fr_emit_head(w, r);
+        if (p->stages > 1) fr_hidden_use(w, r, FR_USE_FREE);
+    }
+    if (w->half == 1 || p->layout.overlap != FR_OVERLAP_TBO) fr_host_end(w, r);
+}
+
+static void each_rank(fr_walk *w, void (*emit)(fr_walk *, fr_rank *)) {
+    int micro = w->micro, halves = w->p->layout.overlap == FR_OVERLAP_TBO ? 2 : 1;
+    for (int i = 0; i < w->p->unit_ranks; i++)
+        for (w->half = 0; w->half < halves; w->half++) {
+            w->micro = micro + w->half;
+            emit(w, fr_stage_rank(w->p, w->unit, w->stage, i));
+        }
+    w->half = 0;
+    w->micro = micro;
+}
+
+/* Layers kept out of repetition at the end of a stage: the last has nothing to fetch ahead, the one before it carries
+ * the entry flag. */
+#define TAIL_LAYERS 2
+
+static int repeat_layers(fr_walk *w, int layer) {
+    fr_planner *p = w->p;
+    int period = p->model.window && p->model.window_period > 1 ? p->model.window_period : 1;
+    int start = w->first > p->model.dense_layers ? w->first : p->model.dense_layers;
+    int times = (w->end - TAIL_LAYERS - layer) / period - 2;
+    if (!p->even || layer < start + 2 || times < 1) return 0;
+    fr_mark a = {0}, b = {0};
+    fr_mark_take(p, w->f, &a);
+    for (int i = 0; i < period; i++) emit_layer(w, layer + i);
+    fr_mark_take(p, w->f, &b);
+    for (int i = 0; i < period; i++) emit_layer(w, layer + period + i);
+    bool repeated = fr_repeat(p, w->f, &a, &b, period, times);
+    fr_mark_free(&a);
+    fr_mark_free(&b);
+    return period * (2 + (repeated ? times : 0));
+}
+
+void fr_walk_stage(fr_walk *w) {
+    fr_planner *p = w->p;
+    fr_layout_stage_layers(&p->layout, &p->model, w->stage, &w->first, &w->end);
+    bool last = w->micro + (p->layout.overlap == FR_OVERLAP_TBO ? 2 : 1) >= w->micros;
+    int entry = entry_layer(w);
+    each_rank(w, enter_stage);
+    for (int layer = w->first; layer < w->end;) {
+        int done = repeat_layers(w, layer);
+        if (done == 0) {
+            emit_layer(w, layer);
+            done = 1;
+        }
+        layer += done;
+        if (last && w->stage == 0 && layer == entry + 1 && entry != w->end - 1) flag_entry(w);
+    }
+    each_rank(w, leave_stage);
+    if (last && w->stage == 0 && entry == w->end - 1) flag_entry(w);
+}
+
+static bool equal_batches(const fr_batch *a, const fr_batch *b) {
+    if (a->count != b->count) return false;
+    for (int32_t i = 0; i < a->count; i++) {
+        const fr_sequence *x = &a->sequences[i], *y = &b->sequences[i];
+        if (x->queries != y->queries || x->prefix != y->prefix || x->candidates != y->candidates) return false;
+    }
+    return true;
+}
+
+static fr_status check_batches(const fr_planner *p, const fr_batch *batches, fr_error *err) {
+    for (int s = 0; s < p->slots; s++) {
+        int64_t tokens = 0;
+        for (int32_t i = 0; i < batches[s].count; i++) {
+            const fr_sequence *q = &batches[s].sequences[i];
+            if (q->queries < 1 || q->prefix < 0 || q->candidates < -1)
+                return fr_fail(err, FR_BAD_INPUT, "batch %d, sequence %d: %d new tokens after %d, %d candidates", s, i,
+                               q->queries, q->prefix, q->candidates);
+            tokens += q->queries;
+        }
+        if (tokens > p->load.tokens)
+            return fr_fail(err, FR_FAILED, "batch %d has %lld tokens, the plan's buffers hold %lld", s,
+                           (long long)tokens, (long long)p->load.tokens);
+        if (p->folded && !equal_batches(&batches[0], &batches[s]))
+            return fr_fail(err, FR_FAILED, "batch %d differs from batch 0: a folded plan needs equal batches", s);
+    }
+    return FR_OK;
+}
+
+fr_status fr_planner_forward(fr_planner *p, int unit, const fr_batch *batches, fr_fragment **out, fr_error *err) {
+    *out = NULL;
+    if (unit < 0 || unit >= p->units) return fr_fail(err, FR_BAD_INPUT, "unit %d: the plan has %d", unit, p->units);
+    FR_TRY(check_batches(p, batches, err));
+    fr_walk w = {.p = p, .unit = unit};
+    FR_TRY(fr_forward_works(p, batches, &w.micros, err));
+    for (int m = 0; p->folded && p->sliced && m < w.micros; m++)
+        if (p->works[m * p->slots].tokens % p->layout.tp)
+            return fr_fail(err, FR_FAILED, "%lld tokens do not divide by tp = %d: a folded plan needs equal ranks",
+                           (long long)p->works[m * p->slots].tokens, p->layout.tp);
+    w.works = p->works;
+    w.f = fr_fragment_new(p->plan, unit);
+    memset(p->intern, 0, sizeof p->intern);
+    p->moe_for[0] = p->moe_for[1] = -1;
+    if (p->asap) {
+        fr_asap_forward(&w);
+    } else {
+        int step = p->layout.overlap == FR_OVERLAP_TBO ? 2 : 1;
+        for (w.micro = 0; w.micro < w.micros; w.micro += step)
+            for (w.stage = 0; w.stage < p->stages; w.stage++) {
+                p->moe_for[0] = p->moe_for[1] = -1;
+                fr_walk_stage(&w);
+            }
+    }
+    *out = w.f;
+    return FR_OK;
+}
