@@ -38,6 +38,17 @@ $(BUILD)/tests/%: tests/unit/%.c $(BUILD)/libforerun.a
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -MF $@.d -o $@ $< $(BUILD)/libforerun.a $(LDLIBS) -lcmocka
 
+# ---- several hosts: build/forerun-mpi is the same program whose sweep hands cells to MPI ranks; only it links MPI -------
+MPICC   ?= mpicc
+MPI_OBJ := $(CLI_SRC:%.c=$(BUILD)/mpi/%.o) $(BUILD)/mpi/sim/mpi/mpi_sweep.o
+$(BUILD)/mpi/%.o: %.c
+	@mkdir -p $(@D)
+	$(MPICC) $(CFLAGS) -DFR_MPI -c -o $@ $<
+$(BUILD)/forerun-mpi: $(MPI_OBJ) $(BUILD)/libforerun.a
+	$(MPICC) $(OPT) $(EXTRA) -o $@ $(MPI_OBJ) $(BUILD)/libforerun.a $(LDLIBS)
+.PHONY: mpi
+mpi: $(BUILD)/forerun-mpi
+
 # ---- tests -------------------------------------------------------------------------------------------------------------
 # make test: what README promises. Installs what is missing, builds, runs every CPU test; with nvcc present also compiles and links the engine.
 FUZZ_SECONDS ?= 2
@@ -67,6 +78,12 @@ check:
 	@FORERUN=$(BUILD)/forerun FUZZ_DIR=$(BUILD)/asan/fuzz FUZZ_SECONDS=$(FUZZ_SECONDS) \
 	    tests/run.sh $(TEST_SRC:tests/unit/%.c=$(BUILD)/asan/tests/%) tests/fuzz/run.sh tests/cli/run.sh
 
+# make demo: the main job on a real trace, ending in a table and pictures under build/demo/
+demo:
+	@tests/deps.sh
+	@$(MAKE) --no-print-directory -j2 all
+	@FORERUN=$(BUILD)/forerun experiments/demo/demo.sh $(BUILD)/demo
+
 engine-check:
 	@if command -v nvcc >/dev/null 2>&1 && [ -f kernels/kernels.mk ]; then $(MAKE) --no-print-directory -j2 gpu-test-build; \
 	else echo "no nvcc here: the engine is not compiled"; fi
@@ -79,5 +96,7 @@ format:
 	clang-format -i $(FORMATTED)
 format-check:
 	clang-format --dry-run -Werror $(FORMATTED)
+
+include tests/bench/bench.mk
 
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

@@ -249,6 +249,22 @@ void fr_op_id_text(uint64_t id, char out[48]) {
              fr_op_name((fr_op_kind)(id >> 18 & 0x3f)), (unsigned)(id >> 10 & 0xff), (unsigned)(id & 0x3ff));
 }
 
+bool fr_op_id_parse(const char *text, uint64_t *id) {
+    unsigned forward, rank, layer = FR_NO_LAYER, micro, sub;
+    char layer_text[8], kind_text[24], again[48];
+    if (sscanf(text, "f%7u.r%4u.l%7[0-9-].%23[a-z0-9_].m%3u.s%4u", &forward, &rank, layer_text, kind_text, &micro,
+               &sub) != 6)
+        return false;
+    if (strcmp(layer_text, "-") != 0 && sscanf(layer_text, "%4u", &layer) != 1) return false;
+    fr_op_kind kind = fr_op_by_name(kind_text);
+    if (kind == FR_OP_KIND_COUNT || forward > 0xfffff || rank > 0x3ff || layer > 0x3ff || micro > 0xff || sub > 0x3ff)
+        return false;
+    *id = (uint64_t)forward << 44 | (uint64_t)rank << 34 | (uint64_t)layer << 24 | (uint64_t)kind << 18 |
+          (uint64_t)micro << 10 | sub;
+    fr_op_id_text(*id, again); /* nothing before, between or after */
+    return strcmp(again, text) == 0;
+}
+
 static const char *const lane_names[FR_LANE_KINDS] = {"host", "compute", "comm", "copy", "h2d", "send", "recv"};
 static const char *const buffer_names[FR_BUF_KINDS] = {"weights", "gather", "kv", "activation", "slot", "host"};
 static const char *const use_names[] = {"read", "write", "acquire", "free", "fill", "readback"};

@@ -221,6 +221,8 @@ static inline const fr_ref *fr_op_uses(const fr_fragment *f, const fr_op *op) {
  * layers. */
 uint64_t fr_op_id(const fr_plan *p, const fr_fragment *f, const fr_op *op);
 void fr_op_id_text(uint64_t id, char out[48]);
+/* The inverse, strict: false when the text is no id. */
+bool fr_op_id_parse(const char *text, uint64_t *id);
 
 /* The golden text form of a plan: static part, then fragments lane by lane, one op a line. */
 void fr_plan_print(const fr_plan *p, fr_fragment *const *fragments, int count, fr_text *out);

@@ -88,6 +88,22 @@ static fr_status check_schema(fr_store *s, fr_store_mode mode, fr_error *err) {
     return FR_OK;
 }
 
+/* Rows are written by position, so a file made with other result columns must not be written to. */
+static fr_status check_columns(fr_store *s, const char *table, int fixed, fr_error *err) {
+    char sql[64];
+    sqlite3_stmt *q = NULL;
+    snprintf(sql, sizeof sql, "SELECT * FROM %s LIMIT 0", table);
+    if (sqlite3_prepare_v2(s->db, sql, -1, &q, NULL) != SQLITE_OK) return fail(s, err, "read its columns");
+    int count = sqlite3_column_count(q);
+    bool same = count == fixed + fr_result_column_count();
+    for (int i = fixed; i < count && same; i++)
+        same = strcmp(sqlite3_column_name(q, i), fr_result_columns()[i - fixed].name) == 0;
+    sqlite3_finalize(q);
+    if (same) return FR_OK;
+    return fr_fail(err, FR_BAD_INPUT, "%s: written by a forerun with other result columns; write to a new file",
+                   s->path);
+}
+
 fr_status fr_store_open(const char *path, fr_store_mode mode, fr_store **out, fr_error *err) {
     fr_store *s = fr_alloc(sizeof *s);
     s->path = fr_strdup(path);
@@ -102,6 +118,8 @@ fr_status fr_store_open(const char *path, fr_store_mode mode, fr_store **out, fr
     if (status == FR_OK && mode == FR_STORE_WRITE)
         status = run_sql(s, "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;", "set up the journal", err);
     if (status == FR_OK && mode == FR_STORE_WRITE) status = create_schema(s, err);
+    if (status == FR_OK && mode == FR_STORE_WRITE) status = check_columns(s, "runs", 9, err);
+    if (status == FR_OK && mode == FR_STORE_WRITE) status = check_columns(s, "cells", 6, err);
     if (status != FR_OK) {
         fr_store_close(s);
         return status;
@@ -316,7 +334,12 @@ bool fr_store_has_cell(fr_store *s, const char *key) {
 fr_status fr_store_query(fr_store *s, const char *sql, const char *bind, fr_store_row row, void *context,
                          fr_error *err) {
     sqlite3_stmt *q = NULL;
-    if (sqlite3_prepare_v2(s->db, sql, -1, &q, NULL) != SQLITE_OK) return fail(s, err, "query");
+    const char *rest = NULL;
+    if (sqlite3_prepare_v2(s->db, sql, -1, &q, &rest) != SQLITE_OK) return fail(s, err, "query");
+    if (!q || !sqlite3_stmt_readonly(q) || rest[strspn(rest, " \t\r\n;")]) {
+        sqlite3_finalize(q);
+        return fr_fail(err, FR_BAD_INPUT, "%s: expected one query that only reads", s->path);
+    }
     if (bind) bind_text(q, 1, bind);
     int columns = sqlite3_column_count(q), rc;
     const char **values = fr_alloc((size_t)columns * sizeof *values),
@@ -367,4 +390,90 @@ static bool csv_row(void *context, int columns, const char *const *values, const
 fr_status fr_store_csv(fr_store *s, const char *sql, fr_text *out, fr_error *err) {
     csv c = {out, false};
     return fr_store_query(s, sql, NULL, csv_row, &c, err);
+}
+
+/* ---- spans back from the file ------------------------------------------------------------------------------------ */
+
+static fr_status load_lanes(fr_store *s, int64_t run, fr_plan **plan, fr_error *err) {
+    sqlite3_stmt *q = NULL;
+    if (sqlite3_prepare_v2(s->db,
+                           "SELECT max(rank), min(rank), count(DISTINCT rank || ' ' || lane) FROM spans WHERE run=?",
+                           -1, &q, NULL) != SQLITE_OK)
+        return fail(s, err, "read spans");
+    sqlite3_bind_int64(q, 1, run);
+    bool any = sqlite3_step(q) == SQLITE_ROW && sqlite3_column_type(q, 0) != SQLITE_NULL;
+    int64_t ranks = any ? sqlite3_column_int64(q, 0) + 1 : 0, lowest = any ? sqlite3_column_int64(q, 1) : 0;
+    int64_t lanes = any ? sqlite3_column_int64(q, 2) : 0;
+    sqlite3_finalize(q);
+    if (!any) return fr_fail(err, FR_BAD_INPUT, "%s: run %" PRId64 " has no spans stored", s->path, run);
+    if (lowest < 0 || ranks > INT16_MAX || lanes >= UINT16_MAX)
+        return fr_fail(err, FR_BAD_INPUT, "%s: run %" PRId64 " has damaged spans", s->path, run);
+    if (sqlite3_prepare_v2(s->db, "SELECT DISTINCT rank, lane FROM spans WHERE run=? ORDER BY rank, lane", -1, &q,
+                           NULL) != SQLITE_OK)
+        return fail(s, err, "read spans");
+    sqlite3_bind_int64(q, 1, run);
+    *plan = fr_plan_new((int)ranks, (int)ranks);
+    while (sqlite3_step(q) == SQLITE_ROW) {
+        const char *name = (const char *)sqlite3_column_text(q, 1);
+        fr_plan_lane(*plan, sqlite3_column_int(q, 0), FR_LANE_COMPUTE, name ? name : "", false);
+    }
+    sqlite3_finalize(q);
+    return FR_OK;
+}
+
+static bool find_lane(const fr_plan *p, int rank, const char *name, uint16_t *lane) {
+    for (uint32_t l = 0; l < p->lanes_count; l++)
+        if (p->lanes[l].rank == rank && strcmp(p->lanes[l].name, name) == 0) {
+            *lane = (uint16_t)l;
+            return true;
+        }
+    return false;
+}
+
+static bool load_span(sqlite3_stmt *q, const fr_plan *p, fr_span *span) {
+    const char *op = (const char *)sqlite3_column_text(q, 0), *lane = (const char *)sqlite3_column_text(q, 1);
+    const char *cause = (const char *)sqlite3_column_text(q, 7), *from = (const char *)sqlite3_column_text(q, 8);
+    *span = (fr_span){.ready = sqlite3_column_int64(q, 2),
+                      .start = sqlite3_column_int64(q, 3),
+                      .end = sqlite3_column_int64(q, 4),
+                      .bytes = sqlite3_column_double(q, 5),
+                      .flops = sqlite3_column_double(q, 6)};
+    if (!op || !lane || !fr_op_id_parse(op, &span->id) || (cause && !fr_op_id_parse(cause, &span->cause))) return false;
+    span->kind = (uint8_t)(span->id >> 18 & 0x3f);
+    span->rank = (int16_t)sqlite3_column_int(q, 9);
+    for (int k = 0; k < FR_FROM_KINDS && from; k++)
+        if (strcmp(from, fr_provenance_name((fr_provenance)k)) == 0) span->provenance = (uint8_t)k;
+    return find_lane(p, span->rank, lane, &span->lane);
+}
+
+fr_status fr_store_load_spans(fr_store *s, int64_t run, fr_plan **plan, fr_timeline *t, fr_error *err) {
+    *plan = NULL;
+    *t = (fr_timeline){0};
+    FR_TRY(load_lanes(s, run, plan, err));
+    sqlite3_stmt *q = NULL;
+    fr_status status = FR_OK;
+    int rc = SQLITE_DONE;
+    if (sqlite3_prepare_v2(
+            s->db,
+            "SELECT op, lane, ready_ns, start_ns, end_ns, bytes, flops, cause, provenance, rank FROM spans "
+            "WHERE run=? ORDER BY start_ns, rowid",
+            -1, &q, NULL) != SQLITE_OK)
+        status = fail(s, err, "read spans");
+    else
+        sqlite3_bind_int64(q, 1, run);
+    while (status == FR_OK && (rc = sqlite3_step(q)) == SQLITE_ROW) {
+        fr_span span;
+        if (load_span(q, *plan, &span))
+            fr_timeline_add(t, &span);
+        else
+            status = fr_fail(err, FR_BAD_INPUT, "%s: run %" PRId64 " has damaged spans", s->path, run);
+    }
+    if (status == FR_OK && rc != SQLITE_DONE) status = fail(s, err, "read spans");
+    sqlite3_finalize(q);
+    if (status != FR_OK) {
+        fr_plan_free(*plan);
+        *plan = NULL;
+        fr_timeline_free(t);
+    }
+    return status;
 }

@@ -2,17 +2,28 @@
  * store: results in SQLite, in transactions, so that nothing is lost or half-written when a process is killed at any
  * point (WAL journal).
  *
- * Schema (version 1; table info(key, value) holds 'schema' and 'program'):
+ * Schema (version 1). All times are ns on the executor's clock, ids of ops are structural (engine/plan.h).
  *
- *   runs      id, kind ('simulate' | 'run'), created (UTC), version, cost_hash, cost_source, config (JSON: everything
- * needed to repeat it), seed, result (JSON), then the columns of engine/columns.h forwards  run, forward, unit,
- * release_ns, start_ns, end_ns, last_rank, compute_ns, exposed_comm_ns, wait_ns, bubble_ns, idle_ns, hidden_comm_ns,
+ *   info      key, value: 'schema' and 'program'
+ *
+ *   runs      id, kind ('simulate' | 'run'), created (UTC), version, cost_hash, cost_source,
+ *             config (JSON: everything needed to repeat it), seed, result (JSON),
+ *             then the columns of engine/columns.h
+ *
+ *   forwards  run, forward, unit, release_ns, start_ns, end_ns, last_rank,
+ *             compute_ns, exposed_comm_ns, wait_ns, bubble_ns, idle_ns, hidden_comm_ns,
  *             tokens, cached, flops, low_ns, high_ns
- *   spans     run, op (structural id, text), forward, rank, lane, layer, kind, micro, sub, ready_ns, start_ns, end_ns,
- * bytes, flops, cause (op), provenance requests  run, id, arrival_ns, start_ns, answer_ns, ttft_ns, tokens, cached,
- * queue, source cells     key (hash of config, program version and cost tables; primary key), cell (number in its
- * grid), status ('done' | 'unfit' | 'refused' | 'failed'), reason, config (JSON), result (JSON), then the columns of
- * engine/columns.h
+ *
+ *   spans     run, op, forward, rank, lane, layer (null outside layers), kind, micro, sub,
+ *             ready_ns, start_ns, end_ns, bytes, flops, cause (op), provenance
+ *
+ *   requests  run, id, arrival_ns, start_ns, answer_ns, ttft_ns, tokens, cached, queue, source
+ *
+ *   cells     key (hash of config, program version and cost tables; primary key), cell (number in its grid),
+ *             status ('done' | 'unfit' | 'refused' | 'failed'), reason, config (JSON), result (JSON),
+ *             then the columns of engine/columns.h
+ *
+ * One writer at a time: others wait up to 20 s for it. Readers never wait.
  */
 #ifndef FR_STORE_H
 #define FR_STORE_H
@@ -27,7 +38,7 @@ typedef struct fr_store fr_store;
 
 typedef enum { FR_STORE_READ, FR_STORE_WRITE } fr_store_mode; /* write creates the file where there is none */
 
-/* FR_BAD_INPUT where the file is no database of ours or has a newer schema. */
+/* FR_BAD_INPUT where the file is no database of ours, has a newer schema or, for writing, other result columns. */
 fr_status fr_store_open(const char *path, fr_store_mode mode, fr_store **out, fr_error *err);
 void fr_store_close(fr_store *s);
 
@@ -44,6 +55,12 @@ fr_status fr_store_add_requests(fr_store *s, int64_t run, const fr_request_recor
                                 fr_error *err);
 fr_status fr_store_add_spans(fr_store *s, int64_t run, const fr_plan *plan, const fr_timeline *t, fr_error *err);
 
+/*
+ * The spans of a run as they were stored, with a plan that names their lanes and holds nothing else (ranks, lanes in
+ * order of rank and name): what the trace and critical-path writers take. FR_BAD_INPUT when the run has no spans.
+ */
+fr_status fr_store_load_spans(fr_store *s, int64_t run, fr_plan **plan, fr_timeline *t, fr_error *err);
+
 /* A sweep's cell. `values` NULL (refused cells): columns stay null. A key that is there already is left as it is. */
 typedef struct {
     char key[20];
@@ -55,13 +72,13 @@ fr_status fr_store_add_cell(fr_store *s, const fr_cell *cell, fr_error *err);
 bool fr_store_has_cell(fr_store *s, const char *key);
 
 /*
- * Runs a read-only query and hands each row over as texts (NULL = null); a false return stops. For reports, figures and
- * exports; `bind` (NULL = none) is bound to ?1 as text.
+ * Runs one read-only statement (FR_BAD_INPUT for anything else) and hands each row over as texts (NULL = null); a false
+ * return stops. For reports, figures and exports; `bind` (NULL = none) is bound to ?1 as text.
  */
 typedef bool (*fr_store_row)(void *context, int columns, const char *const *values, const char *const *names);
 fr_status fr_store_query(fr_store *s, const char *sql, const char *bind, fr_store_row row, void *context,
                          fr_error *err);
-/* The query's rows as CSV with a heading line (RFC 4180 quoting). */
+/* The query's rows as CSV with a heading line (RFC 4180 quoting); nothing at all when there are no rows. */
 fr_status fr_store_csv(fr_store *s, const char *sql, fr_text *out, fr_error *err);
 
 #endif

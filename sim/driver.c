@@ -195,6 +195,9 @@ static void on_finished(void *context, fr_fragment *f, const fr_forward_record *
         *fl = d->flights[--d->flights_count];
     }
     fr_fragment_free(f);
+    /* Requests that the prefix router held back for want of room are dispatched by fr_sched_done, to any queue. */
+    if (d->sched && d->setup->experiment.route == FR_ROUTE_PREFIX)
+        for (int u = 0; u < d->units; u++) feed_queues(d, u, r.end);
     d->forwards_done++;
     d->tokens += r.tokens;
     d->cached += r.cached;

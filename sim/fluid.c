@@ -4,16 +4,22 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* A flow in a resource's list, and a resource in a flow's: each knows where the other keeps it, so that leaving is
+ * O(1). */
 typedef struct {
-    uint32_t flow, weight;
+    uint32_t flow, use;
     int64_t amount;
 } member;
+typedef struct {
+    uint32_t resource, at;
+    int64_t amount;
+} use;
 
 typedef struct {
     int64_t capacity;
     int64_t demand[FR_FLUID_LEVELS]; /* sum of amounts at full rate */
     struct {
-        member *m; /* by flow number: sums in one order whatever the history */
+        member *m; /* in no order: sums over it must not depend on one */
         uint32_t n, cap;
     } list[FR_FLUID_LEVELS];
 } resource;
@@ -29,13 +35,15 @@ typedef struct {
 typedef struct {
     double rate, cap, remaining; /* remaining: at `last` */
     int64_t last, finish;
-    fr_fluid_usage *usages;
-    uint32_t count, usages_cap;
+    use *uses; /* = few, or many */
+    uint32_t count, many_cap;
     uint32_t weight, group, victim;
     uint32_t next, previous; /* other victims of the group, id + 1 */
     uint64_t stamp;
     uint8_t level;
     bool active, rising;
+    use few[4];
+    use *many;
 } flow;
 
 typedef struct {
@@ -104,7 +112,7 @@ fr_fluid *fr_fluid_new(const fr_fluid_options *o) {
 
 void fr_fluid_free(fr_fluid *f) {
     if (!f) return;
-    for (uint32_t i = 0; i < f->flows_count; i++) free(f->flows[i].usages);
+    for (uint32_t i = 0; i < f->flows_count; i++) free(f->flows[i].many);
     for (uint32_t r = 0; r < f->resources_count; r++)
         for (int l = 0; l < FR_FLUID_LEVELS; l++) free(f->resources[r].list[l].m);
     list *all[] = {&f->seeds,   &f->marked[0], &f->marked[1],     &f->dirty_groups,
@@ -125,28 +133,33 @@ static inline void mark(fr_fluid *f, uint32_t r, unsigned level) {
     add(&f->marked[level], r);
 }
 
-static inline void enter(resource *r, unsigned level, member m) {
-    if (r->list[level].n == r->list[level].cap) FR_GROW(r->list[level].m, r->list[level].cap, r->list[level].n + 1);
-    uint32_t at = r->list[level].n++;
-    member *v = r->list[level].m;
-    for (; at > 0 && v[at - 1].flow > m.flow; at--) v[at] = v[at - 1];
-    v[at] = m;
+static inline void enter(fr_fluid *f, uint32_t id, uint32_t number) {
+    flow *w = &f->flows[id];
+    use *u = &w->uses[number];
+    resource *r = &f->resources[u->resource];
+    if (r->list[w->level].n == r->list[w->level].cap)
+        FR_GROW(r->list[w->level].m, r->list[w->level].cap, r->list[w->level].n + 1);
+    u->at = r->list[w->level].n++;
+    r->list[w->level].m[u->at] = (member){id, number, u->amount};
+    r->demand[w->level] += u->amount;
 }
 
-static inline void leave(resource *r, unsigned level, uint32_t id) {
-    member *v = r->list[level].m;
-    uint32_t at = 0;
-    while (v[at].flow != id) at++;
-    r->list[level].n--;
-    for (; at < r->list[level].n; at++) v[at] = v[at + 1];
+static inline void leave(fr_fluid *f, const flow *w, const use *u) {
+    resource *r = &f->resources[u->resource];
+    r->demand[w->level] -= u->amount;
+    member moved = r->list[w->level].m[--r->list[w->level].n];
+    r->list[w->level].m[u->at] = moved;
+    f->flows[moved.flow].uses[moved.use].at = u->at;
 }
 
 static inline int64_t finish_at(int64_t now, double remaining, double rate) {
     if (remaining <= 0) return now;
     if (rate <= 0) return INT64_MAX;
     /* Whole ns, rounded up; a millionth of a ns is rounding noise. Exact where rate is 1 and remaining whole. */
-    double ns = ceil(remaining / rate - 1e-6);
-    return ns < 9e18 - (double)now ? now + (int64_t)ns : INT64_MAX;
+    double ns = remaining / rate - 1e-6;
+    if (!(ns < 9e18 - (double)now)) return INT64_MAX;
+    int64_t down = (int64_t)ns;
+    return now + down + ((double)down < ns);
 }
 
 static inline double cap_of(const fr_fluid *f, const flow *w) {
@@ -180,14 +193,14 @@ int64_t fr_fluid_start(fr_fluid *f, uint32_t id, int64_t now, const fr_fluid_flo
     w->victim = o->victim;
     w->count = 0;
     w->stamp = 0;
-    if (o->count > w->usages_cap) FR_GROW(w->usages, w->usages_cap, o->count);
+    if (o->count > 4) FR_GROW(w->many, w->many_cap, o->count);
+    w->uses = o->count > 4 ? w->many : w->few;
     bool contended = false;
     for (uint32_t i = 0; i < o->count; i++) {
         if (o->usages[i].amount <= 0) continue;
-        w->usages[w->count++] = o->usages[i];
-        resource *r = &f->resources[o->usages[i].resource];
-        r->demand[w->level] += o->usages[i].amount;
-        enter(r, w->level, (member){id, w->weight, o->usages[i].amount});
+        w->uses[w->count] = (use){o->usages[i].resource, 0, o->usages[i].amount};
+        enter(f, id, w->count++);
+        const resource *r = &f->resources[o->usages[i].resource];
         contended |= over(r, w->level);
         if (w->level == 0 && r->list[1].n && over(r, 1)) mark(f, o->usages[i].resource, 1);
     }
@@ -205,12 +218,11 @@ void fr_fluid_end(fr_fluid *f, uint32_t id) {
     if (!w->active) return;
     w->active = false;
     for (uint32_t i = 0; i < w->count; i++) {
-        uint32_t at = w->usages[i].resource;
-        resource *r = &f->resources[at];
+        uint32_t at = w->uses[i].resource;
+        const resource *r = &f->resources[at];
         if (over(r, w->level)) mark(f, at, w->level);
         if (w->level == 0 && r->list[1].n && over(r, 1)) mark(f, at, 1);
-        r->demand[w->level] -= w->usages[i].amount;
-        leave(r, w->level, id);
+        leave(f, w, &w->uses[i]);
     }
     if (w->group != FR_FLUID_NO_GROUP) leave_group(f, id);
 }
@@ -240,8 +252,8 @@ static void set_rate(fr_fluid *f, uint32_t id, int64_t now, double rate) {
     add(&f->changed, id);
     if (w->level == 0)
         for (uint32_t i = 0; i < w->count; i++) {
-            resource *r = &f->resources[w->usages[i].resource];
-            if (r->list[1].n && over(r, 1)) mark(f, w->usages[i].resource, 1);
+            resource *r = &f->resources[w->uses[i].resource];
+            if (r->list[1].n && over(r, 1)) mark(f, w->uses[i].resource, 1);
         }
 }
 
@@ -271,7 +283,7 @@ static void collect(fr_fluid *f, uint32_t id) {
     for (uint32_t done = 0; done < f->part.n; done++) {
         flow *w = &f->flows[f->part.v[done]];
         for (uint32_t i = 0; i < w->count; i++) {
-            uint32_t at = w->usages[i].resource;
+            uint32_t at = w->uses[i].resource;
             resource *r = &f->resources[at];
             if (f->areas[at].stamp == f->epoch || !over(r, level)) continue;
             f->areas[at].stamp = f->epoch;
@@ -286,23 +298,23 @@ static void collect(fr_fluid *f, uint32_t id) {
     }
 }
 
-/* What a resource has for flows of this level. */
+/* What a resource has for flows of this level; usage in whole units, so that the sum does not depend on the order. */
 static double left_for(const fr_fluid *f, const resource *r, unsigned level) {
-    double left = (double)r->capacity;
+    int64_t left = r->capacity;
     for (uint32_t k = 0; level && k < r->list[0].n; k++)
-        left -= (double)r->list[0].m[k].amount * f->flows[r->list[0].m[k].flow].rate;
-    return left > 0 ? left : 0;
+        left -= (int64_t)((double)r->list[0].m[k].amount * f->flows[r->list[0].m[k].flow].rate + 0.5);
+    return left > 0 ? (double)left : 0;
 }
 
 static void freeze(fr_fluid *f, flow *w, double rate, double *out, unsigned level) {
     w->rising = false;
     *out = rate;
     for (uint32_t i = 0; i < w->count; i++) {
-        work_area *a = &f->areas[w->usages[i].resource];
-        if (a->stamp != f->epoch || !over(&f->resources[w->usages[i].resource], level)) continue;
-        a->left -= (double)w->usages[i].amount * rate;
+        work_area *a = &f->areas[w->uses[i].resource];
+        if (a->stamp != f->epoch || !over(&f->resources[w->uses[i].resource], level)) continue;
+        a->left -= (double)w->uses[i].amount * rate;
         if (a->left < 0) a->left = 0;
-        a->weights -= w->usages[i].amount * (int64_t)w->weight;
+        a->weights -= w->uses[i].amount * (int64_t)w->weight;
     }
 }
 
@@ -315,7 +327,7 @@ static void fill(fr_fluid *f, int64_t now, unsigned level) {
         a->left = left_for(f, r, level);
         a->weights = 0;
         for (uint32_t i = 0; i < r->list[level].n; i++)
-            a->weights += r->list[level].m[i].amount * (int64_t)r->list[level].m[i].weight;
+            a->weights += r->list[level].m[i].amount * (int64_t)f->flows[r->list[level].m[i].flow].weight;
     }
     for (uint32_t i = 0; i < f->part.n; i++) f->flows[f->part.v[i]].rising = true;
     for (uint32_t rising = f->part.n; rising > 0;) {
@@ -337,9 +349,9 @@ static void fill(fr_fluid *f, int64_t now, unsigned level) {
             flow *w = &f->flows[f->part.v[i]];
             bool stop = false;
             for (uint32_t k = 0; w->rising && !stop && k < w->count; k++) {
-                const work_area *a = &f->areas[w->usages[k].resource];
+                const work_area *a = &f->areas[w->uses[k].resource];
                 stop = a->stamp == f->epoch && a->weights > 0 && a->left / (double)a->weights <= t &&
-                       over(&f->resources[w->usages[k].resource], level);
+                       over(&f->resources[w->uses[k].resource], level);
             }
             if (stop)
                 rates[i] = -1; /* frozen below, once all have been judged by the same state */
@@ -356,37 +368,37 @@ static void fill(fr_fluid *f, int64_t now, unsigned level) {
     if (rates != small) free(rates);
 }
 
-/* One flow on one over-subscribed resource that it has to itself on this level: the common case of a kernel beside
- * transfers. Same arithmetic as fill. */
-static void fill_one(fr_fluid *f, int64_t now, unsigned level) {
-    const flow *w = &f->flows[f->part.v[0]];
-    double t = INFINITY;
-    for (uint32_t k = 0; k < f->part_resources.n; k++) {
-        const resource *r = &f->resources[f->part_resources.v[k]];
-        int64_t weights = 0;
-        for (uint32_t i = 0; i < r->list[level].n; i++) weights += r->list[level].m[i].amount * (int64_t)w->weight;
-        t = fmin(t, left_for(f, r, level) / (double)weights);
-    }
-    double rate = t * w->weight;
-    set_rate(f, f->part.v[0], now, w->cap > rate ? rate : w->cap);
+/* The common case: one full resource, and no cap below the share that it gives. Same arithmetic as fill; false (and
+ * nothing done) when a cap binds. */
+static bool fill_simple(fr_fluid *f, int64_t now, unsigned level) {
+    const resource *r = &f->resources[f->part_resources.v[0]];
+    int64_t weights = 0;
+    for (uint32_t i = 0; i < r->list[level].n; i++)
+        weights += r->list[level].m[i].amount * (int64_t)f->flows[r->list[level].m[i].flow].weight;
+    double t = left_for(f, r, level) / (double)weights;
+    for (uint32_t i = 0; i < f->part.n; i++)
+        if (f->flows[f->part.v[i]].cap <= t * f->flows[f->part.v[i]].weight) return false;
+    for (uint32_t i = 0; i < f->part.n; i++) set_rate(f, f->part.v[i], now, t * f->flows[f->part.v[i]].weight);
+    return true;
 }
 
 static void visit(fr_fluid *f, uint32_t id, int64_t now) {
     flow *w = &f->flows[id];
     if (!w->active || w->stamp == f->epoch) return;
     unsigned level = w->level;
+    if (w->count == 1 && !over(&f->resources[w->uses[0].resource], level)) { /* no component at all */
+        w->stamp = f->epoch;
+        set_rate(f, id, now, w->cap);
+        return;
+    }
     collect(f, id);
     if (f->part_resources.n == 0) {
         set_rate(f, id, now, w->cap);
         return;
     }
     f->solves++;
-    if (f->part.n == 1) {
-        fill_one(f, now, level);
-        return;
-    }
+    if (f->part_resources.n == 1 && fill_simple(f, now, level)) return;
     sort(&f->part);
-    sort(&f->part_resources);
     fill(f, now, level);
 }
 

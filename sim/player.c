@@ -188,8 +188,7 @@ static void make_calls(fr_player *p) {
 static void settle(fr_player *p) {
     for (;;) {
         fr_play_drain(p);
-        const fr_heap_entry *top = fr_heap_top(&p->heap);
-        if (top && top->time == p->now) return; /* not over yet: something without work has just met */
+        if (fr_heap_top(&p->heap).time == p->now) return; /* not over yet: something without work has just met */
         if (p->choosers_n && fr_play_choose(p)) continue;
         if (p->calls_n) {
             make_calls(p);
@@ -200,8 +199,7 @@ static void settle(fr_player *p) {
     if (!p->fluid || !fr_fluid_touched(p->fluid)) return;
     const uint32_t *changed;
     uint32_t n = fr_fluid_settle(p->fluid, p->now, &changed);
-    for (uint32_t i = 0; i < n; i++)
-        fr_heap_set(&p->heap, changed[i], fr_fluid_finish(p->fluid, changed[i]), changed[i]);
+    for (uint32_t i = 0; i < n; i++) fr_heap_set(&p->heap, changed[i], fr_fluid_finish(p->fluid, changed[i]));
 }
 
 static void describe_lane(const fr_player *p, const fr_play_lane *l, fr_text *out) {
@@ -246,15 +244,14 @@ static fr_status deadlock(const fr_player *p, fr_error *err) {
 
 fr_status fr_player_run(fr_player *p, int64_t until, int64_t *next, fr_error *err) {
     for (;;) {
-        const fr_heap_entry *top = fr_heap_top(&p->heap);
-        if (top && top->time == p->now) {
-            fr_play_ended(p, top->id);
+        fr_heap_entry top = fr_heap_top(&p->heap);
+        if (top.time == p->now) {
+            fr_play_ended(p, top.id);
             continue;
         }
         settle(p);
         if (p->broken.status != FR_OK) return fr_fail(err, p->broken.status, "%s", p->broken.text);
-        top = fr_heap_top(&p->heap);
-        int64_t time = top ? top->time : INT64_MAX;
+        int64_t time = fr_heap_top(&p->heap).time;
         if (p->later_n && p->later[0].time < time) time = p->later[0].time;
         *next = time;
         if (time == INT64_MAX && p->open_runs > 0) return deadlock(p, err);

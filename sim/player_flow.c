@@ -25,6 +25,19 @@ static uint32_t host_resource(const fr_player *p, int rank) {
     return (uint32_t)p->plan->ranks * PER_RANK + host_of(p, rank);
 }
 
+/* Room for the op's usages is there (make_room). Machines lack some resources: capacity 0. Alone an op runs in its own
+ * time: rounding must not make it slow itself. */
+static inline void take(fr_player *p, uint32_t resource, int64_t amount) {
+    int64_t capacity = p->capacities[resource];
+    p->usages[p->usages_n] = (fr_fluid_usage){resource, amount < capacity ? amount : capacity};
+    p->usages_n += p->usages[p->usages_n].amount > 0;
+}
+
+enum { MOST_USAGES = 6 }; /* of one op or member */
+static void make_room(fr_player *p, uint32_t members) {
+    FR_GROW(p->usages, p->usages_cap, (members + 1) * MOST_USAGES);
+}
+
 /* Copy engines can bind only where more copies can run at once than there are engines: lanes serialise. */
 static void count_engines(fr_player *p) {
     p->engines_bind = fr_alloc((size_t)p->plan->ranks * sizeof *p->engines_bind);
@@ -55,6 +68,7 @@ void fr_play_flows_open(fr_player *p) {
         for (uint32_t i = ranks * PER_RANK; i < resources; i++) p->capacities[i] = whole(c->host);
         count_engines(p);
     }
+    make_room(p, 1);
     double slowdown[FR_CLASS_COUNT][FR_AGGRESSORS] = {0};
     const fr_op_class victims[] = {FR_CLASS_GEMM, FR_CLASS_ATTENTION, FR_CLASS_GROUPED};
     for (size_t v = 0; o->interference && v < sizeof victims / sizeof *victims; v++)
@@ -101,15 +115,7 @@ void fr_play_prices(fr_player *p, fr_run *run) {
     }
 }
 
-static void take(fr_player *p, uint32_t resource, int64_t amount) {
-    int64_t capacity = p->capacities[resource];
-    if (capacity <= 0 || amount <= 0) return;
-    if (p->usages_n == p->usages_cap) FR_GROW(p->usages, p->usages_cap, p->usages_n + 1);
-    /* Alone an op runs in its own time: rounding must not make it slow itself. */
-    p->usages[p->usages_n++] = (fr_fluid_usage){resource, amount < capacity ? amount : capacity};
-}
-
-static uint32_t at(int rank, int what) {
+static inline uint32_t at(int rank, int what) {
     return (uint32_t)rank * PER_RANK + (uint32_t)what;
 }
 
@@ -151,7 +157,7 @@ static void take_member(fr_player *p, const fr_play_lane *l, int64_t work) {
     if (op->kind != FR_OP_SEND) take(p, at(l->rank, far ? NET_IN : LINK_IN), link);
 }
 
-static uint8_t aggressor_of(const fr_player *p, const fr_play_lane *l) {
+static inline uint8_t aggressor_of(const fr_player *p, const fr_play_lane *l) {
     const fr_op *op = l->op;
     if (!p->o.interference || l->compute) return 0;
     switch (p->class_of[op->kind]) {
@@ -183,6 +189,7 @@ int64_t fr_play_flow_start(fr_player *p, fr_play_lane *l, int64_t work, bool gro
     bool transfer = class == FR_CLASS_COPY || class == FR_CLASS_COLLECTIVE;
     p->usages_n = 0;
     if (group) {
+        make_room(p, (uint32_t)p->plan->groups[op->group].count);
         for (uint32_t m = l->index; m != FR_NONE; m = p->lanes[m].mate) {
             fr_play_lane *member = &p->lanes[m];
             if (p->o.sharing) take_member(p, member, work);

@@ -224,7 +224,7 @@ static int64_t run_ahead(fr_player *p, fr_play_lane *l, int64_t end) {
 }
 
 static void due(fr_player *p, fr_play_lane *l, int64_t end) {
-    fr_heap_set(&p->heap, l->index, end, l->index);
+    fr_heap_set(&p->heap, l->index, end);
     if (p->popped == l->index) p->popped = FR_NONE;
 }
 
@@ -233,6 +233,11 @@ static void complete(fr_player *p, fr_play_lane *l);
 /* Starts the op of l; true when it has ended at once. */
 static inline bool begin(fr_player *p, fr_play_lane *l) {
     uint8_t class = p->class_of[l->op->kind];
+    const fr_fragment *f = l->run->f;
+    if (l->op->next != FR_NONE) { /* it is wanted when this one ends */
+        __builtin_prefetch(&f->ops[l->op->next]);
+        __builtin_prefetch(&f->refs[l->op->refs + 4]);
+    }
     open_accounts(p, l, class >= FR_CLASS_COLLECTIVE);
     const fr_price *price = &l->run->prices[l->op->shape];
     int64_t end = p->now + price->ns;

@@ -195,7 +195,7 @@ static void check_laws(const fr_fluid *f, const tracked *t, const int64_t *capac
 static uint64_t scenario(uint64_t seed, bool everything, bool laws) {
     uint64_t x = seed * 2654435761u + 88172645463325252ull, hash = FR_HASH_SEED;
     int64_t capacity[RESOURCES], now = 0;
-    for (int r = 0; r < RESOURCES; r++) capacity[r] = 100 + (int64_t)(next_random(&x) % 300);
+    for (int r = 0; r < RESOURCES; r++) capacity[r] = 100000000000 + (int64_t)(next_random(&x) % 300000000000);
     fr_fluid *f = fr_fluid_new(
         &(fr_fluid_options){.flows = FLOWS, .resources = RESOURCES, .capacity = capacity, .everything = everything});
     tracked t[FLOWS];
@@ -224,8 +224,8 @@ static uint64_t scenario(uint64_t seed, bool everything, bool laws) {
                                          .group = FR_FLUID_NO_GROUP,
                                          .count = (uint32_t)(next_random(&x) % 5)};
             for (uint32_t k = 0; k < t[id].flow.count; k++)
-                t[id].usages[k] =
-                    (fr_fluid_usage){(uint32_t)(next_random(&x) % RESOURCES), 1 + (int64_t)(next_random(&x) % 150)};
+                t[id].usages[k] = (fr_fluid_usage){(uint32_t)(next_random(&x) % RESOURCES),
+                                                   1 + (int64_t)(next_random(&x) % 150000000000)};
             t[id].flow.usages = t[id].usages;
             fr_fluid_start(f, id, now, &t[id].flow);
         }

@@ -92,6 +92,20 @@ static void ids_name_ops(void **state) {
     op->sub = 1023;
     fr_op_id_text(fr_op_id(p, f, op), text);
     assert_string_equal(text, "f12.r3.l-.embed.m255.s1023");
+    uint64_t id = 0;
+    assert_true(fr_op_id_parse(text, &id) && id == fr_op_id(p, f, op));
+    assert_true(fr_op_id_parse("f12.r3.l17.pull.m0.s5", &id) && id == fr_op_id(p, f, &f->ops[0]));
+    const char *const bad[] = {"",
+                               "f12",
+                               "f12.r3.l17.pull.m0.s5 ",
+                               "f012.r3.l17.pull.m0.s5",
+                               "f1.r3.l17.no.m0.s5",
+                               "f1.r3.l1023.pull.m0.s5",
+                               "f1.r3.l17.pull.m256.s5",
+                               "f1.r-3.l17.pull.m0.s5",
+                               "f9999999.r3.l17.pull.m0.s5",
+                               "f1.r3.l-7.pull.m0.s5"};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) assert_false(fr_op_id_parse(bad[i], &id));
     fr_op_id_text(UINT64_MAX, text); /* the longest text fits */
     assert_true(strlen(text) < 48);
     fr_fragment_free(f);
