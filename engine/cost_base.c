@@ -142,13 +142,14 @@ static void attention_blocks(double q, double p, double w, double *blocks, doubl
  * one unit. bf16 unless the table measured FP8 attention. */
 static void attention(const fr_ceilings *c, const fr_shape *s, const fr_pair *pairs, fr_base *out) {
     double width = s->head_dim + (s->v_head_dim ? s->v_head_dim : s->head_dim), heads = s->n, kv_heads = s->k;
-    double work = 0, longest = 0, useful = 0, queries = 0, keys = 0;
+    double work = 0, longest = 0, useful = 0, queries = 0, keys = 0, tiles = 0;
     for (uint32_t i = 0; i < s->vector_count; i++) {
         fr_pair v = pairs[s->vector + i];
         if (v.queries <= 0) continue;
         double blocks, tile, pairs_seen;
         attention_blocks(v.queries, v.prefix, s->window, &blocks, &tile, &pairs_seen);
         work += blocks + ATTN_TILE_EXTRA * ceil_div(v.queries, ATTN_Q);
+        tiles += ceil_div(v.queries, ATTN_Q);
         longest = max2(longest, tile + ATTN_TILE_EXTRA);
         useful += pairs_seen;
         queries += v.queries;
@@ -161,6 +162,7 @@ static void attention(const fr_ceilings *c, const fr_shape *s, const fr_pair *pa
     double units = work * heads / c->sms;
     double compute = block * (max2(units, longest) + ATTN_TAIL * longest) * c->sms / peak;
     out->ns = c->floor_ns + 1e9 * max2(compute, bytes / c->hbm);
+    out->feature = log(work / tiles);
     out->bound = 1e9 * max2(2 * heads * width * useful / peak, bytes / c->hbm);
     out->hbm_bytes = bytes;
 }

@@ -8,9 +8,10 @@
 #include "engine/cost_table.h"
 
 typedef struct {
-    double ns;    /* structural time, monotone in every extent of the shape; 0 for the empty shape */
-    double bound; /* no GPU with these ceilings is faster: exact FLOPs or bytes over the datasheet rate */
-    double extra; /* ns that a stated law adds beside ns, outside the curve (hops beyond two ranks, network) */
+    double ns;      /* structural time, monotone in every extent of the shape; 0 for the empty shape */
+    double bound;   /* no GPU with these ceilings is faster: exact FLOPs or bytes over the datasheet rate */
+    double extra;   /* ns that a stated law adds beside ns, outside the curve (hops beyond two ranks, network) */
+    double feature; /* log of what tells shapes of equal ns apart: key blocks a query tile sees */
     double hbm_bytes, link_bytes;
 } fr_base;
 

@@ -1,6 +1,7 @@
 #include "engine/cost_family.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -116,10 +117,11 @@ static void add_sample(item_list *list, const fr_source *src, const fr_row *r, d
     it->key = key_of(&r->shape, r->ways, r->type == FR_ROW_GENERIC);
     fr_provenance p = (fr_provenance)r->provenance;
     if (!same_regime && p < FR_FROM_INTERPOLATED) p = FR_FROM_INTERPOLATED;
-    if (p < src->cap) p = src->cap;
+    if (src->cap == FR_FROM_TRANSFERRED) p = FR_FROM_TRANSFERRED; /* said of another GPU, whatever it was there */
     double t = r->ns * scale;
     it->sample = (fr_sample){.row = r,
                              .b = base.ns,
+                             .feature = base.feature,
                              .t = t,
                              .low = (r->p10 > 0 ? r->p10 : r->ns) * scale,
                              .high = (r->p90 > 0 ? r->p90 : r->ns) * scale,
@@ -134,15 +136,15 @@ static int by_key(const void *a, const void *b) {
 /* One family from items[0..count), all of one key: measured rows outrank seeded ones. */
 static void add_family(fr_family_set *set, const item *items, uint32_t count) {
     bool measured = false;
-    for (uint32_t i = 0; i < count; i++) measured |= items[i].sample.provenance < FR_FROM_SEEDED;
+    for (uint32_t i = 0; i < count; i++) measured |= items[i].sample.row->provenance < FR_FROM_SEEDED;
     fr_sample *samples = fr_alloc(count * sizeof *samples);
     int n = 0;
     for (uint32_t i = 0; i < count; i++)
-        if (!measured || items[i].sample.provenance < FR_FROM_SEEDED) samples[n++] = items[i].sample;
+        if (!measured || items[i].sample.row->provenance < FR_FROM_SEEDED) samples[n++] = items[i].sample;
     fr_family *f = &set->families[set->count++];
     f->key = items[0].key;
     f->rows = n;
-    fr_curve_fit(&f->curve, samples, n);
+    fr_curve_fit(&f->curve, samples, n, f->key.class == FR_CLASS_ATTENTION);
     set->rows += n;
     free(samples);
 }
@@ -261,9 +263,9 @@ typedef struct {
     int families;
 } blend;
 
-static void blend_add(blend *b, const fr_family *f, double log_b, double d, double weight) {
+static void blend_add(blend *b, const fr_family *f, double log_b, double feature, double d, double weight) {
     fr_curve_value v;
-    fr_curve_eval(&f->curve, log_b, &v);
+    fr_curve_eval(&f->curve, log_b, feature, &v);
     b->weight += weight;
     b->y += weight * v.y;
     b->yy += weight * v.y * v.y;
@@ -281,7 +283,8 @@ static void blend_add(blend *b, const fr_family *f, double log_b, double d, doub
     }
 }
 
-static bool blend_families(const fr_family_set *set, const fr_family_key *want, double log_b, blend *out) {
+static bool blend_families(const fr_family_set *set, const fr_family_key *want, const fr_base *base, blend *out) {
+    double log_b = log(base->ns), feature = base->feature;
     int first = set->first[want->class], end = set->end[want->class];
     bool single = want->class != FR_CLASS_GEMM && want->class != FR_CLASS_GROUPED && want->class != FR_CLASS_ATTENTION;
     bool same_precision = false;
@@ -301,14 +304,14 @@ static bool blend_families(const fr_family_set *set, const fr_family_key *want, 
     if (!nearest) return false;
     out->other_precision = !same_precision;
     if (single || least <= 0) {
-        blend_add(out, nearest, log_b, least, 1);
+        blend_add(out, nearest, log_b, feature, least, 1);
         return true;
     }
     for (int i = first; i < end; i++) {
         const fr_family *f = &set->families[i];
         if (same_precision && f->key.precision != want->precision) continue;
         double d = distance(&f->key, want);
-        if (d >= 0) blend_add(out, f, log_b, d, (f->rows < 4 ? f->rows : 4) / (d * d));
+        if (d >= 0) blend_add(out, f, log_b, feature, d, (f->rows < 4 ? f->rows : 4) / (d * d));
     }
     return true;
 }
@@ -324,13 +327,43 @@ static double family_extra(const fr_ceilings *c, const fr_shape *s, const fr_fam
     return base.extra;
 }
 
+void fr_family_list(const fr_family_set *set, fr_text *out) {
+    for (int i = 0; i < set->count; i++) {
+        const fr_family *f = &set->families[i];
+        const fr_family_key *k = &f->key;
+        char name[96];
+        switch ((fr_op_class)k->class) {
+        case FR_CLASS_GEMM:
+        case FR_CLASS_GROUPED:
+            snprintf(name, sizeof name, "%s %s n=%d k=%d", k->class == FR_CLASS_GEMM ? "gemm" : "grouped",
+                     fr_precision_name((fr_precision)k->precision), (int)k->n, (int)k->k);
+            break;
+        case FR_CLASS_ATTENTION:
+            snprintf(name, sizeof name, "attention %s head_dim=%d/%d%s", fr_precision_name((fr_precision)k->precision),
+                     (int)k->n, (int)k->k, k->windowed ? " windowed" : "");
+            break;
+        case FR_CLASS_COLLECTIVE:
+            snprintf(name, sizeof name, "%s ranks=%d hosts=%d", fr_op_name((fr_op_kind)k->kind), k->ranks, k->hosts);
+            break;
+        default:
+            snprintf(name, sizeof name, "%s%s", k->kind == FR_OP_NONE ? "memory" : fr_op_name((fr_op_kind)k->kind),
+                     k->ways == 2 ? " both ways" : "");
+        }
+        const fr_curve *c = &f->curve;
+        int last = c->points - 1;
+        fr_text_add(out, "  %-34s %3d rows, ideal %.3g..%.3g us, reached %.3f..%.3f, error %.1f %%\n", name, f->rows,
+                    exp(c->x[0]) / 1e3, exp(c->x[last]) / 1e3, exp(c->x[0] - c->y[0]), exp(c->x[last] - c->y[last]),
+                    100 * c->error);
+    }
+}
+
 bool fr_family_estimate(const fr_family_set *set, const fr_ceilings *ceilings, const fr_shape *s, const fr_base *base,
                         uint8_t ways, fr_estimate *out) {
     fr_family_key want = key_of(s, ways, false), other;
     blend b;
     bool alias = false;
-    if (!blend_families(set, &want, log(base->ns), &b)) {
-        if (!stand_in(&want, &other) || !blend_families(set, &other, log(base->ns), &b)) return false;
+    if (!blend_families(set, &want, base, &b)) {
+        if (!stand_in(&want, &other) || !blend_families(set, &other, base, &b)) return false;
         alias = true;
     }
     double y = b.y / b.weight, variance = fmax(0, b.yy / b.weight - y * y);

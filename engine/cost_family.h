@@ -43,6 +43,9 @@ void fr_family_build(fr_family_set *set, const fr_source *sources, int count, fr
 int fr_family_rows(const fr_table *t, fr_op_class class); /* rows of a class that make curves */
 void fr_family_free(fr_family_set *set);
 
+/* One line a family: rows, range of ideal times, share of the ceiling reached at both ends, fit error. */
+void fr_family_list(const fr_family_set *set, fr_text *out);
+
 typedef struct {
     double ns, low, high; /* low and high from rows, fits and blends; floors for whole classes of provenance not yet */
     fr_provenance provenance;

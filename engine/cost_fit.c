@@ -40,6 +40,35 @@ static void add_point(fr_curve *c, double x, double y, const fr_sample *s, int c
     }
 }
 
+/* Featured families: the curve is only the trend, rows within an octave of b make one point (mean log b, mean log T/b);
+ * what sets them apart is left to the residuals. Returns how many samples are in trend[], sorted by b. */
+#define OCTAVE 0.7
+static int octaves(const fr_sample *s, int count, fr_sample *trend) {
+    int n = 0;
+    for (int i = 0; i < count;) {
+        int j = i;
+        double x = 0, y = 0;
+        fr_sample t = s[i];
+        for (; j < count && log(s[j].b / s[i].b) <= OCTAVE; j++) {
+            x += log(s[j].b);
+            y += log(s[j].t / s[j].b);
+            if (s[j].provenance > t.provenance) t.provenance = s[j].provenance;
+        }
+        t.b = exp(x / (j - i));
+        t.t = t.low = t.high = exp(x / (j - i) + y / (j - i));
+        double low = 0, high = 0; /* widest relative spread of the rows */
+        for (int k = i; k < j; k++) {
+            low = fmin(low, log(s[k].low / s[k].t));
+            high = fmax(high, log(s[k].high / s[k].t));
+        }
+        t.low *= exp(low);
+        t.high *= exp(high);
+        trend[n++] = t;
+        i = j;
+    }
+    return n;
+}
+
 /* Pool adjacent violators on log T over rows sorted by b; a pooled block becomes a flat piece over its range of b. */
 static void pool(fr_curve *c, const fr_sample *s, int count) {
     block *blocks = fr_alloc((size_t)count * sizeof *blocks);
@@ -73,7 +102,50 @@ static double without(const fr_curve *c, int i) {
     return c->y[i - 1] + f * (c->y[i + 1] - c->y[i - 1]);
 }
 
-void fr_curve_fit(fr_curve *c, fr_sample *samples, int count) {
+/*
+ * Deviation at (x, f) from rows other than `skip`: Shepard's inverse distances, power 4, against a prior of no
+ * deviation one unit of log (a factor of e) away.
+ */
+static double residual(const fr_curve *c, double x, double f, int skip, bool *same) {
+    double sum = 0, weight = 1, near = c->nearness * c->nearness;
+    *same = false;
+    for (int i = 0; i < c->residuals; i++) {
+        if (i == skip) continue;
+        double dx = x - c->rx[i], df = f - c->rf[i], d = dx * dx + df * df;
+        *same |= d <= SAME_X * SAME_X;
+        double w = 1 / ((d + near) * (d + near));
+        sum += w * c->rr[i];
+        weight += w;
+    }
+    return sum / weight;
+}
+
+/* Seeded rows come from several sources that contradict each other by 10 % for one shape: they are smoothed over half
+ * an octave, or the sum would not stay monotone. Measured rows repeat within a few percent. */
+#define NEAR_SEEDED   0.30
+#define NEAR_MEASURED 0.05
+
+static void fit_residuals(fr_curve *c, const fr_sample *s, int count) {
+    c->rx = fr_alloc((size_t)count * sizeof(double));
+    c->rf = fr_alloc((size_t)count * sizeof(double));
+    c->rr = fr_alloc((size_t)count * sizeof(double));
+    c->nearness = NEAR_MEASURED;
+    for (int i = 0; i < count; i++) {
+        fr_curve_value v;
+        fr_curve_eval(c, log(s[i].b), s[i].feature, &v);
+        c->rx[i] = log(s[i].b);
+        c->rf[i] = s[i].feature;
+        c->rr[i] = log(s[i].t) - v.y;
+        if (s[i].provenance >= FR_FROM_TRANSFERRED) c->nearness = NEAR_SEEDED;
+    }
+    c->residuals = count;
+    double sum = 0;
+    bool same;
+    for (int i = 0; i < count; i++) sum += pow(c->rr[i] - residual(c, c->rx[i], c->rf[i], i, &same), 2);
+    if (count >= 4) c->error = sqrt(sum / count);
+}
+
+void fr_curve_fit(fr_curve *c, fr_sample *samples, int count, bool featured) {
     qsort(samples, (size_t)count, sizeof *samples, by_b);
     size_t n = 2 * (size_t)count;
     *c = (fr_curve){.x = fr_alloc(n * sizeof(double)),
@@ -81,7 +153,13 @@ void fr_curve_fit(fr_curve *c, fr_sample *samples, int count) {
                     .low = fr_alloc(n * sizeof(double)),
                     .high = fr_alloc(n * sizeof(double)),
                     .provenance = fr_alloc(n)};
-    pool(c, samples, count);
+    if (featured) {
+        fr_sample *trend = fr_alloc((size_t)count * sizeof *trend);
+        pool(c, trend, octaves(samples, count, trend));
+        free(trend);
+    } else {
+        pool(c, samples, count);
+    }
     if (c->points >= 2) {
         c->spline = gsl_interp_alloc(c->points >= 3 ? gsl_interp_steffen : gsl_interp_linear, (size_t)c->points);
         if (c->spline) gsl_interp_init(c->spline, c->x, c->y, (size_t)c->points);
@@ -91,6 +169,7 @@ void fr_curve_fit(fr_curve *c, fr_sample *samples, int count) {
     } else {
         c->error = 0.10; /* one row says nothing of other sizes; a tenth is the usual fall-off seen over a decade */
     }
+    if (featured) fit_residuals(c, samples, count);
 }
 
 void fr_curve_free(fr_curve *c) {
@@ -100,10 +179,13 @@ void fr_curve_free(fr_curve *c) {
     free(c->low);
     free(c->high);
     free(c->provenance);
+    free(c->rx);
+    free(c->rf);
+    free(c->rr);
     *c = (fr_curve){0};
 }
 
-void fr_curve_eval(const fr_curve *c, double x, fr_curve_value *out) {
+static void eval_curve(const fr_curve *c, double x, fr_curve_value *out) {
     int last = c->points - 1, i = 0;
     *out = (fr_curve_value){0};
     if (x <= c->x[0] + SAME_X || x >= c->x[last] - SAME_X || !c->spline) {
@@ -125,4 +207,13 @@ void fr_curve_eval(const fr_curve *c, double x, fr_curve_value *out) {
     out->low = fmin(c->low[a], c->low[b]);
     out->high = fmax(c->high[a], c->high[b]);
     out->provenance = c->provenance[a] > c->provenance[b] ? c->provenance[a] : c->provenance[b];
+}
+
+void fr_curve_eval(const fr_curve *c, double x, double feature, fr_curve_value *out) {
+    eval_curve(c, x, out);
+    if (!c->residuals) return;
+    bool same;
+    out->y += residual(c, x, feature, -1, &same);
+    out->at_row = same;
+    if (same) out->inside = true;
 }

@@ -5,7 +5,9 @@
  * collective and ranks, ...) T is a non-decreasing function of b: isotonic regression (pool adjacent violators) through
  * the rows, then Steffen's monotone cubic (GSL) between them; beyond the ends T/b keeps its last value, which is
  * "extrapolated along the roofline". Between families: inverse-distance weights, constant in b, so the blend stays
- * monotone. Other ceilings (another GPU, a what-if) only change b.
+ * monotone. Where shapes of one family differ in more than b (attention: lengths), what
+ * the rows deviate from the curve is interpolated over (log b, feature) by inverse distance and fades beyond a factor
+ * of e. Other ceilings (another GPU, a what-if) only change b.
  */
 #ifndef FR_COST_FIT_H
 #define FR_COST_FIT_H
@@ -21,17 +23,21 @@ typedef struct {
     uint8_t *provenance; /* worst of the rows behind a point */
     gsl_interp *spline;  /* from three points on; linear with two */
     double error;        /* leave-one-out, rms of log T */
+    int residuals;       /* rows with a feature: where they lie and what they deviate by, in log; 0 = none */
+    double *rx, *rf, *rr;
+    double nearness; /* rows nearer than this share one residual */
 } fr_curve;
 
 /* One row to fit: how long it ideally takes, how long it took. */
 typedef struct {
     const fr_row *row;
     double b, t, low, high; /* ns */
+    double feature;         /* second coordinate, log; 0 for families that have none */
     uint8_t provenance;
 } fr_sample;
 
-/* Sorts samples[count] and fits; count >= 1. */
-void fr_curve_fit(fr_curve *c, fr_sample *samples, int count);
+/* Sorts samples[count] and fits; count >= 1. `featured`: use the second coordinate. */
+void fr_curve_fit(fr_curve *c, fr_sample *samples, int count, bool featured);
 void fr_curve_free(fr_curve *c);
 
 typedef struct {
@@ -42,6 +48,6 @@ typedef struct {
     double beyond; /* log distance past the end, 0 inside */
 } fr_curve_value;
 
-void fr_curve_eval(const fr_curve *c, double log_b, fr_curve_value *out);
+void fr_curve_eval(const fr_curve *c, double log_b, double feature, fr_curve_value *out);
 
 #endif

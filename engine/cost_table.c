@@ -313,70 +313,6 @@ static void row_fields(const fr_row *row, uint32_t *need, uint32_t *may) {
     }
 }
 
-static bool row_kind(const char *name, fr_row *row) {
-    static const struct {
-        const char *name;
-        fr_row_type type;
-        fr_op_kind kind;
-    } extra[] = {{"gemm", FR_ROW_GENERIC, FR_OP_GEMM_DENSE},
-                 {"grouped", FR_ROW_GENERIC, FR_OP_EXPERT_UP},
-                 {"memory", FR_ROW_GENERIC, FR_OP_NORM},
-                 {"kernel_floor", FR_ROW_FLOOR, FR_OP_NONE},
-                 {"slowdown", FR_ROW_SLOWDOWN, FR_OP_NONE}};
-    for (size_t i = 0; i < sizeof extra / sizeof *extra; i++)
-        if (strcmp(extra[i].name, name) == 0) {
-            row->type = (uint8_t)extra[i].type;
-            row->shape.kind = (uint8_t)extra[i].kind;
-            return true;
-        }
-    fr_op_kind kind = fr_op_by_name(name);
-    if (kind == FR_OP_KIND_COUNT || kind == FR_OP_NONE || kind == FR_OP_FENCE) return false;
-    row->type = FR_ROW_OP;
-    row->shape.kind = (uint8_t)kind;
-    return true;
-}
-
-const char *fr_row_name(const fr_row *r) {
-    if (r->type == FR_ROW_FLOOR) return "kernel_floor";
-    if (r->type == FR_ROW_SLOWDOWN) return "slowdown";
-    if (r->type == FR_ROW_OP) return fr_op_name((fr_op_kind)r->shape.kind);
-    switch (fr_op_class_of((fr_op_kind)r->shape.kind)) {
-    case FR_CLASS_GEMM:
-        return "gemm";
-    case FR_CLASS_GROUPED:
-        return "grouped";
-    default:
-        return "memory";
-    }
-}
-
-bool fr_row_same(const fr_table *ta, const fr_row *a, const fr_table *tb, const fr_row *b, bool with_regime) {
-    if (a->key != b->key || a->type != b->type || (with_regime && a->regime != b->regime)) return false;
-    if (a->type == FR_ROW_FLOOR) return true;
-    if (a->type == FR_ROW_SLOWDOWN) return a->victim == b->victim && a->aggressor == b->aggressor;
-    const fr_shape *x = &a->shape, *y = &b->shape;
-    if (x->kind != y->kind || x->precision != y->precision || x->m != y->m || x->n != y->n || x->k != y->k ||
-        x->bytes != y->bytes || x->ranks != y->ranks || x->hosts != y->hosts || x->transport != y->transport ||
-        x->head_dim != y->head_dim || x->v_head_dim != y->v_head_dim || x->window != y->window || a->ways != b->ways ||
-        x->vector_count != y->vector_count)
-        return false;
-    for (uint32_t i = 0; i < x->vector_count; i++) {
-        fr_pair p = ta->pairs[x->vector + i], q = tb->pairs[y->vector + i];
-        if (p.queries != q.queries || p.prefix != q.prefix) return false;
-    }
-    return true;
-}
-
-/* Over the same fields as fr_row_same, regime left out. */
-static uint64_t row_key(const fr_table *t, const fr_row *r) {
-    const fr_shape *s = &r->shape;
-    const int64_t fields[] = {r->type,      r->victim,   r->aggressor,  r->ways,   s->kind,        s->precision,
-                              s->m,         s->n,        s->k,          s->bytes,  s->ranks,       s->hosts,
-                              s->transport, s->head_dim, s->v_head_dim, s->window, s->vector_count};
-    uint64_t h = fr_hash(fields, sizeof fields, FR_HASH_SEED);
-    return s->vector_count ? fr_hash(t->pairs + s->vector, s->vector_count * sizeof *t->pairs, h) : h;
-}
-
 static fr_status check_row(const reader *r, fr_row *row, uint32_t seen) {
     uint32_t need, may;
     row_fields(row, &need, &may);
@@ -396,7 +332,7 @@ static fr_status check_row(const reader *r, fr_row *row, uint32_t seen) {
     }
     if (row->shape.head_dim && !row->shape.v_head_dim) row->shape.v_head_dim = (int16_t)row->shape.head_dim;
     if (row->shape.hosts == 0) row->shape.hosts = 1;
-    row->key = row_key(r->t, row);
+    row->key = fr_row_key(r->t, row);
     for (uint32_t i = 0; i < r->t->count; i++)
         if (fr_row_same(r->t, row, r->t, &r->t->rows[i], true)) {
             char text[96];
@@ -410,7 +346,7 @@ static fr_status read_row(const reader *r, char *line) {
     char *op = next_token(&line, " \t");
     fr_row row = {.line = r->line, .ways = 1};
     row.provenance = (uint8_t)(r->t->seeded ? FR_FROM_SEEDED : FR_FROM_MEASURED);
-    if (!row_kind(op, &row)) return bad(r, "op", "unknown op (names are those of engine/op.h)");
+    if (!fr_row_kind(op, &row)) return bad(r, "op", "unknown op (names are those of engine/op.h)");
     uint32_t seen = 0;
     char *token;
     while ((token = next_token(&line, " \t"))) {

@@ -57,6 +57,8 @@ void fr_table_free(fr_table *t);
 
 /* Same op, shape and regime: two measurements of one thing. */
 bool fr_row_same(const fr_table *ta, const fr_row *a, const fr_table *tb, const fr_row *b, bool with_regime);
+uint64_t fr_row_key(const fr_table *t, const fr_row *r); /* hash of the same, regime left out */
+bool fr_row_kind(const char *name, fr_row *row);         /* sets type and kind; false when unknown */
 const char *fr_row_name(const fr_row *r);
 
 /* Tables that are compiled in, by GPU; NULL when there is none. */

@@ -78,6 +78,10 @@ static void every_kind(void **state) {
             fr_cost x = cost(c, s, pairs);
             assert_true(x.ns > 0);
             assert_true((unsigned)x.provenance < FR_FROM_KINDS);
+            if (g >= 2) { /* nothing of their own: the H200's curves under their ceilings, and said so */
+                assert_int_equal(x.provenance, FR_FROM_TRANSFERRED);
+                assert_true(x.high >= x.ns * 125 / 100);
+            }
             fr_shape empty = {.kind = (uint8_t)k, .n = 4096, .k = 4096, .head_dim = 128, .ranks = 4};
             if (k != FR_OP_COUNTS && k != FR_OP_READBACK) assert_int_equal(cost(c, empty, pairs).ns, 0);
         }
@@ -193,7 +197,7 @@ static void rows_and_between(void **state) {
     c = toy_with(gemm_rows, FR_BURST);
     fr_pair rows_of[2] = {{1000, 0}, {1000, 0}};
     x = cost(c, (fr_shape){.kind = FR_OP_EXPERT_UP, .n = 2048, .k = 2048, .vector_count = 2}, rows_of);
-    assert_true(x.provenance == FR_FROM_SEEDED && x.high >= x.ns * 114 / 100);
+    assert_true(x.provenance == FR_FROM_TRANSFERRED && x.high >= x.ns * 125 / 100);
     fr_cost_close(c);
 }
 
@@ -257,7 +261,10 @@ static void monotone(void **state) {
                                cost(c, reduce, NULL).ns,
                                cost(c, pull, NULL).ns};
             for (int k = 0; k < 10; k++) {
-                if (now[k] < last[k]) fail_msg("m %d, curve %d: %ld after %ld", m, k, (long)now[k], (long)last[k]);
+                /* batches of several sequences: a new tile may shift what the rows say by a hair */
+                bool vector = k == 4;
+                if ((double)now[k] < (double)last[k] * (vector ? 0.998 : 1))
+                    fail_msg("m %d, curve %d: %ld after %ld", m, k, (long)now[k], (long)last[k]);
                 last[k] = now[k];
             }
         }
