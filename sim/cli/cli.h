@@ -1,0 +1,82 @@
+/*
+ * cli: what the commands share: the table of commands, their options (one source for parsing, --help and the man
+ * page), progress on stderr. Only main turns a status into an exit code; commands return fr_status and print to stdout.
+ */
+#ifndef FR_CLI_H
+#define FR_CLI_H
+
+#include "engine/experiment.h"
+
+#include <stdio.h>
+
+#define CLI_MAX_OPTIONS    16
+#define CLI_MAX_POSITIONAL 8
+
+typedef struct cli_args cli_args;
+
+/* A command. `options` are its own, besides --help; with `experiment` it takes every option of an experiment too. */
+typedef struct {
+    const char *name, *arguments, *summary, *details, *example;
+    const fr_option *options; /* NULL name at the end; at most CLI_MAX_OPTIONS */
+    bool experiment;
+    int least, most; /* positional arguments */
+    fr_status (*run)(const cli_args *args, fr_error *err);
+} cli_command;
+
+struct cli_args {
+    const cli_command *command;
+    const char *positional[CLI_MAX_POSITIONAL];
+    int count;
+    const char *value[CLI_MAX_OPTIONS]; /* of the command's own options; switches "" when given; NULL = not given */
+    struct {
+        const char *name, *value;
+    } * set; /* experiment options in the order given */
+    int set_count;
+    bool help;
+};
+
+const cli_command *cli_commands(void); /* NULL name at the end */
+const cli_command *cli_find(const char *name);
+
+fr_status cli_parse(const cli_command *command, int argc, char **argv, cli_args *out, fr_error *err);
+void cli_args_free(cli_args *a);
+const char *cli_value(const cli_args *a, const char *name); /* NULL = not given; "" = a switch that was given */
+
+/* The experiment of a command line: cell 0 of the file named first (if any), then the flags. */
+fr_status cli_experiment(const cli_args *a, fr_experiment *out, fr_error *err);
+
+void cli_help(const cli_command *command, FILE *out);
+void cli_usage(FILE *out);
+/* The man page in troff, from the same tables. */
+void cli_man(FILE *out);
+/* The README's reference of options, as Markdown tables. */
+void cli_reference(FILE *out);
+
+/* Folder of the running program; NULL when it cannot be told. The caller frees it. */
+char *cli_exe_dir(void);
+
+/* A bar with ETA on stderr: shown on a terminal, or always with --progress; not before a second has passed. */
+typedef struct {
+    bool on, shown;
+    double began, last;
+    const char *what;
+} cli_progress;
+void cli_progress_start(cli_progress *p, const char *what, bool forced);
+void cli_progress_update(void *progress, double share);
+void cli_progress_end(cli_progress *p);
+
+fr_status cmd_list(const cli_args *args, fr_error *err);
+fr_status cmd_plan(const cli_args *args, fr_error *err);
+fr_status cmd_simulate(const cli_args *args, fr_error *err);
+fr_status cmd_sweep(const cli_args *args, fr_error *err);
+fr_status cmd_run(const cli_args *args, fr_error *err);
+fr_status cmd_calibrate(const cli_args *args, fr_error *err);
+fr_status cmd_validate(const cli_args *args, fr_error *err);
+fr_status cmd_plot(const cli_args *args, fr_error *err);
+fr_status cmd_trace(const cli_args *args, fr_error *err);
+fr_status cmd_doctor(const cli_args *args, fr_error *err);
+
+extern const fr_option cmd_list_options[], cmd_plan_options[], cmd_simulate_options[], cmd_sweep_options[],
+    cmd_validate_options[], cmd_plot_options[], cmd_trace_options[];
+
+#endif
