@@ -1,25 +1,45 @@
 /*
- * figures: what `forerun plot` can draw. Each figure is one gnuplot script under plots/ and one function that writes
- * its data from the tables of a stored sweep or run.
+ * figures: what `forerun plot` can draw. Each figure is one gnuplot script under plots/ and one function that makes its
+ * data from the tables of a stored sweep or run (engine/store.h, engine/columns.h).
  */
 #ifndef FR_CLI_FIGURES_H
 #define FR_CLI_FIGURES_H
 
-#include "engine/base.h"
+#include "engine/store.h"
 
-#include <stdio.h>
-
-struct sqlite3;
+typedef struct {
+    fr_store *store;
+    const char *path; /* of the DB, for messages */
+    int64_t run;      /* figures of one run: its id */
+    int rank;         /* gantt: first rank shown */
+    int layer;        /* gantt: first of the two layers; -1 = in the middle */
+} cli_figure_source;
 
 typedef struct {
     const char *name, *summary;
     const char *from; /* what the DB must hold */
-    const char *script;
-    /* Writes the data file and, as gnuplot assignments, what the script needs to know ("title", tics, bounds). */
-    fr_status (*data)(struct sqlite3 *db, int64_t run, FILE *data, fr_text *settings, fr_error *err);
+    bool of_run;      /* of one run with its timeline, not of many results */
+    /* Tab-separated data, and gnuplot assignments that the script needs (labels, tics, bounds). */
+    fr_status (*data)(const cli_figure_source *s, fr_text *data, fr_text *settings, fr_error *err);
 } cli_figure;
 
-extern const cli_figure cli_figures[]; /* NULL name at the end */
+extern const cli_figure cli_figures[]; /* NULL name at the end; the script is plots/NAME.gp */
+
+/* A query's rows as texts ("" for null); a figure's data is small. */
+typedef struct {
+    char **cell;
+    uint32_t rows, columns, cap;
+} cli_table;
+fr_status cli_fetch(fr_store *s, const char *sql, const char *bind, cli_table *out, fr_error *err);
+void cli_table_free(cli_table *t);
+const char *cli_at(const cli_table *t, uint32_t row, uint32_t column);
+double cli_number(const cli_table *t, uint32_t row, uint32_t column); /* NaN for null */
+
+/* Spans of a stored run; lanes are numbered by order of appearance, `lanes` gets their names (caller frees both). */
+fr_status cli_load_spans(fr_store *s, int64_t run, fr_timeline *out, char ***lanes, int *lanes_count, fr_error *err);
+
+fr_status cli_data_gantt(const cli_figure_source *s, fr_text *data, fr_text *settings, fr_error *err);
+fr_status cli_data_critical(const cli_figure_source *s, fr_text *data, fr_text *settings, fr_error *err);
 
 void cli_list_traces(void);
 

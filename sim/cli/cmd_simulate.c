@@ -1,0 +1,188 @@
+/* forerun simulate: one layout, one workload, virtual clock. */
+#include "sim/cli/cli.h"
+#include "sim/cli/exports.h"
+
+#include "engine/critical.h"
+#include "engine/report.h"
+#include "sim/driver.h"
+
+#include <inttypes.h>
+#include <jansson.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+const fr_option cmd_simulate_options[] = {
+    {"json", NULL, NULL, "one JSON object"},
+    {"why", NULL, NULL, "critical path by layer and resource (batch tables show it anyway)"},
+    {"db", "FILE", NULL, "store the run with its forwards, requests and timeline (SQLite)"},
+    {"perfetto", "FILE", NULL, "write the timeline for Perfetto or chrome://tracing (JSON)"},
+    {"csv", "FILE", NULL, "write the timeline as CSV"},
+    {"progress", NULL, NULL, "show progress also where stderr is no terminal"},
+    {NULL, NULL, NULL, NULL},
+};
+
+/* One play and everything that it left behind. */
+typedef struct {
+    fr_setup setup;
+    fr_result result;
+    fr_timeline spans;
+    fr_request_record *requests;
+    fr_forward_record *forwards;
+    int64_t requests_count, forwards_count;
+} play;
+
+static void play_free(play *p) {
+    fr_timeline_free(&p->spans);
+    free(p->requests);
+    free(p->forwards);
+    fr_setup_close(&p->setup);
+}
+
+static fr_status play_it(play *p, const cli_args *a, bool spans, bool records, fr_error *err) {
+    cli_progress progress;
+    char *exe = cli_exe_dir();
+    cli_progress_start(&progress, "simulate", cli_value(a, "progress") != NULL);
+    fr_drive_options o = {.spans = spans ? &p->spans : NULL,
+                          .requests = records ? &p->requests : NULL,
+                          .requests_count = &p->requests_count,
+                          .forwards = records ? &p->forwards : NULL,
+                          .forwards_count = &p->forwards_count,
+                          .progress = cli_progress_update,
+                          .progress_context = &progress,
+                          .exe_dir = exe};
+    p->setup.experiment.spans = spans;
+    fr_status status = fr_drive(&p->setup, &o, &p->result, err);
+    if (status == FR_OK && spans) fr_timeline_sort(&p->spans);
+    cli_progress_end(&progress);
+    free(exe);
+    return status;
+}
+
+/* The same cell on the machine as it is, to say what the what-if buys. */
+static fr_status play_baseline(const play *with, const cli_args *a, fr_result *out, fr_error *err) {
+    fr_experiment e;
+    FR_TRY(cli_experiment(a, &e, err));
+    e.what_if[0] = 0;
+    play base = {0};
+    FR_TRY(fr_setup_open(&e, &base.setup, err));
+    base.setup.experiment.ignore_memory = with->setup.experiment.ignore_memory;
+    fr_status status = play_it(&base, a, false, false, err);
+    *out = base.result;
+    play_free(&base);
+    return status;
+}
+
+static void print_text(const play *p, const fr_critical *why, const fr_result *base) {
+    fr_text text = {0};
+    fr_report_layout(&p->setup, &text);
+    fr_report_result(&p->setup, &p->result, &text);
+    if (base)
+        fr_text_add(&text, "what if          %s: %.3fx the throughput (%.0f tokens/s without it)\n",
+                    p->setup.experiment.what_if, p->result.tokens_per_s / base->tokens_per_s, base->tokens_per_s);
+    if (why) fr_report_critical(why, &text);
+    fr_report_memory(&p->setup, &text);
+    fputs(text.text, stdout);
+    fr_text_free(&text);
+}
+
+static void print_json(const play *p, bool played, const fr_critical *why, const fr_result *base) {
+    json_t *o = fr_report_json(&p->setup, played ? &p->result : NULL);
+    if (why) json_object_set_new(o, "critical_path", fr_report_critical_json(why));
+    if (base)
+        json_object_set_new(o, "baseline",
+                            json_pack("{s:f, s:f, s:f}", "forward_s", base->forward_s, "tokens_per_s",
+                                      base->tokens_per_s, "speedup", p->result.tokens_per_s / base->tokens_per_s));
+    char *text = fr_report_dump(o);
+    fputs(text, stdout);
+    free(text);
+    json_decref(o);
+}
+
+static fr_status store_run(const play *p, const fr_plan *plan, const char *path, fr_error *err) {
+    json_t *o = fr_report_json(&p->setup, &p->result);
+    char *config = fr_experiment_json(&p->setup.experiment),
+         *result = json_dumps(o, JSON_COMPACT | JSON_REAL_PRECISION(15));
+    json_decref(o);
+    fr_store *s = NULL;
+    int64_t id = 0;
+    fr_status status = fr_store_open(path, FR_STORE_WRITE, &s, err);
+    if (status == FR_OK) status = fr_store_begin(s, err);
+    if (status == FR_OK) {
+        status = fr_store_add_run(s, "simulate", &p->setup, &p->result, config, result, &id, err);
+        if (status == FR_OK) status = fr_store_add_forwards(s, id, p->forwards, p->forwards_count, err);
+        if (status == FR_OK) status = fr_store_add_requests(s, id, p->requests, p->requests_count, err);
+        if (status == FR_OK) status = fr_store_add_spans(s, id, plan, &p->spans, err);
+        if (status == FR_OK)
+            status = fr_store_commit(s, err);
+        else
+            fr_store_rollback(s);
+    }
+    fr_store_close(s);
+    free(config);
+    free(result);
+    if (status == FR_OK) fprintf(stderr, "forerun: run %" PRId64 " stored in %s\n", id, path);
+    return status;
+}
+
+/* Files that need lane names: the static part of the plan is built again, the same for the same setup. */
+static fr_status write_files(const play *p, const cli_args *a, fr_error *err) {
+    const char *db = cli_value(a, "db"), *perfetto = cli_value(a, "perfetto"), *csv = cli_value(a, "csv");
+    if (!db && !perfetto && !csv) return FR_OK;
+    fr_planner *planner = NULL;
+    fr_planner_options o = {.model = &p->setup.model,
+                            .layout = &p->setup.experiment.layout,
+                            .machine = &p->setup.machine,
+                            .routing = p->setup.routing,
+                            .cost = p->setup.cost,
+                            .load = p->setup.load};
+    FR_TRY(fr_planner_open(&o, &planner, err));
+    const fr_plan *plan = fr_planner_plan(planner);
+    fr_status status = FR_OK;
+    if (db) status = store_run(p, plan, db, err);
+    if (status == FR_OK && perfetto) status = export_perfetto(plan, &p->spans, perfetto, err);
+    if (status == FR_OK && csv) status = export_csv(plan, &p->spans, csv, err);
+    fr_planner_close(planner);
+    return status;
+}
+
+static fr_status simulate(play *p, const cli_args *a, fr_error *err) {
+    bool json = cli_value(a, "json") != NULL, batch = p->setup.experiment.trace[0] == 0;
+    bool files = cli_value(a, "db") || cli_value(a, "perfetto") || cli_value(a, "csv");
+    bool show_why = cli_value(a, "why") || (batch && !json);
+    if (!p->setup.fits && !p->setup.experiment.ignore_memory) {
+        if (json) {
+            print_json(p, false, NULL, NULL);
+        } else {
+            fr_text text = {0};
+            fr_report_layout(&p->setup, &text);
+            fr_report_memory(&p->setup, &text);
+            fputs(text.text, stdout);
+            fr_text_free(&text);
+        }
+        return fr_fail(err, FR_FAILED, "does not fit: %s (--ignore-memory goes on)", p->setup.reason);
+    }
+    FR_TRY(play_it(p, a, files || show_why, files, err));
+    fr_result base;
+    bool what_if = p->setup.experiment.what_if[0] != 0;
+    if (what_if) FR_TRY(play_baseline(p, a, &base, err));
+    FR_TRY(write_files(p, a, err));
+    fr_critical why;
+    if (show_why) fr_critical_path(&p->spans, 0, fr_layout_layers(&p->setup.experiment.layout, &p->setup.model), &why);
+    if (json)
+        print_json(p, true, show_why ? &why : NULL, what_if ? &base : NULL);
+    else
+        print_text(p, show_why ? &why : NULL, what_if ? &base : NULL);
+    if (show_why) fr_critical_free(&why);
+    return FR_OK;
+}
+
+fr_status cmd_simulate(const cli_args *a, fr_error *err) {
+    fr_experiment e;
+    FR_TRY(cli_experiment(a, &e, err));
+    play p = {0};
+    FR_TRY(fr_setup_open(&e, &p.setup, err));
+    fr_status status = simulate(&p, a, err);
+    play_free(&p);
+    return status;
+}
