@@ -141,8 +141,8 @@ static const char *overlap_names(int i) {
     X("no-fold", NULL, "Cost", "play every rank, also identical ones (same result, slower)", T_OFF, fold, 0, 0, NULL)  \
     X("costs", "FOLDER", "Cost", "measured cost tables in place of those compiled in", T_TEXT, tables, 0, 0, NULL)     \
     X("extra-costs", "FILE", "Cost", "your own measured rows on top", T_TEXT, extra_costs, 0, 0, NULL)                 \
-    X("what-if", "NAME=FACTORx,...", "Cost", "scale the machine: nvlink, hbm, pcie, flops, network, launch", T_TEXT,   \
-      what_if, 0, 0, NULL)                                                                                             \
+    X("what-if", "NAME=FACTORx,...", "Cost",                                                                           \
+      "scale the machine: nvlink, hbm, pcie, flops, network, launch; none = as it is", T_TEXT, what_if, 0, 0, NULL)    \
     X("ignore-memory", NULL, "Cost", "go on where the layout does not fit", T_ON, ignore_memory, 0, 0, NULL)
 
 static const fr_option options[] = {
@@ -270,6 +270,10 @@ fr_status fr_experiment_set(fr_experiment *e, const char *name, const char *valu
     fr_status status = FR_OK;
     switch (p->type) {
     case T_TEXT:
+        if (at == e->what_if && value && strcmp(value, "none") == 0) {
+            e->what_if[0] = 0; /* so that a grid can hold the machine as it is beside its what-ifs */
+            break;
+        }
         status = set_text(at, p, flag, "", value, err);
         break;
     case T_ROUTING:

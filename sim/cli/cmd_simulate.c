@@ -1,9 +1,10 @@
 /* forerun simulate: one layout, one workload, virtual clock. */
 #include "sim/cli/cli.h"
-#include "sim/cli/exports.h"
 
 #include "engine/critical.h"
 #include "engine/report.h"
+#include "engine/store.h"
+#include "engine/trace_json.h"
 #include "sim/driver.h"
 
 #include <inttypes.h>
@@ -140,8 +141,8 @@ static fr_status write_files(const play *p, const cli_args *a, fr_error *err) {
     const fr_plan *plan = fr_planner_plan(planner);
     fr_status status = FR_OK;
     if (db) status = store_run(p, plan, db, err);
-    if (status == FR_OK && perfetto) status = export_perfetto(plan, &p->spans, perfetto, err);
-    if (status == FR_OK && csv) status = export_csv(plan, &p->spans, csv, err);
+    if (status == FR_OK && perfetto) status = fr_trace_json_write(perfetto, plan, &p->spans, err);
+    if (status == FR_OK && csv) status = fr_trace_csv_write(csv, plan, &p->spans, err);
     fr_planner_close(planner);
     return status;
 }

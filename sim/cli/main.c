@@ -3,6 +3,10 @@
  */
 #include "sim/cli/cli.h"
 
+#ifdef FR_MPI
+#include "sim/mpi/mpi_sweep.h"
+#endif
+
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -150,7 +154,7 @@ static int run_command(const cli_command *command, int argc, char **argv) {
     return (int)status;
 }
 
-int main(int argc, char **argv) {
+static int run_program(int argc, char **argv) {
     if (argc < 2) {
         cli_usage(stderr);
         return FR_BAD_INPUT;
@@ -180,4 +184,15 @@ int main(int argc, char **argv) {
     }
     fprintf(stderr, "forerun: unknown command '%.64s' (see forerun --help)\n", first);
     return FR_BAD_INPUT;
+}
+
+int main(int argc, char **argv) {
+#ifdef FR_MPI
+    fr_mpi_begin(&argc, &argv);
+    int code = run_program(argc, argv);
+    fr_mpi_end((fr_status)code);
+    return code;
+#else
+    return run_program(argc, argv);
+#endif
 }

@@ -1,0 +1,257 @@
+/* Timelines out of a store: for `forerun trace` and the figures of one run. */
+#include "sim/cli/figures.h"
+
+#include "engine/critical.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+fr_status cli_choose_run(fr_store *s, const char *path, const char *asked, int64_t *run, fr_error *err) {
+    cli_table t;
+    if (asked) {
+        FR_TRY(fr_parse_int(asked, 1, INT64_MAX, false, "--run", run, err));
+        FR_TRY(cli_fetch(s, "SELECT 1 FROM spans WHERE run=?1+0 LIMIT 1", asked, &t, err));
+    } else {
+        FR_TRY(cli_fetch(s, "SELECT run FROM spans ORDER BY run DESC LIMIT 1", NULL, &t, err));
+        if (t.rows) *run = (int64_t)cli_number(&t, 0, 0);
+    }
+    bool found = t.rows > 0;
+    cli_table_free(&t);
+    if (found) return FR_OK;
+    return fr_fail(err, FR_BAD_INPUT, "%s: holds no timeline%s%s: forerun simulate ... --db FILE stores one", path,
+                   asked ? " of run " : "", asked ? asked : "");
+}
+
+/* The inverse of fr_op_id_text; 0 for an empty or unknown text. */
+static uint64_t parse_id(const char *text) {
+    unsigned forward, rank, layer = FR_NO_LAYER, micro, sub;
+    char layer_text[8], kind[32];
+    if (!text || sscanf(text, "f%u.r%u.l%7[^.].%31[^.].m%u.s%u", &forward, &rank, layer_text, kind, &micro, &sub) != 6)
+        return 0;
+    if (layer_text[0] != '-') layer = (unsigned)strtoul(layer_text, NULL, 10);
+    fr_op_kind k = fr_op_by_name(kind);
+    if (k == FR_OP_KIND_COUNT) return 0;
+    return (uint64_t)forward << 44 | (uint64_t)(rank & 0x3ff) << 34 | (uint64_t)(layer & 0x3ff) << 24 |
+           (uint64_t)(k & 0x3f) << 18 | (uint64_t)(micro & 0xff) << 10 | (sub & 0x3ff);
+}
+
+typedef struct {
+    fr_plan *plan;
+    fr_timeline *out;
+    const char *bad;
+} loader;
+
+static uint16_t lane_of(fr_plan *p, int rank, const char *name) {
+    for (uint32_t i = 0; i < p->lanes_count; i++)
+        if (p->lanes[i].rank == rank && strcmp(p->lanes[i].name, name) == 0) return (uint16_t)i;
+    return (uint16_t)fr_plan_lane(p, rank, FR_LANE_COMPUTE, name, false);
+}
+
+/* A row back to a span: op, rank, lane, kind, ready, start, end, bytes, flops, cause, provenance. */
+static bool load_row(void *context, int columns, const char *const *v, const char *const *names) {
+    loader *l = context;
+    (void)columns;
+    (void)names;
+    for (int i = 0; i < 9; i++)
+        if (!v[i]) l->bad = "a span with a null field";
+    if (l->bad) return false;
+    fr_op_kind kind = fr_op_by_name(v[3]);
+    int rank = atoi(v[1]);
+    fr_span s = {.id = parse_id(v[0]),
+                 .ready = strtoll(v[4], NULL, 10),
+                 .start = strtoll(v[5], NULL, 10),
+                 .end = strtoll(v[6], NULL, 10),
+                 .bytes = strtod(v[7], NULL),
+                 .flops = strtod(v[8], NULL),
+                 .cause = parse_id(v[9]),
+                 .rank = (int16_t)rank,
+                 .kind = (uint8_t)kind};
+    if (!s.id || kind == FR_OP_KIND_COUNT || rank < 0 || rank > 1023 || s.end < s.start) {
+        l->bad = "a span that no executor of this version writes";
+        return false;
+    }
+    s.lane = lane_of(l->plan, rank, v[2]);
+    for (int p = 0; v[10] && p < FR_FROM_KINDS; p++)
+        if (strcmp(fr_provenance_name((fr_provenance)p), v[10]) == 0) s.provenance = (uint8_t)p;
+    fr_timeline_add(l->out, &s);
+    return true;
+}
+
+fr_status cli_load_spans(fr_store *s, int64_t run, fr_timeline *out, fr_plan **plan, fr_error *err) {
+    char number[24];
+    cli_table t;
+    snprintf(number, sizeof number, "%" PRId64, run);
+    FR_TRY(cli_fetch(s, "SELECT max(rank)+1 FROM spans WHERE run=?1+0", number, &t, err));
+    double ranks = cli_number(&t, 0, 0);
+    cli_table_free(&t);
+    if (!(ranks >= 1 && ranks <= 1024)) return fr_fail(err, FR_BAD_INPUT, "run %s holds no usable timeline", number);
+    *out = (fr_timeline){0};
+    loader l = {fr_plan_new((int)ranks, (int)ranks), out, NULL};
+    fr_status status = fr_store_query(s,
+                                      "SELECT op, rank, lane, kind, ready_ns, start_ns, end_ns, bytes, flops, cause, "
+                                      "provenance FROM spans WHERE run=?1+0 ORDER BY start_ns, rank, lane, op",
+                                      number, load_row, &l, err);
+    if (status == FR_OK && l.bad) status = fr_fail(err, FR_BAD_INPUT, "run %s: %s", number, l.bad);
+    if (status != FR_OK) {
+        fr_plan_free(l.plan);
+        fr_timeline_free(out);
+        return status;
+    }
+    *plan = l.plan;
+    return FR_OK;
+}
+
+/* ---- figures of one run -------------------------------------------------------------------------------------------
+ */
+
+static int layer_of(const fr_span *s) {
+    return (int)(s->id >> 24 & 0x3ff);
+}
+
+/* Title of a run's figures. */
+static fr_status run_subject(const cli_figure_source *s, fr_text *settings, fr_error *err) {
+    char number[24];
+    cli_table t;
+    snprintf(number, sizeof number, "%" PRId64, s->run);
+    FR_TRY(
+        cli_fetch(s->store,
+                  "SELECT model||' '||precision||', '||machine||', '||strategy||' (tp '||tp||', dp '||dp||', ep '||ep||"
+                  "', pp '||pp||'), '||tokens_per_gpu||' tokens per GPU', forwards, (SELECT count(DISTINCT forward) "
+                  "FROM spans WHERE run=id) FROM runs WHERE id=?1+0",
+                  number, &t, err));
+    fr_text_add(settings, "subject = \"%s\"\n", t.rows ? cli_at(&t, 0, 0) : "");
+    cli_table_free(&t);
+    return FR_OK;
+}
+
+/* Classes of the Gantt chart, in the order of plots/gantt.gp's styles. */
+static int box_class(fr_op_kind kind) {
+    switch (fr_op_class_of(kind)) {
+    case FR_CLASS_ATTENTION:
+        return 0;
+    case FR_CLASS_GEMM:
+        return 1;
+    case FR_CLASS_GROUPED:
+        return 2;
+    case FR_CLASS_MEMORY:
+        return 3;
+    case FR_CLASS_COLLECTIVE:
+        return 4;
+    case FR_CLASS_COPY:
+        return 5;
+    case FR_CLASS_HOST:
+    case FR_CLASS_OTHER:
+    case FR_CLASS_COUNT:
+        break;
+    }
+    return 6;
+}
+
+/* The window of layers [layer, layer + 1] of a rank in the forward in the middle of the run. */
+static bool find_window(const fr_timeline *t, int rank, int layer, int64_t *from, int64_t *to) {
+    uint64_t last = 0;
+    for (uint32_t i = 0; i < t->count; i++)
+        if (t->spans[i].id >> 44 > last) last = t->spans[i].id >> 44;
+    *from = INT64_MAX;
+    *to = INT64_MIN;
+    for (uint32_t i = 0; i < t->count; i++) {
+        const fr_span *s = &t->spans[i];
+        int c = box_class((fr_op_kind)s->kind);
+        /* compute only: transfers for a layer may run a layer ahead */
+        if (s->rank != rank || s->id >> 44 != last / 2 || c > 3) continue;
+        if (layer_of(s) != layer && layer_of(s) != layer + 1) continue;
+        *from = fr_min_i64(*from, s->start);
+        *to = fr_max_i64(*to, s->end);
+    }
+    return *from < *to;
+}
+
+static int middle_layer(const fr_timeline *t, int rank) {
+    int low = 1 << 20, high = -1;
+    for (uint32_t i = 0; i < t->count; i++) {
+        int l = layer_of(&t->spans[i]);
+        if (t->spans[i].rank != rank || l == FR_NO_LAYER) continue;
+        low = l < low ? l : low;
+        high = l > high ? l : high;
+    }
+    return high < 0 ? 0 : low + (high - low) / 2;
+}
+
+/* Writes the boxes of one lane in row `row`; returns whether it had any. */
+static bool gantt_lane(const fr_timeline *t, uint32_t lane, int row, int64_t from, int64_t to, fr_text *data) {
+    bool any = false;
+    for (uint32_t i = 0; i < t->count; i++) {
+        const fr_span *s = &t->spans[i];
+        if (s->lane != lane || s->end <= from || s->ready >= to || s->end == s->start) continue;
+        int64_t start = fr_max_i64(s->start, from), end = fr_min_i64(s->end, to);
+        int c = box_class((fr_op_kind)s->kind);
+        if (c == 4 && s->ready < s->start && s->start > from) /* at the meeting, waiting for the others */
+            fr_text_add(data, "%d\t%.3f\t%.3f\t7\t\t-\n", row, (double)(fr_max_i64(s->ready, from) - from) / 1e3,
+                        (double)(fr_min_i64(start, to) - from) / 1e3);
+        if (end > start)
+            fr_text_add(data, "%d\t%.3f\t%.3f\t%d\t%s\t%d\n", row, (double)(start - from) / 1e3,
+                        (double)(end - from) / 1e3, c,
+                        (double)(end - start) > 0.055 * (double)(to - from) ? fr_op_name((fr_op_kind)s->kind) : "",
+                        layer_of(s));
+        any = true;
+    }
+    return any;
+}
+
+fr_status cli_data_gantt(const cli_figure_source *s, fr_text *data, fr_text *settings, fr_error *err) {
+    fr_timeline t;
+    fr_plan *plan;
+    FR_TRY(run_subject(s, settings, err));
+    FR_TRY(cli_load_spans(s->store, s->run, &t, &plan, err));
+    int layer = s->layer >= 0 ? s->layer : middle_layer(&t, s->rank), row = 0;
+    int64_t from = 0, to = 0;
+    fr_status status = FR_OK;
+    if (!find_window(&t, s->rank, layer, &from, &to))
+        status = fr_fail(err, FR_BAD_INPUT, "%s: rank %d has no ops of layer %d", s->path, s->rank, layer);
+    fr_text_add(settings, "layer = %d\nwindow = %.6g\nset ytics (", layer, (double)(to - from) / 1e3);
+    /* Two ranks, so that a wait and what it waits for stand under each other. */
+    for (int rank = s->rank; status == FR_OK && rank < s->rank + 2 && rank < plan->ranks; rank++)
+        for (uint32_t lane = 0; lane < plan->lanes_count; lane++) {
+            if (plan->lanes[lane].rank != rank || !gantt_lane(&t, lane, row, from, to, data)) continue;
+            fr_text_add(settings, "%s\"rank %d %s\" %d", row ? ", " : "", rank, plan->lanes[lane].name, row);
+            row++;
+        }
+    fr_text_add(settings, ")\nrows = %d\n", row);
+    fr_plan_free(plan);
+    fr_timeline_free(&t);
+    return status;
+}
+
+fr_status cli_data_critical(const cli_figure_source *s, fr_text *data, fr_text *settings, fr_error *err) {
+    fr_timeline t;
+    fr_plan *plan;
+    FR_TRY(run_subject(s, settings, err));
+    FR_TRY(cli_load_spans(s->store, s->run, &t, &plan, err));
+    int layers = 0;
+    uint64_t forwards = 1;
+    for (uint32_t i = 0; i < t.count; i++) {
+        int l = layer_of(&t.spans[i]);
+        if (l != FR_NO_LAYER && l >= layers) layers = l + 1;
+        if (t.spans[i].id >> 44 >= forwards) forwards = (t.spans[i].id >> 44) + 1;
+    }
+    fr_critical c;
+    fr_critical_path(&t, 0, layers, &c);
+    int64_t all = c.end - c.begin;
+    for (int l = 0; l <= layers; l++) {
+        fr_text_add(data, "%d", l);
+        for (int k = 0; k < FR_RESOURCES; k++) fr_text_add(data, "\t%.4f", (double)c.ns[l][k] / 1e3);
+        fr_text_add(data, "\n");
+    }
+    fr_text_add(settings, "layers = %d\nnames = \"", layers);
+    for (int k = 0; k < FR_RESOURCES; k++)
+        fr_text_add(settings, "%s%s(%.1f%%)", k ? " " : "", fr_resource_name((fr_resource)k),
+                    all > 0 ? 100.0 * (double)c.total[k] / (double)all : 0.0);
+    fr_text_add(settings, "\"\n");
+    fr_critical_free(&c);
+    fr_plan_free(plan);
+    fr_timeline_free(&t);
+    return FR_OK;
+}
