@@ -57,7 +57,9 @@ static fr_status resolve_layout(fr_experiment *e, const fr_machine *machine, fr_
     fr_attention_split asked_attention = l->attention;
     fr_expert_split asked_experts = l->experts;
     if (l->strategy[0] && strcmp(l->strategy, "custom") != 0) {
-        FR_TRY(fr_layout_from_strategy(l->strategy, gpus, l, err));
+        char strategy[sizeof l->strategy]; /* *l is written */
+        memcpy(strategy, l->strategy, sizeof strategy);
+        FR_TRY(fr_layout_from_strategy(strategy, gpus, l, err));
         if (attention && asked_attention != l->attention)
             return fr_fail(err, FR_BAD_INPUT, "--attention contradicts --strategy %s: give one of them", l->strategy);
         if (experts && asked_experts != l->experts)

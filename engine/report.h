@@ -26,8 +26,9 @@ char *fr_report_dump(struct json_t *root);
 void fr_report_layout(const fr_setup *s, fr_text *out);
 void fr_report_memory(const fr_setup *s, fr_text *out);
 void fr_report_result(const fr_setup *s, const fr_result *r, fr_text *out);
-/* Layers that spend alike are one line. */
-void fr_report_critical(const fr_critical *c, fr_text *out);
+/* Per forward, in us. `every`: each layer (those that spend alike are one line), else the mean, the heaviest and the
+ * lightest one. */
+void fr_report_critical(const fr_critical *c, int64_t forwards, bool every, fr_text *out);
 
 /* fr_result.parts for one forward: cut at whole ns so that they add up to elapsed exactly. */
 void fr_parts_per_forward(const fr_parts *all, int64_t forwards, fr_parts *one);

@@ -139,23 +139,26 @@ void fr_report_result(const fr_setup *s, const fr_result *r, fr_text *out) {
 
 /* ---- critical path ----------------------------------------------------------------------------------------------- */
 
-static void add_row(const char *label, const int64_t *ns, fr_text *out) {
+static int64_t row_sum(const int64_t *ns) {
     int64_t sum = 0;
-    fr_text_add(out, "  %-10s", label);
+    for (int k = 0; k < FR_RESOURCES; k++) sum += ns[k];
+    return sum;
+}
+
+static void add_row(const char *label, const int64_t *ns, double per, fr_text *out) {
+    fr_text_add(out, "  %-12s", label);
     for (int k = 0; k < FR_RESOURCES; k++) {
-        sum += ns[k];
         if (ns[k])
-            fr_text_add(out, " %10.1f", (double)ns[k] / 1e3);
+            fr_text_add(out, " %10.1f", (double)ns[k] / per);
         else
             fr_text_add(out, " %10s", ".");
     }
-    fr_text_add(out, " %10.1f\n", (double)sum / 1e3);
+    fr_text_add(out, " %10.1f\n", (double)row_sum(ns) / per);
 }
 
 /* Two layers spend alike when every resource differs by at most 1 % of the layer. */
 static bool alike(const int64_t *a, const int64_t *b) {
-    int64_t sum = 0;
-    for (int k = 0; k < FR_RESOURCES; k++) sum += a[k];
+    int64_t sum = row_sum(a);
     for (int k = 0; k < FR_RESOURCES; k++) {
         int64_t d = a[k] > b[k] ? a[k] - b[k] : b[k] - a[k];
         if (d * 100 > sum) return false;
@@ -163,29 +166,58 @@ static bool alike(const int64_t *a, const int64_t *b) {
     return true;
 }
 
-void fr_report_critical(const fr_critical *c, fr_text *out) {
-    fr_text_add(out,
-                "critical path by resource, us (%u ops; each line is the mean of layers that spend alike)\n  %-10s",
-                c->steps, "layers");
-    for (int k = 0; k < FR_RESOURCES; k++) fr_text_add(out, " %10s", fr_resource_name((fr_resource)k));
-    fr_text_add(out, " %10s\n", "sum");
+static void mean_rows(const fr_critical *c, int first, int end, int64_t *mean) {
+    for (int k = 0; k < FR_RESOURCES; k++) {
+        mean[k] = 0;
+        for (int l = first; l < end; l++) mean[k] += c->ns[l][k];
+        mean[k] /= end - first;
+    }
+}
+
+static void add_every_layer(const fr_critical *c, double per, fr_text *out) {
     for (int first = 0; first < c->layers;) {
         int end = first + 1;
         int64_t mean[FR_RESOURCES];
-        while (end < c->layers && alike(c->ns[first], c->ns[end])) end++;
-        for (int k = 0; k < FR_RESOURCES; k++) {
-            mean[k] = 0;
-            for (int l = first; l < end; l++) mean[k] += c->ns[l][k];
-            mean[k] /= end - first;
-        }
         char label[32];
+        while (end < c->layers && alike(c->ns[first], c->ns[end])) end++;
+        mean_rows(c, first, end, mean);
         if (end - first > 1)
             snprintf(label, sizeof label, "%d-%d", first, end - 1);
         else
             snprintf(label, sizeof label, "%d", first);
-        add_row(label, mean, out);
+        add_row(label, mean, per, out);
         first = end;
     }
-    add_row("outside", c->ns[c->layers], out);
-    add_row("all", c->total, out);
+}
+
+static void add_extremes(const fr_critical *c, double per, fr_text *out) {
+    int heavy = 0, light = 0;
+    int64_t mean[FR_RESOURCES];
+    char label[32];
+    for (int l = 1; l < c->layers; l++) {
+        if (row_sum(c->ns[l]) > row_sum(c->ns[heavy])) heavy = l;
+        if (row_sum(c->ns[l]) < row_sum(c->ns[light])) light = l;
+    }
+    mean_rows(c, 0, c->layers, mean);
+    add_row("mean layer", mean, per, out);
+    snprintf(label, sizeof label, "heaviest %d", heavy);
+    add_row(label, c->ns[heavy], per, out);
+    snprintf(label, sizeof label, "lightest %d", light);
+    add_row(label, c->ns[light], per, out);
+}
+
+void fr_report_critical(const fr_critical *c, int64_t forwards, bool every, fr_text *out) {
+    double per = 1e3 * (double)(forwards > 0 ? forwards : 1);
+    int64_t all = row_sum(c->total);
+    fr_text_add(out, "critical path by resource, us per forward%s\n  %-12s", every ? "" : " (--why: every layer)", "");
+    for (int k = 0; k < FR_RESOURCES; k++) fr_text_add(out, " %10s", fr_resource_name((fr_resource)k));
+    fr_text_add(out, " %10s\n", "sum");
+    if (c->layers > 0 && every) add_every_layer(c, per, out);
+    if (c->layers > 0 && !every) add_extremes(c, per, out);
+    add_row("outside", c->ns[c->layers], per, out);
+    add_row("all", c->total, per, out);
+    fr_text_add(out, "  %-12s", "share");
+    for (int k = 0; k < FR_RESOURCES; k++)
+        fr_text_add(out, " %8.1f %%", all > 0 ? 100.0 * (double)c->total[k] / (double)all : 0.0);
+    fr_text_add(out, "\n");
 }

@@ -62,9 +62,8 @@ static fr_status parse_flags(const cli_command *c, int argc, char **argv, cli_ar
         } else if (code != 0) {
             return refuse(c, known, code, argv, err);
         } else {
-            const char *at = argv[optind - 1];
-            if (optarg && !strchr(at, '=')) at = argv[optind - 2];
-            if (optarg && strncmp(at, "--", 2) != 0) at = argv[optind - 1];
+            /* "--flag value" leaves optarg in the argument behind the flag, "--flag=value" within it. */
+            const char *at = argv[optind - (optarg == argv[optind - 1] ? 2 : 1)];
             if (!whole_name(at, known[index].name))
                 return fr_fail(err, FR_BAD_INPUT, "unknown flag %.64s: did you mean --%s?", at, known[index].name);
         }

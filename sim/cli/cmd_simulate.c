@@ -15,7 +15,7 @@
 
 const fr_option cmd_simulate_options[] = {
     {"json", NULL, NULL, "one JSON object"},
-    {"why", NULL, NULL, "critical path by layer and resource (batch tables show it anyway)"},
+    {"why", NULL, NULL, "critical path of every layer by resource (tables of equal batches show its summary anyway)"},
     {"db", "FILE", NULL, "store the run with its forwards, requests and timeline (SQLite)"},
     {"perfetto", "FILE", NULL, "write the timeline for Perfetto or chrome://tracing (JSON)"},
     {"csv", "FILE", NULL, "write the timeline as CSV"},
@@ -74,14 +74,14 @@ static fr_status play_baseline(const play *with, const cli_args *a, fr_result *o
     return status;
 }
 
-static void print_text(const play *p, const fr_critical *why, const fr_result *base) {
+static void print_text(const play *p, const fr_critical *why, bool every, const fr_result *base) {
     fr_text text = {0};
     fr_report_layout(&p->setup, &text);
     fr_report_result(&p->setup, &p->result, &text);
     if (base)
         fr_text_add(&text, "what if          %s: %.3fx the throughput (%.0f tokens/s without it)\n",
                     p->setup.experiment.what_if, p->result.tokens_per_s / base->tokens_per_s, base->tokens_per_s);
-    if (why) fr_report_critical(why, &text);
+    if (why) fr_report_critical(why, p->result.units_forwards, every, &text);
     fr_report_memory(&p->setup, &text);
     fputs(text.text, stdout);
     fr_text_free(&text);
@@ -173,7 +173,7 @@ static fr_status simulate(play *p, const cli_args *a, fr_error *err) {
     if (json)
         print_json(p, true, show_why ? &why : NULL, what_if ? &base : NULL);
     else
-        print_text(p, show_why ? &why : NULL, what_if ? &base : NULL);
+        print_text(p, show_why ? &why : NULL, cli_value(a, "why") != NULL, what_if ? &base : NULL);
     if (show_why) fr_critical_free(&why);
     return FR_OK;
 }

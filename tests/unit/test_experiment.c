@@ -113,6 +113,7 @@ static void degrees_are_filled_in(void **state) {
     assert_int_equal(s.experiment.layout.ep, 8);
     assert_int_equal(s.experiment.layout.dp, 8);
     assert_int_equal(s.experiment.gpus, 8);
+    assert_string_equal(s.experiment.layout.strategy, "asyncep");
     assert_true(s.fits);
     /* 16K tokens per GPU, sequences of 4K: four on each of the eight attention groups */
     assert_int_equal(s.load.tokens, 16384);
