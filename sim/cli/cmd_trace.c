@@ -15,7 +15,7 @@ static fr_status convert(fr_store *s, const cli_args *a, const char *path, fr_er
     fr_timeline t;
     fr_plan *plan;
     FR_TRY(cli_choose_run(s, a->positional[0], cli_value(a, "run"), &run, err));
-    FR_TRY(cli_load_spans(s, run, &t, &plan, err));
+    FR_TRY(fr_store_load_spans(s, run, &plan, &t, err));
     fr_status status = fr_trace_json_write(path, plan, &t, err);
     fr_plan_free(plan);
     fr_timeline_free(&t);

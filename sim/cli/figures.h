@@ -37,9 +37,6 @@ double cli_number(const cli_table *t, uint32_t row, uint32_t column); /* NaN for
 
 /* The run that spans are read from: the one asked for, else the last with spans. */
 fr_status cli_choose_run(fr_store *s, const char *path, const char *asked, int64_t *run, fr_error *err);
-/* Spans of a stored run and a plan that holds the lanes they name (fr_plan_free, fr_timeline_free). */
-fr_status cli_load_spans(fr_store *s, int64_t run, fr_timeline *out, fr_plan **plan, fr_error *err);
-
 fr_status cli_data_gantt(const cli_figure_source *s, fr_text *data, fr_text *settings, fr_error *err);
 fr_status cli_data_critical(const cli_figure_source *s, fr_text *data, fr_text *settings, fr_error *err);
 

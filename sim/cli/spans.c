@@ -1,4 +1,4 @@
-/* Timelines out of a store: for `forerun trace` and the figures of one run. */
+/* The figures of one run, from its stored timeline. */
 #include "sim/cli/figures.h"
 
 #include "engine/critical.h"
@@ -23,85 +23,6 @@ fr_status cli_choose_run(fr_store *s, const char *path, const char *asked, int64
     if (found) return FR_OK;
     return fr_fail(err, FR_BAD_INPUT, "%s: holds no timeline%s%s: forerun simulate ... --db FILE stores one", path,
                    asked ? " of run " : "", asked ? asked : "");
-}
-
-/* The inverse of fr_op_id_text; 0 for an empty or unknown text. */
-static uint64_t parse_id(const char *text) {
-    unsigned forward, rank, layer = FR_NO_LAYER, micro, sub;
-    char layer_text[8], kind[32];
-    if (!text || sscanf(text, "f%u.r%u.l%7[^.].%31[^.].m%u.s%u", &forward, &rank, layer_text, kind, &micro, &sub) != 6)
-        return 0;
-    if (layer_text[0] != '-') layer = (unsigned)strtoul(layer_text, NULL, 10);
-    fr_op_kind k = fr_op_by_name(kind);
-    if (k == FR_OP_KIND_COUNT) return 0;
-    return (uint64_t)forward << 44 | (uint64_t)(rank & 0x3ff) << 34 | (uint64_t)(layer & 0x3ff) << 24 |
-           (uint64_t)(k & 0x3f) << 18 | (uint64_t)(micro & 0xff) << 10 | (sub & 0x3ff);
-}
-
-typedef struct {
-    fr_plan *plan;
-    fr_timeline *out;
-    const char *bad;
-} loader;
-
-static uint16_t lane_of(fr_plan *p, int rank, const char *name) {
-    for (uint32_t i = 0; i < p->lanes_count; i++)
-        if (p->lanes[i].rank == rank && strcmp(p->lanes[i].name, name) == 0) return (uint16_t)i;
-    return (uint16_t)fr_plan_lane(p, rank, FR_LANE_COMPUTE, name, false);
-}
-
-/* A row back to a span: op, rank, lane, kind, ready, start, end, bytes, flops, cause, provenance. */
-static bool load_row(void *context, int columns, const char *const *v, const char *const *names) {
-    loader *l = context;
-    (void)columns;
-    (void)names;
-    for (int i = 0; i < 9; i++)
-        if (!v[i]) l->bad = "a span with a null field";
-    if (l->bad) return false;
-    fr_op_kind kind = fr_op_by_name(v[3]);
-    int rank = atoi(v[1]);
-    fr_span s = {.id = parse_id(v[0]),
-                 .ready = strtoll(v[4], NULL, 10),
-                 .start = strtoll(v[5], NULL, 10),
-                 .end = strtoll(v[6], NULL, 10),
-                 .bytes = strtod(v[7], NULL),
-                 .flops = strtod(v[8], NULL),
-                 .cause = parse_id(v[9]),
-                 .rank = (int16_t)rank,
-                 .kind = (uint8_t)kind};
-    if (!s.id || kind == FR_OP_KIND_COUNT || rank < 0 || rank > 1023 || s.end < s.start) {
-        l->bad = "a span that no executor of this version writes";
-        return false;
-    }
-    s.lane = lane_of(l->plan, rank, v[2]);
-    for (int p = 0; v[10] && p < FR_FROM_KINDS; p++)
-        if (strcmp(fr_provenance_name((fr_provenance)p), v[10]) == 0) s.provenance = (uint8_t)p;
-    fr_timeline_add(l->out, &s);
-    return true;
-}
-
-fr_status cli_load_spans(fr_store *s, int64_t run, fr_timeline *out, fr_plan **plan, fr_error *err) {
-    char number[24];
-    cli_table t;
-    snprintf(number, sizeof number, "%" PRId64, run);
-    FR_TRY(cli_fetch(s, "SELECT max(rank)+1 FROM spans WHERE run=?1+0", number, &t, err));
-    double ranks = cli_number(&t, 0, 0);
-    cli_table_free(&t);
-    if (!(ranks >= 1 && ranks <= 1024)) return fr_fail(err, FR_BAD_INPUT, "run %s holds no usable timeline", number);
-    *out = (fr_timeline){0};
-    loader l = {fr_plan_new((int)ranks, (int)ranks), out, NULL};
-    fr_status status = fr_store_query(s,
-                                      "SELECT op, rank, lane, kind, ready_ns, start_ns, end_ns, bytes, flops, cause, "
-                                      "provenance FROM spans WHERE run=?1+0 ORDER BY start_ns, rank, lane, op",
-                                      number, load_row, &l, err);
-    if (status == FR_OK && l.bad) status = fr_fail(err, FR_BAD_INPUT, "run %s: %s", number, l.bad);
-    if (status != FR_OK) {
-        fr_plan_free(l.plan);
-        fr_timeline_free(out);
-        return status;
-    }
-    *plan = l.plan;
-    return FR_OK;
 }
 
 /* ---- figures of one run -------------------------------------------------------------------------------------------
@@ -205,7 +126,7 @@ fr_status cli_data_gantt(const cli_figure_source *s, fr_text *data, fr_text *set
     fr_timeline t;
     fr_plan *plan;
     FR_TRY(run_subject(s, settings, err));
-    FR_TRY(cli_load_spans(s->store, s->run, &t, &plan, err));
+    FR_TRY(fr_store_load_spans(s->store, s->run, &plan, &t, err));
     int layer = s->layer >= 0 ? s->layer : middle_layer(&t, s->rank), row = 0;
     int64_t from = 0, to = 0;
     fr_status status = FR_OK;
@@ -229,7 +150,7 @@ fr_status cli_data_critical(const cli_figure_source *s, fr_text *data, fr_text *
     fr_timeline t;
     fr_plan *plan;
     FR_TRY(run_subject(s, settings, err));
-    FR_TRY(cli_load_spans(s->store, s->run, &t, &plan, err));
+    FR_TRY(fr_store_load_spans(s->store, s->run, &plan, &t, err));
     int layers = 0;
     uint64_t forwards = 1;
     for (uint32_t i = 0; i < t.count; i++) {
