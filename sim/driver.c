@@ -428,6 +428,7 @@ static fr_status open_drive(drive *d, const fr_setup *s, bool batch) {
     fr_player_options o = {.cost = s->cost,
                            .sharing = e->sharing,
                            .interference = e->interference,
+                           .gpus_per_host = s->machine.gpus_per_host,
                            .spans = d->options->spans,
                            .finished = on_finished,
                            .entered = on_entered,

@@ -70,7 +70,8 @@ typedef struct {
     int64_t class_ns[FR_CLASS_COUNT]; /* busy time by op class, over all plan ranks */
 } fr_player_stats;
 void fr_player_stats_get(const fr_player *p, fr_player_stats *out);
-/* Time parts of a rank from the start of play until now (see fr_parts); they sum to now exactly. */
+/* Time parts of a rank (see fr_parts) from the start of play until its last op's end, or now while it has ops left;
+ * they sum to `elapsed` exactly. */
 void fr_player_rank_parts(const fr_player *p, int rank, fr_parts *out);
 
 #endif

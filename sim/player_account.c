@@ -189,6 +189,12 @@ void fr_play_span(fr_player *p, fr_play_lane *l, const fr_op *op, const fr_price
 
 void fr_player_rank_parts(const fr_player *p, int rank, fr_parts *out) {
     const fr_rank_state *k = &p->ranks[rank];
+    if (k->unfinished == 0) { /* as it was when the rank's last op ended */
+        *out = k->mark_sum;
+        out->elapsed = k->mark;
+        out->hidden_comm = fr_max_i64(0, k->mark_busy - k->mark_gap);
+        return;
+    }
     *out = k->sum;
     out->elapsed = p->now;
     int64_t open = fr_max_i64(0, p->now - k->covered), busy = k->busy;

@@ -99,9 +99,9 @@ static void finished(void *context, fr_fragment *f, const fr_forward_record *r) 
     fr_player_append(b->player, f, r->end);
 }
 
-static double best; /* s, of the repetitions */
-static void play_once(const char *name, bool gathers, bool drift, bool sharing, bool interference, int forwards,
-                      double target, bool last) {
+/* Returns the lesser of `best` and the seconds that playing took; prints the result when it is the last repetition. */
+static double play_once(const char *name, bool gathers, bool drift, bool sharing, bool interference, int forwards,
+                        double target, double best, bool last) {
     bench b = {.gathers = gathers, .drift = drift, .left = forwards, .random = 42};
     b.plan = fr_plan_new(RANKS, RANKS);
     for (int r = 0; r < RANKS; r++) {
@@ -142,13 +142,15 @@ static void play_once(const char *name, bool gathers, bool drift, bool sharing, 
                b.building);
     fr_player_free(b.player);
     fr_plan_free(b.plan);
+    return best;
 }
 
 /* The best of five: the host's other work must not count. */
 static void play(const char *name, bool gathers, bool drift, bool sharing, bool interference, int forwards,
                  double target) {
-    best = 1e9;
-    for (int i = 0; i < 5; i++) play_once(name, gathers, drift, sharing, interference, forwards, target, i == 4);
+    double best = 1e9;
+    for (int i = 0; i < 5; i++)
+        best = play_once(name, gathers, drift, sharing, interference, forwards, target, best, i == 4);
 }
 
 int main(void) {
