@@ -97,18 +97,22 @@ uint32_t fr_plan_table(fr_plan *p, int rank, const char *name, int64_t bound, fr
 /* ---- fragments: the simulator builds as many ops as it plays, so no allocation per op or per fragment once warm ----
  */
 
+/* All lanes of the plan as it now is; new entries are zero. */
+static void grow_head_of(fr_fragment *f) {
+    uint32_t need = f->plan->lanes_count;
+    f->head_of = fr_realloc(f->head_of, need, sizeof *f->head_of);
+    memset(f->head_of + f->head_of_cap, 0, (need - f->head_of_cap) * sizeof *f->head_of);
+    f->head_of_cap = need;
+}
+
 fr_fragment *fr_fragment_new(fr_plan *p, int unit) {
     fr_fragment *f = p->spare;
     if (f)
         p->spare = f->spare;
     else
         f = fr_alloc(sizeof *f);
-    if (f->head_of_cap < p->lanes_count) { /* all entries are zero between uses */
-        free(f->head_of);
-        f->head_of = fr_alloc(p->lanes_count * sizeof *f->head_of);
-        f->head_of_cap = p->lanes_count;
-    }
     f->plan = p;
+    if (f->head_of_cap < p->lanes_count) grow_head_of(f);
     f->spare = NULL;
     f->forward = p->forwards++;
     f->unit = unit;
@@ -142,7 +146,6 @@ uint32_t fr_shape_add(fr_fragment *f, const fr_shape *s, const fr_pair *vector, 
 }
 
 static struct fr_lane_head *new_head(fr_fragment *f, uint32_t lane) {
-    assert(lane < f->head_of_cap);
     FR_GROW(f->heads, f->heads_cap, f->heads_count + 1);
     f->heads[f->heads_count] = (struct fr_lane_head){.lane = lane, .first = f->ops_count, .last = FR_NONE, .ops = 0};
     f->head_of[lane] = ++f->heads_count;
@@ -151,6 +154,8 @@ static struct fr_lane_head *new_head(fr_fragment *f, uint32_t lane) {
 
 fr_op *fr_emit(fr_fragment *f, uint32_t lane, fr_op_kind kind, uint32_t shape, int layer) {
     assert(kind != FR_OP_NONE && shape < f->shapes_count && layer >= 0 && layer <= FR_NO_LAYER);
+    if (lane >= f->head_of_cap && f->plan->lanes_count > f->head_of_cap) grow_head_of(f);
+    assert(lane < f->head_of_cap);
     uint32_t index = f->ops_count, have = f->head_of[lane];
     if (index == f->ops_cap) FR_GROW(f->ops, f->ops_cap, index + 1);
     struct fr_lane_head *head = have ? &f->heads[have - 1] : new_head(f, lane);

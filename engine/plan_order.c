@@ -18,7 +18,7 @@ bool fr_order_skipped(const fr_order *o, uint32_t op) {
     return x->late == FR_NONE && o->fragments[o->fragment_of[op]]->shapes[x->shape].kind == FR_OP_NONE;
 }
 
-static uint32_t *new_u32(size_t count) {
+uint32_t *fr_order_array(size_t count) {
     return fr_alloc((count + 1) * sizeof(uint32_t));
 }
 
@@ -58,7 +58,7 @@ static fr_status chain_op(fr_order *o, uint32_t *chain_now, uint32_t op, bool fi
 
 static fr_status build_chains(fr_order *o, fr_error *err) {
     const fr_plan *p = o->plan;
-    uint32_t *chain_now = new_u32(p->lanes_count), base = 0;
+    uint32_t *chain_now = fr_order_array(p->lanes_count), base = 0;
     fr_status status = FR_OK;
     for (uint32_t l = 0; l < p->lanes_count; l++) chain_now[l] = l;
     o->chains = p->lanes_count;
@@ -70,123 +70,6 @@ static fr_status build_chains(fr_order *o, fr_error *err) {
         base += f->ops_count;
     }
     free(chain_now);
-    return status;
-}
-
-/* ---- groups: every member joins each (group, seq) once, all in one order ----------------------------------------- */
-
-typedef struct {
-    uint32_t *offset;      /* per group, into node_at */
-    uint32_t *total;       /* ops per group */
-    uint32_t *next, *lane; /* per member */
-    uint32_t *node_at;     /* per (group, seq): node + 1 */
-} group_state;
-
-static fr_status join_group(fr_order *o, group_state *g, uint32_t op, fr_error *err) {
-    const fr_plan *p = o->plan;
-    const fr_op *x = fr_order_op(o, op);
-    const fr_group *group = &p->groups[x->group];
-    int rank = p->lanes[x->lane].rank;
-    uint32_t m = 0, members = (uint32_t)group->count;
-    char name[48];
-    while (m < members && p->members[group->first + m] != rank) m++;
-    if (m == members)
-        return fr_fail(err, FR_FAILED, "group order: %s meets group %u, of which rank %d is no member",
-                       fr_order_name(o, op, name), x->group, rank);
-    m += group->first;
-    if (x->seq != g->next[m])
-        return fr_fail(err, FR_FAILED, "group order: %s joins group %u #%u where rank %d has #%u next",
-                       fr_order_name(o, op, name), x->group, x->seq, rank, g->next[m]);
-    if (g->lane[m] != FR_NONE && g->lane[m] != x->lane)
-        return fr_fail(err, FR_FAILED,
-                       "group order: %s joins group %u on lane %u, but rank %d joined it on lane %u "
-                       "before: no fixed order",
-                       fr_order_name(o, op, name), x->group, x->lane, rank, g->lane[m]);
-    g->lane[m] = x->lane;
-    g->next[m]++;
-    uint32_t *at = &g->node_at[g->offset[x->group] + x->seq];
-    if (!*at) {
-        o->first_member[o->nodes] = FR_NONE;
-        *at = ++o->nodes;
-    }
-    o->node_of[op] = *at - 1;
-    o->next_member[op] = o->first_member[*at - 1];
-    o->first_member[*at - 1] = op;
-    return FR_OK;
-}
-
-static fr_status groups_complete(const fr_order *o, const group_state *g, fr_error *err) {
-    const fr_plan *p = o->plan;
-    for (uint32_t i = 0; i < p->groups_count; i++) {
-        uint32_t first = p->groups[i].first, most = 0, least = UINT32_MAX, who = 0;
-        for (uint32_t m = first; m < first + (uint32_t)p->groups[i].count; m++) {
-            if (g->next[m] > most) most = g->next[m];
-            if (g->next[m] < least) {
-                least = g->next[m];
-                who = m;
-            }
-        }
-        if (least == most) continue;
-        char name[48];
-        return fr_fail(err, FR_FAILED, "group order: rank %d does not join group %u #%u, which %s joins",
-                       p->members[who], i, least,
-                       fr_order_name(o, o->first_member[g->node_at[g->offset[i] + least] - 1], name));
-    }
-    return FR_OK;
-}
-
-static fr_status build_nodes(fr_order *o, fr_error *err) {
-    const fr_plan *p = o->plan;
-    group_state g = {new_u32(p->groups_count), new_u32(p->groups_count), new_u32(p->members_count),
-                     new_u32(p->members_count), new_u32(o->ops)};
-    fr_status status = FR_OK;
-    memset(g.lane, 0xff, p->members_count * sizeof *g.lane);
-    for (uint32_t op = 0; op < o->ops; op++)
-        if (fr_order_op(o, op)->group != FR_NONE) g.total[fr_order_op(o, op)->group]++;
-    for (uint32_t i = 1; i < p->groups_count; i++) g.offset[i] = g.offset[i - 1] + g.total[i - 1];
-    for (uint32_t c = 0; c < o->chains && status == FR_OK; c++) /* in lane order: emission order is no order */
-        for (uint32_t op = o->item_first[c]; op != FR_NONE && status == FR_OK; op = o->successor[op]) {
-            if (fr_order_op(o, op)->group != FR_NONE) {
-                status = join_group(o, &g, op, err);
-                continue;
-            }
-            o->node_of[op] = o->nodes;
-            o->first_member[o->nodes++] = op;
-        }
-    if (status == FR_OK) status = groups_complete(o, &g, err);
-    free(g.offset);
-    free(g.total);
-    free(g.next);
-    free(g.lane);
-    free(g.node_at);
-    return status;
-}
-
-/* Two lanes that share collectives must reach them in the same order. */
-static fr_status check_crossing(const fr_order *o, fr_error *err) {
-    uint32_t *last = new_u32(o->chains), *whom = new_u32(o->chains);
-    fr_status status = FR_OK;
-    for (uint32_t c = 0; c < o->plan->lanes_count && status == FR_OK; c++) {
-        memset(last, 0, o->chains * sizeof *last);
-        for (uint32_t op = o->item_first[c]; op != FR_NONE && status == FR_OK; op = o->successor[op]) {
-            if (fr_order_op(o, op)->group == FR_NONE) continue;
-            for (uint32_t m = o->first_member[o->node_of[op]]; m != FR_NONE; m = o->next_member[m]) {
-                uint32_t other = o->chain_of[m];
-                if (other <= c) continue;
-                if (o->index_in[m] + 1 < last[other]) {
-                    char a[48], b[48];
-                    status = fr_fail(err, FR_FAILED,
-                                     "group order: lane %u runs %s before %s, lane %u the other way round: a deadlock",
-                                     c, fr_order_name(o, whom[other], a), fr_order_name(o, op, b), other);
-                    break;
-                }
-                last[other] = o->index_in[m] + 1;
-                whom[other] = op;
-            }
-        }
-    }
-    free(last);
-    free(whom);
     return status;
 }
 
@@ -267,7 +150,7 @@ static fr_hold *find_hold(const fr_order *o, uint32_t pool, uint32_t hold) {
 
 /* A pool whose acquires all stand on one in-order lane is a counter of freed slots. */
 static void classify_pools(fr_order *o) {
-    uint32_t *lane = new_u32(o->plan->buffers_count);
+    uint32_t *lane = fr_order_array(o->plan->buffers_count);
     o->pool_kind = fr_alloc(o->plan->buffers_count);
     for (uint32_t i = 0; i < o->holds_count; i++) {
         const fr_hold *h = &o->holds[i];
@@ -338,12 +221,14 @@ static void waits_of(const fr_order *o, fr_order_system *s, uint32_t op, bool st
 
 static void build_system(const fr_order *o, bool strict, fr_order_system *s) {
     uint32_t events = o->plan->events_count + o->plan->buffers_count, total = 0;
-    uint32_t *acquired = new_u32(o->plan->buffers_count);
-    *s = (fr_order_system){.missing = new_u32(o->nodes), .raises_at = new_u32(o->nodes), .waiters_at = new_u32(events)};
+    uint32_t *acquired = fr_order_array(o->plan->buffers_count);
+    *s = (fr_order_system){.missing = fr_order_array(o->nodes),
+                           .raises_at = fr_order_array(o->nodes),
+                           .waiters_at = fr_order_array(events)};
     for (uint32_t c = 0; c < o->chains; c++)
         for (uint32_t op = o->item_first[c]; op != FR_NONE; op = o->successor[op]) waits_of(o, s, op, strict, acquired);
     for (uint32_t op = 0; op < o->ops; op++) total += raises_of(o, op, strict, NULL);
-    s->raises = new_u32(total);
+    s->raises = fr_order_array(total);
     total = 0;
     for (uint32_t n = 0; n < o->nodes; n++) {
         s->raises_at[n] = total;
@@ -400,7 +285,7 @@ static uint32_t push_roots(fr_order *o) {
 /* ---- running to the end ------------------------------------------------------------------------------------------ */
 
 static fr_status waits_can_be_met(const fr_order *o, fr_error *err) {
-    uint32_t *total = new_u32(o->plan->events_count);
+    uint32_t *total = fr_order_array(o->plan->events_count);
     fr_status status = FR_OK;
     for (uint32_t op = 0; op < o->ops; op++) {
         const fr_op *x = fr_order_op(o, op);
@@ -476,7 +361,7 @@ static fr_status run_to_the_end(fr_order *o, fr_error *err) {
 /* One row of the vector clocks: runs everything while the ops of chain c end only when nothing else can move. */
 static uint32_t *compute_row(fr_order *o, uint32_t c) {
     const fr_order_system *s = &o->system;
-    uint32_t *row = new_u32(o->nodes), ended = 0, held = FR_NONE;
+    uint32_t *row = fr_order_array(o->nodes), ended = 0, held = FR_NONE;
     /* which nodes stand on the chain: marked by a row value that no clock reaches */
     for (uint32_t op = o->item_first[c]; op != FR_NONE; op = o->successor[op]) row[o->node_of[op]] = FR_NONE;
     start_run(o, s);
@@ -514,14 +399,14 @@ static void allocate(fr_order *o) {
     for (int i = 0; i < o->count; i++) o->ops += o->fragments[i]->ops_count;
     uint32_t **arrays[] = {&o->fragment_of, &o->local,        &o->node_of,  &o->chain_of, &o->index_in, &o->successor,
                            &o->next_member, &o->first_member, &o->sequence, &o->position, &o->missing,  &o->stack};
-    for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) *arrays[i] = new_u32(o->ops);
+    for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) *arrays[i] = fr_order_array(o->ops);
     memset(o->successor, 0xff, o->ops * sizeof *o->successor);
     memset(o->next_member, 0xff, o->ops * sizeof *o->next_member);
-    o->counters = new_u32(events);
-    o->pointers = new_u32(events);
+    o->counters = fr_order_array(events);
+    o->pointers = fr_order_array(events);
     size_t chains = (size_t)o->plan->lanes_count + o->ops;
-    o->item_first = new_u32(chains);
-    o->item_last = new_u32(chains);
+    o->item_first = fr_order_array(chains);
+    o->item_last = fr_order_array(chains);
     memset(o->item_first, 0xff, chains * sizeof *o->item_first);
     o->rows = fr_alloc((chains + 1) * sizeof *o->rows);
     for (int i = 0; i < o->count; i++)
@@ -534,8 +419,7 @@ static void allocate(fr_order *o) {
 static fr_status build(fr_order *o, fr_error *err) {
     allocate(o);
     FR_TRY(build_chains(o, err));
-    FR_TRY(build_nodes(o, err));
-    FR_TRY(check_crossing(o, err));
+    FR_TRY(fr_order_build_nodes(o, err));
     FR_TRY(build_holds(o, err));
     classify_pools(o);
     FR_TRY(waits_can_be_met(o, err));

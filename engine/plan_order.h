@@ -74,6 +74,10 @@ void fr_order_free(fr_order *o);
 /* True when node a has ended before node b starts, whatever the durations. */
 bool fr_order_before(fr_order *o, uint32_t a, uint32_t b);
 
+/* Makes nodes of ops and collectives, checking membership and order of groups (plan_groups.c). Chains are built. */
+fr_status fr_order_build_nodes(fr_order *o, fr_error *err);
+uint32_t *fr_order_array(size_t count); /* zeroed */
+
 /* Shows that first-ready lanes and racing pools cannot bring ops to a stand (plan_resources.c). */
 fr_status fr_order_check_resources(fr_order *o, fr_error *err);
 
