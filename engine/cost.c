@@ -67,6 +67,8 @@ static fr_status add_text(fr_cost_model *c, int slot, const char *text, size_t l
     fr_table *t = &c->tables[slot];
     FR_TRY(fr_table_parse(text, length, where, t, err));
     c->hash = fr_hash(text, length, c->hash);
+    /* a folder may offer another GPU's table under this one's name: then it says so in its header */
+    if (slot != T_EXTRA && strcmp(t->gpu, c->machine.gpu) != 0) cap = FR_FROM_TRANSFERRED;
     c->sources[c->source_count++] = (fr_source){t, cap};
     size_t used = strlen(c->source);
     snprintf(c->source + used, sizeof c->source - used, "%s%.80s, %u rows%s", used ? "; " : "", where, t->count,

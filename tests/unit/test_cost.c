@@ -457,13 +457,50 @@ static void own_rows(void **state) {
     fr_cost_close(own);
 }
 
+/* A folder of tables outranks the compiled-in ones; a bad one is an error that names it; another GPU's table under this
+ * GPU's name is transferred. */
+static void folder(void **state) {
+    (void)state;
+    char dir[] = "/tmp/forerun-tables-XXXXXX", path[64];
+    assert_non_null(mkdtemp(dir));
+    fr_machine m = machine("h200");
+    fr_cost_options o = {.tables = dir, .what_if = FR_WHAT_IF_NONE};
+    fr_cost_model *c = open_with(&m, &o);
+    assert_int_equal(cost(c, gemm(4096, 9216, 4096), NULL).ns, 430000);
+    fr_cost_close(c);
+    static const char *const gpus[] = {"h200", "h100", "h200"};
+    static const char *const ns[] = {"444000", "444000", "bad"};
+    for (int i = 0; i < 3; i++) {
+        snprintf(path, sizeof path, "%s/h200.txt", dir);
+        FILE *f = fopen(path, "w");
+        fprintf(f, "# gpu: %s\n# sms: 132\n# peak_bf16: 989.5e12\n# peak_fp8: 1979e12\n# hbm_rate: 4.8e12\n", gpus[i]);
+        fprintf(f, "gemm precision=bf16 m=4096 n=9216 k=4096 regime=burst ns=%s\n", ns[i]);
+        fclose(f);
+        fr_error err = {0};
+        fr_status status = fr_cost_open(&m, &o, &c, &err);
+        if (i == 2) {
+            assert_int_equal(status, FR_BAD_INPUT);
+            assert_non_null(strstr(err.text, "h200.txt:6: ns"));
+            continue;
+        }
+        fr_cost x = cost(c, gemm(4096, 9216, 4096), NULL);
+        assert_int_equal(x.ns, 444000);
+        assert_int_equal(x.provenance, i ? FR_FROM_TRANSFERRED : FR_FROM_MEASURED);
+        /* what this folder is silent about is a stated share of the datasheet */
+        assert_int_equal(cost(c, (fr_shape){.kind = FR_OP_NORM, .bytes = 1 << 30}, NULL).provenance, FR_FROM_ROOFLINE);
+        fr_cost_close(c);
+    }
+    unlink(path);
+    rmdir(dir);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_kind),       cmocka_unit_test(layer_table),  cmocka_unit_test(rows_and_between),
         cmocka_unit_test(datasheet_bound),  cmocka_unit_test(regimes),      cmocka_unit_test(monotone),
         cmocka_unit_test(attention_shapes), cmocka_unit_test(grouped_skew), cmocka_unit_test(collectives),
         cmocka_unit_test(what_if),          cmocka_unit_test(slowdowns),    cmocka_unit_test(refused),
-        cmocka_unit_test(own_rows),
+        cmocka_unit_test(own_rows),         cmocka_unit_test(folder),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
