@@ -448,9 +448,10 @@ static void test_first_ready(void **state) {
         uint32_t lane = fr_plan_lane(plan, 0, FR_LANE_COMPUTE, "compute", first_ready);
         uint32_t sender = fr_plan_lane(plan, 1, FR_LANE_COMPUTE, "compute", false);
         uint32_t a = fr_plan_event(plan, 0, "a"), b = fr_plan_event(plan, 0, "b"), c = fr_plan_event(plan, 0, "c");
+        uint32_t d = fr_plan_event(plan, 0, "d");
         fr_fragment *f = fr_fragment_new(plan, 0);
-        uint32_t waits[] = {a, b, c, c};
-        for (int i = 0; i < 4; i++) {
+        uint32_t waits[] = {a, b, c, c, d};
+        for (int i = 0; i < 5; i++) {
             emit(f, lane, FR_OP_EXPERT_UP, 50, 0, 0, i)->flags |= FR_OP_ITEM;
             fr_wait(f, waits[i], 1);
             emit(f, lane, FR_OP_EXPERT_DOWN, 50, 0, 0, i);
@@ -460,6 +461,7 @@ static void test_first_ready(void **state) {
         emit(f, sender, FR_OP_NORM, 200, 0, 0, 1);
         fr_signal(f, c); /* before a, at the same time: yet a's item was appended first */
         fr_signal(f, a);
+        fr_signal(f, d);
         world w;
         open_world(&w, plan, NULL, false);
         fr_player_append(w.player, f, 0);
@@ -469,7 +471,8 @@ static void test_first_ready(void **state) {
         assert_int_equal(find(&w, FR_OP_EXPERT_DOWN, 0, 1)->end, first_ready ? 200 : 500);
         assert_int_equal(find(&w, FR_OP_EXPERT_UP, 0, 2)->start, first_ready ? 400 : 500);
         assert_int_equal(find(&w, FR_OP_EXPERT_UP, 0, 3)->start, first_ready ? 500 : 600);
-        assert_int_equal(w.records[0].end, first_ready ? 600 : 700);
+        assert_int_equal(find(&w, FR_OP_EXPERT_UP, 0, 4)->start, first_ready ? 600 : 700);
+        assert_int_equal(w.records[0].end, first_ready ? 700 : 800);
         assert_int_equal(parts_sum(&w.records[0].parts), w.records[0].parts.elapsed);
         close_world(&w, plan);
     }
@@ -508,6 +511,38 @@ static void test_back_pressure(void **state) {
     assert_int_equal(w.records[0].end, 430);
     assert_int_equal(w.records[0].parts.compute, 400);
     assert_int_equal(parts_sum(&w.records[0].parts), 430);
+    close_world(&w, plan);
+}
+
+/* Pool of 2: one slot is held until 100; B asks for 2 at 10, C for 1 at 20. C must not pass B though its slot is there.
+ * A first-ready lane passes over an item without a slot, and takes it when one is freed. */
+static void test_slots_in_turn(void **state) {
+    (void)state;
+    fr_plan *plan = fr_plan_new(4, 4);
+    uint32_t lane[4], pool = fr_plan_buffer(plan, 0, FR_BUF_SLOT, "slot", 1, 2, false);
+    for (int r = 0; r < 4; r++) lane[r] = fr_plan_lane(plan, r, FR_LANE_COMPUTE, "compute", r == 3);
+    fr_fragment *f = fr_fragment_new(plan, 0);
+    const struct {
+        int rank, before, ns, slots;
+    } users[] = {{0, 0, 100, 1}, {1, 10, 50, 2}, {2, 20, 5, 1}, {3, -1, 7, 2}};
+    uint32_t hold = 0;
+    for (int i = 0; i < 4; i++) {
+        if (users[i].before >= 0) emit(f, lane[users[i].rank], FR_OP_NORM, users[i].before, 0, 0, 0);
+        emit(f, lane[users[i].rank], FR_OP_REDUCE, users[i].ns, 0, 0, 0)->flags |= FR_OP_ITEM;
+        for (int k = 0; k < users[i].slots; k++) {
+            fr_use_buffer(f, FR_USE_ACQUIRE, pool, hold);
+            fr_use_buffer(f, FR_USE_FREE, pool, hold++);
+        }
+    }
+    emit(f, lane[3], FR_OP_SORT, 30, 0, 0, 0)->flags |= FR_OP_ITEM;
+    world w;
+    open_world(&w, plan, NULL, false);
+    fr_player_append(w.player, f, 0);
+    play(&w);
+    assert_int_equal(find(&w, FR_OP_REDUCE, 1, 0)->start, 100);
+    assert_int_equal(find(&w, FR_OP_REDUCE, 2, 0)->start, 150);
+    assert_int_equal(find(&w, FR_OP_SORT, 3, 0)->start, 0);
+    assert_int_equal(find(&w, FR_OP_REDUCE, 3, 0)->start, 155);
     close_world(&w, plan);
 }
 
@@ -841,6 +876,7 @@ int main(void) {
         cmocka_unit_test(test_random_sources),
         cmocka_unit_test(test_first_ready),
         cmocka_unit_test(test_back_pressure),
+        cmocka_unit_test(test_slots_in_turn),
         cmocka_unit_test(test_collective_parts),
         cmocka_unit_test(test_deadlock),
         cmocka_unit_test(test_append),
