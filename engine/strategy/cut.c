@@ -191,14 +191,15 @@ static void count_kv(fr_work *w) {
 fr_status fr_forward_works(fr_planner *p, const fr_batch *batches, int *micros, fr_error *err) {
     const fr_layout *l = &p->layout;
     int halves = l->overlap == FR_OVERLAP_TBO ? 2 : 1, parts = l->micro_batches > 1 ? l->micro_batches : 1, made = 1;
-    int used = p->folded ? 1 : p->slots; /* slots that are emitted */
+    int used = p->folded ? 1 : p->slots;         /* slots that are emitted */
+    bool chunked = l->chunk_tokens && l->pp > 1; /* without stages the scheduler has cut already: one forward is one */
     uint32_t cuts = 0;
     int32_t most = 1;
     for (int s = 0; s < used; s++) most = batches[s].count > most ? batches[s].count : most;
-    if (parts > most && !l->chunk_tokens) parts = most; /* no micro-batch is empty on all ranks */
+    if (parts > most && !chunked) parts = most; /* no micro-batch is empty on all ranks */
     int chunks[1 << 12];
     for (int s = 0; s < used; s++) {
-        if (l->chunk_tokens) {
+        if (chunked) {
             int64_t limit = fr_min_i64(l->chunk_tokens, fr_max_i64(1, fr_ceil_div(tokens_of(&batches[s]), parts)));
             int n = chunk(p, &batches[s], s, limit, &cuts);
             chunks[s & 4095] = n;
@@ -208,7 +209,7 @@ fr_status fr_forward_works(fr_planner *p, const fr_batch *batches, int *micros, 
             made = parts * halves;
         }
     }
-    for (int s = 0; s < used && l->chunk_tokens; s++)
+    for (int s = 0; s < used && chunked; s++)
         for (int m = chunks[s & 4095]; m < made; m++) *work_at(p, m, s) = (fr_work){0};
     if (made > UINT8_MAX + 1)
         return fr_fail(err, FR_FAILED, "a forward of %d chunks or micro-batches: at most 256; use larger chunks", made);
