@@ -65,23 +65,44 @@ double cli_number(const cli_table *t, uint32_t row, uint32_t column) {
     "CASE WHEN overlap<>'none' THEN ' '||overlap ELSE '' END||CASE WHEN experts='ep' AND exchange<>'a2a' THEN ' '||"   \
     "exchange ELSE '' END||CASE WHEN gather<>'ce' THEN ' '||gather ELSE '' END"
 
-/* A query over `c`: the results with name, degree and label; `query` follows the WITH. */
+/* The workload that most results share: comparing layouts under different loads would say nothing. */
+#define WORKLOAD "model, machine, precision, tokens_per_gpu, seq, prefix, routing, trace, regime"
+#define MAIN_OF(condition)                                                                                             \
+    "(" WORKLOAD ") = (SELECT " WORKLOAD " FROM %s WHERE " condition " GROUP BY " WORKLOAD                             \
+    " ORDER BY count(*) DESC, " WORKLOAD " LIMIT 1)"
+#define MAIN   MAIN_OF(PLAYED)
+#define PLAYED "tokens_per_s IS NOT NULL"
+#define PLAIN  "what_if=''"
+
+/* A query over `c`: the results that meet `where` (%s = the table) with name, degree and label; `query` follows the
+ * WITH. */
 static fr_status fetch_results(const cli_figure_source *s, const char *where, const char *query, cli_table *out,
                                fr_error *err) {
     cli_table cells;
     FR_TRY(cli_fetch(s->store, "SELECT count(*) FROM cells", NULL, &cells, err));
     bool sweep = cli_number(&cells, 0, 0) > 0;
     cli_table_free(&cells);
+    const char *from = sweep ? "cells" : "runs";
     fr_text sql = {0};
     fr_text_add(&sql,
                 "WITH c AS (SELECT *, " NAME " AS name, " DEGREE " AS degree, " NAME "||' '||" DEGREE "||" VARIANT
-                " AS label FROM %s WHERE %s%s) %s",
-                sweep ? "cells" : "runs", sweep ? "status IN ('done','unfit') AND " : "", where, query);
+                " AS label FROM %s WHERE %s",
+                from, sweep ? "status IN ('done','unfit') AND " : "");
+    for (const char *w = where; *w; w++) {
+        if (strncmp(w, "%s", 2) == 0) {
+            fr_text_add(&sql, "%s", from);
+            w++;
+        } else {
+            fr_text_add(&sql, "%c", *w);
+        }
+    }
+    fr_text_add(&sql, ") %s", query);
     fr_status status = cli_fetch(s->store, sql.text, NULL, out, err);
     fr_text_free(&sql);
     if (status == FR_OK && out->rows == 0) {
         cli_table_free(out);
-        status = fr_fail(err, FR_BAD_INPUT, "%s: holds no result that this figure can show (%s)", s->path, where);
+        status = fr_fail(err, FR_BAD_INPUT, "%s: holds no result that this figure can show (see forerun list figures)",
+                         s->path);
     }
     return status;
 }
@@ -118,17 +139,16 @@ static fr_status add_subject(const cli_figure_source *s, const char *where, fr_t
     return FR_OK;
 }
 
-#define PLAYED "tokens_per_s IS NOT NULL"
-
 /* Bars in clusters: x, value, index of the degree; the script draws one box style per degree. */
 static fr_status data_throughput(const cli_figure_source *s, fr_text *data, fr_text *settings, fr_error *err) {
     cli_table t, degrees;
-    FR_TRY(add_subject(s, PLAYED, settings, err));
-    FR_TRY(fetch_results(s, PLAYED,
+    FR_TRY(add_subject(s, PLAYED " AND " PLAIN " AND " MAIN, settings, err));
+    FR_TRY(fetch_results(s, PLAYED " AND " PLAIN " AND " MAIN,
                          "SELECT name, degree, max(tokens_per_s_per_gpu) AS v FROM c GROUP BY name, degree ORDER BY "
                          "(SELECT max(d.tokens_per_s_per_gpu) FROM c AS d WHERE d.name=c.name), name, degree",
                          &t, err));
-    fr_status status = fetch_results(s, PLAYED, "SELECT DISTINCT degree FROM c ORDER BY degree", &degrees, err);
+    fr_status status = fetch_results(s, PLAYED " AND " PLAIN " AND " MAIN,
+                                     "SELECT DISTINCT degree FROM c ORDER BY degree", &degrees, err);
     if (status != FR_OK) {
         cli_table_free(&t);
         return status;
@@ -168,7 +188,7 @@ static void add_series(const cli_table *t, fr_text *data, fr_text *settings) {
 
 static fr_status data_mfu(const cli_figure_source *s, fr_text *data, fr_text *settings, fr_error *err) {
     cli_table t;
-    const char *where = PLAYED " AND seq>0";
+    const char *where = PLAYED " AND " PLAIN " AND seq>0";
     FR_TRY(add_subject(s, where, settings, err));
     FR_TRY(fetch_results(s, where, "SELECT name, seq, 100*max(mfu) FROM c GROUP BY name, seq ORDER BY name, seq", &t,
                          err));
@@ -180,9 +200,9 @@ static fr_status data_mfu(const cli_figure_source *s, fr_text *data, fr_text *se
 /* Seconds per million tokens, split as the rank that ends last spent them; best result of each layout. */
 static fr_status data_breakdown(const cli_figure_source *s, fr_text *data, fr_text *settings, fr_error *err) {
     cli_table t;
-    FR_TRY(add_subject(s, PLAYED, settings, err));
+    FR_TRY(add_subject(s, PLAYED " AND " PLAIN " AND " MAIN, settings, err));
     FR_TRY(fetch_results(
-        s, PLAYED,
+        s, PLAYED " AND " PLAIN " AND " MAIN,
         "SELECT label, k*compute_s, k*exposed_comm_s, k*wait_s, k*bubble_s, k*idle_s, k*hidden_comm_s FROM (SELECT *, "
         "1e6/max(tokens_per_s)/(compute_s+exposed_comm_s+wait_s+bubble_s+idle_s) AS k, max(tokens_per_s) AS best FROM "
         "c GROUP BY label) ORDER BY best DESC LIMIT 16",
@@ -197,37 +217,48 @@ static fr_status data_breakdown(const cli_figure_source *s, fr_text *data, fr_te
 }
 
 /* Transfer that shows, in percent of the forward, over tokens per forward; a series per machine, what-if and P. The
- * saturation point is the least n from which it stays below 1 %. */
+ * saturation point is the least n from which it stays below 1 %. Sequences of one length, where lengths and tokens both
+ * vary. */
+#define ONE_LENGTH                                                                                                     \
+    "((SELECT max(k) FROM (SELECT count(DISTINCT tokens_per_gpu) AS k FROM %s GROUP BY seq))<=1 OR seq=(SELECT seq "   \
+    "FROM %s WHERE experts IN ('asyncep','dwdp','offload') GROUP BY seq ORDER BY count(DISTINCT tokens_per_gpu) "      \
+    "DESC, "                                                                                                           \
+    "seq LIMIT 1))"
 static fr_status data_exposed(const cli_figure_source *s, fr_text *data, fr_text *settings, fr_error *err) {
     cli_table t;
-    const char *where = PLAYED " AND experts IN ('asyncep','dwdp','offload') AND trace=''";
+    const char *where = PLAYED " AND experts IN ('asyncep','dwdp','offload') AND trace='' AND " ONE_LENGTH;
     FR_TRY(add_subject(s, where, settings, err));
-    FR_TRY(fetch_results(s, where,
-                         "SELECT experts||' P='||ep||CASE WHEN count(*) OVER ()>0 AND (SELECT count(DISTINCT machine) "
-                         "FROM c)>1 THEN ' '||machine ELSE '' END||CASE WHEN what_if<>'' THEN ' '||what_if ELSE '' END "
-                         "AS s, tokens_per_gpu, 100.0*(exposed_comm_s+wait_s)/forward_s FROM c ORDER BY experts, ep, "
-                         "machine, what_if, tokens_per_gpu",
-                         &t, err));
-    add_series(&t, data, settings);
-    int marks = 0;
-    for (uint32_t i = 0; i < t.rows;) {
-        uint32_t end = i;
-        while (end < t.rows && strcmp(cli_at(&t, i, 0), cli_at(&t, end, 0)) == 0) end++;
+    FR_TRY(fetch_results(
+        s, where,
+        "SELECT experts||' P='||ep||CASE WHEN gather<>'ce' THEN ' '||gather ELSE '' END||CASE WHEN (SELECT "
+        "count(DISTINCT machine) FROM c)>1 THEN ' '||machine ELSE '' END||CASE WHEN (SELECT count(DISTINCT precision) "
+        "FROM c)>1 THEN ' '||precision ELSE '' END||CASE WHEN what_if<>'' THEN ' '||what_if ELSE '' END AS s, "
+        "tokens_per_gpu, min(100.0*(exposed_comm_s+wait_s)/forward_s) FROM c GROUP BY s, tokens_per_gpu ORDER BY "
+        "min(experts), min(ep), s, tokens_per_gpu",
+        &t, err));
+    int series = 0, marks = 0;
+    for (uint32_t i = 0, end; i < t.rows; i = end) {
+        for (end = i; end < t.rows && strcmp(cli_at(&t, i, 0), cli_at(&t, end, 0)) == 0; end++) {
+        }
         uint32_t knee = end;
         while (knee > i && cli_number(&t, knee - 1, 2) < 1) knee--;
-        if (knee < end && knee > i) fr_text_add(settings, "knee%d = %s\n", ++marks, cli_at(&t, knee, 1));
-        i = end;
+        bool seen = knee < end && knee > i; /* it happened within the tokens that were tried */
+        fr_text_add(data, "%s\"%s", series++ ? "\n\n" : "", cli_at(&t, i, 0));
+        if (seen) fr_text_add(data, ", hidden from %s tokens", cli_at(&t, knee, 1));
+        fr_text_add(data, "\"\n");
+        for (uint32_t k = i; k < end; k++) fr_text_add(data, "%s\t%s\n", cli_at(&t, k, 1), cli_at(&t, k, 2));
+        if (!seen) continue;
+        marks++;
+        fr_text_add(settings, "kx%d = %s\nky%d = %s\n", marks, cli_at(&t, knee, 1), marks, cli_at(&t, knee, 2));
     }
-    fr_text_add(settings, "array knees[%d]\n", marks + 1);
-    for (int i = 1; i <= marks; i++) fr_text_add(settings, "knees[%d] = knee%d\n", i, i);
-    fr_text_add(settings, "knees_count = %d\n", marks);
+    fr_text_add(settings, "series = %d\nknees = %d\n", series, marks);
     cli_table_free(&t);
     return FR_OK;
 }
 
 static fr_status data_memory(const cli_figure_source *s, fr_text *data, fr_text *settings, fr_error *err) {
     cli_table t;
-    const char *where = "memory_per_gpu_bytes IS NOT NULL";
+    const char *where = "memory_per_gpu_bytes IS NOT NULL AND " PLAIN " AND " MAIN;
     FR_TRY(add_subject(s, where, settings, err));
     FR_TRY(fetch_results(
         s, where,
@@ -251,7 +282,7 @@ static fr_status data_memory(const cli_figure_source *s, fr_text *data, fr_text 
 /* Points by layout name; the front: what nothing beats in both throughput and TTFT. */
 static fr_status data_pareto(const cli_figure_source *s, fr_text *data, fr_text *settings, fr_error *err) {
     cli_table t;
-    const char *where = PLAYED " AND ttft_p90_s IS NOT NULL";
+    const char *where = PLAYED " AND " PLAIN " AND " MAIN " AND ttft_p90_s IS NOT NULL";
     FR_TRY(add_subject(s, where, settings, err));
     FR_TRY(fetch_results(
         s, where, "SELECT name, ttft_p90_s, tokens_per_s_per_gpu, label FROM c ORDER BY name, ttft_p90_s", &t, err));
@@ -298,29 +329,32 @@ static fr_status data_ttft(const cli_figure_source *s, fr_text *data, fr_text *s
     return FR_OK;
 }
 
+#define CHANGED MAIN_OF(PLAYED " AND what_if<>''")
 /* Speed-up of each what-if over the same layout and load without it. */
 static fr_status data_whatif(const cli_figure_source *s, fr_text *data, fr_text *settings, fr_error *err) {
     cli_table t;
-    FR_TRY(add_subject(s, PLAYED, settings, err));
+    FR_TRY(add_subject(s, PLAYED " AND " CHANGED, settings, err));
     FR_TRY(
-        fetch_results(s, PLAYED,
+        fetch_results(s, PLAYED " AND " CHANGED,
                       "SELECT a.label, a.what_if, max(a.tokens_per_s/b.tokens_per_s) FROM c AS a JOIN c AS b ON "
                       "a.what_if<>'' AND b.what_if='' AND a.label=b.label AND a.model=b.model AND "
                       "a.machine=b.machine AND a.tokens_per_gpu=b.tokens_per_gpu AND a.seq=b.seq AND a.trace=b.trace "
                       "GROUP BY a.what_if, a.label ORDER BY a.label, a.what_if",
                       &t, err));
-    double x = 0;
+    double x = 0, first = 0;
     fr_text names = {0}, kinds = {0};
     cli_table kind;
-    fr_status status =
-        fetch_results(s, PLAYED " AND what_if<>''", "SELECT DISTINCT what_if FROM c ORDER BY what_if", &kind, err);
+    fr_status status = fetch_results(s, PLAYED " AND what_if<>'' AND " CHANGED,
+                                     "SELECT DISTINCT what_if FROM c ORDER BY what_if", &kind, err);
     for (uint32_t i = 0; status == FR_OK && i < t.rows; i++) {
         bool fresh = i == 0 || strcmp(cli_at(&t, i, 0), cli_at(&t, i - 1, 0)) != 0;
         x += fresh && i ? 2 : 1;
         uint32_t k = 0;
         while (strcmp(cli_at(&kind, k, 0), cli_at(&t, i, 1)) != 0) k++;
         fr_text_add(data, "%g\t%s\t%u\n", x, cli_at(&t, i, 2), k);
-        if (fresh) fr_text_add(&names, "%s\"%s\" %g", names.length ? ", " : "", cli_at(&t, i, 0), x);
+        if (fresh) first = x;
+        if (i + 1 == t.rows || strcmp(cli_at(&t, i, 0), cli_at(&t, i + 1, 0)) != 0)
+            fr_text_add(&names, "%s\"%s\" %g", names.length ? ", " : "", cli_at(&t, i, 0), (first + x) / 2);
     }
     for (uint32_t k = 0; status == FR_OK && k < kind.rows; k++)
         fr_text_add(&kinds, k ? " %s" : "%s", cli_at(&kind, k, 0));

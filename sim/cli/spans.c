@@ -71,18 +71,35 @@ static int box_class(fr_op_kind kind) {
     return 6;
 }
 
-/* The window of layers [layer, layer + 1] of a rank in the forward in the middle of the run. */
+/* The forward in the middle of those that a rank took part in. */
+static uint64_t middle_forward(const fr_timeline *t, int rank) {
+    uint64_t first = UINT64_MAX, last = 0, best = 0;
+    for (uint32_t i = 0; i < t->count; i++) {
+        uint64_t f = t->spans[i].id >> 44;
+        if (t->spans[i].rank != rank) continue;
+        first = f < first ? f : first;
+        last = f > last ? f : last;
+    }
+    uint64_t middle = first < last ? first + (last - first) / 2 : last, gap = UINT64_MAX;
+    for (uint32_t i = 0; i < t->count; i++) {
+        uint64_t f = t->spans[i].id >> 44, d = f > middle ? f - middle : middle - f;
+        if (t->spans[i].rank != rank || d >= gap) continue;
+        gap = d;
+        best = f;
+    }
+    return best;
+}
+
+/* The window of layers [layer, layer + 1] of a rank in its middle forward. */
 static bool find_window(const fr_timeline *t, int rank, int layer, int64_t *from, int64_t *to) {
-    uint64_t last = 0;
-    for (uint32_t i = 0; i < t->count; i++)
-        if (t->spans[i].id >> 44 > last) last = t->spans[i].id >> 44;
+    uint64_t forward = middle_forward(t, rank);
     *from = INT64_MAX;
     *to = INT64_MIN;
     for (uint32_t i = 0; i < t->count; i++) {
         const fr_span *s = &t->spans[i];
         int c = box_class((fr_op_kind)s->kind);
         /* compute only: transfers for a layer may run a layer ahead */
-        if (s->rank != rank || s->id >> 44 != last / 2 || c > 3) continue;
+        if (s->rank != rank || s->id >> 44 != forward || c > 3) continue;
         if (layer_of(s) != layer && layer_of(s) != layer + 1) continue;
         *from = fr_min_i64(*from, s->start);
         *to = fr_max_i64(*to, s->end);
@@ -146,24 +163,40 @@ fr_status cli_data_gantt(const cli_figure_source *s, fr_text *data, fr_text *set
     return status;
 }
 
+/* Forwards that the rank that ends last took part in: what the path is divided by. */
+static int64_t forwards_on_last_rank(const fr_timeline *t) {
+    const fr_span *last = NULL;
+    uint8_t *seen = fr_alloc(1 << 20); /* forwards have 20 bits in an id */
+    int64_t count = 0;
+    for (uint32_t i = 0; i < t->count; i++)
+        if (!last || t->spans[i].end > last->end) last = &t->spans[i];
+    for (uint32_t i = 0; i < t->count; i++) {
+        uint8_t *at = &seen[t->spans[i].id >> 44 & 0xfffff];
+        if (t->spans[i].rank != last->rank || *at) continue;
+        *at = 1;
+        count++;
+    }
+    free(seen);
+    return count > 0 ? count : 1;
+}
+
 fr_status cli_data_critical(const cli_figure_source *s, fr_text *data, fr_text *settings, fr_error *err) {
     fr_timeline t;
     fr_plan *plan;
     FR_TRY(run_subject(s, settings, err));
     FR_TRY(fr_store_load_spans(s->store, s->run, &plan, &t, err));
     int layers = 0;
-    uint64_t forwards = 1;
     for (uint32_t i = 0; i < t.count; i++) {
         int l = layer_of(&t.spans[i]);
         if (l != FR_NO_LAYER && l >= layers) layers = l + 1;
-        if (t.spans[i].id >> 44 >= forwards) forwards = (t.spans[i].id >> 44) + 1;
     }
+    int64_t forwards = forwards_on_last_rank(&t);
     fr_critical c;
     fr_critical_path(&t, 0, layers, &c);
     int64_t all = c.end - c.begin;
     for (int l = 0; l <= layers; l++) {
         fr_text_add(data, "%d", l);
-        for (int k = 0; k < FR_RESOURCES; k++) fr_text_add(data, "\t%.4f", (double)c.ns[l][k] / 1e3);
+        for (int k = 0; k < FR_RESOURCES; k++) fr_text_add(data, "\t%.4f", (double)c.ns[l][k] / 1e3 / (double)forwards);
         fr_text_add(data, "\n");
     }
     fr_text_add(settings, "layers = %d\nnames = \"", layers);

@@ -1,0 +1,12 @@
+# x  tokens/s per GPU  index of the degree
+load folder."/style.gp"
+set title "Throughput by strategy and degree (best variant of each)\n".subject
+set ylabel "tokens/s per GPU"
+set yrange [0:*]
+set xrange [0.2:last + 0.8]
+set boxwidth 0.86
+set format y "%.0f"
+set key top left horizontal maxcols 8 title "degree"
+plot for [i = 1:words(degrees)] data using 1:(int($3) == i - 1 ? $2 : NaN) with boxes lc rgb c(i - 1) \
+         fs pattern p(i - 1) border lc rgb "black" title word(degrees, i), \
+     data using 1:2:(sprintf($2 >= 10000 ? "%.1fk" : "%.2fk", $2 / 1000)) with labels offset 0, 0.6 font ",10" notitle
