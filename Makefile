@@ -49,6 +49,11 @@ $(BUILD)/forerun-mpi: $(MPI_OBJ) $(BUILD)/libforerun.a
 .PHONY: mpi
 mpi: $(BUILD)/forerun-mpi
 
+# ---- man page, from the same tables as --help ---------------------------------------------------------------------------
+man: $(BUILD)/forerun.1
+$(BUILD)/forerun.1: $(BUILD)/forerun
+	$< --man >$@.part && mv $@.part $@
+
 # ---- tests -------------------------------------------------------------------------------------------------------------
 # make test: what README promises. Installs what is missing, builds, runs every CPU test; with nvcc present also compiles and links the engine.
 FUZZ_SECONDS ?= 2

@@ -91,6 +91,7 @@ static fr_status draw(const cli_figure *f, const fr_text *data, const fr_text *e
     snprintf(settings_path, sizeof settings_path, "%s/settings.gp", folder);
     fr_status status = fr_write_file(path, data->text ? data->text : "", data->length, err);
     if (status == FR_OK) status = fr_write_file(settings_path, settings.text, settings.length, err);
+    if (status == FR_OK) status = fr_write_file(picture, "", 0, err); /* gnuplot's own message would be three lines */
     if (status == FR_OK) status = run_gnuplot(settings_path, script, err);
     if (status == FR_OK && rename(picture, out) != 0)
         status = fr_fail(err, FR_FAILED, "%s: cannot write: %s", out, strerror(errno));

@@ -1,0 +1,60 @@
+# An accepted flag is never ignored: it acts or is refused by name, with exit code 2.
+refuse() { # refuse NAME ARGS...
+    local name=$1
+    shift
+    expect 2 simulate $small "$@" && says "$name"
+}
+refuse --strategy                                  # no layout at all
+refuse --slots --strategy tp --slots 4
+refuse --rate --strategy tp --rate 3
+refuse --format --strategy tp --format azure
+refuse --offline --strategy tp --offline
+refuse --budget --strategy tp --budget 4K
+refuse --route --strategy tp --route prefix
+refuse --tokens --strategy tp --trace azure-code   # $small says --tokens
+refuse --gather --strategy ep --gather nccl
+refuse --gather-chunk --strategy tp --gather-chunk 1M
+refuse --wait --strategy tp --wait moe
+refuse --ep-exchange --strategy asyncep --ep-exchange agrs
+refuse --overlap --strategy tp --overlap tbo
+refuse --overlap-stages --strategy ep --overlap tbo --overlap-stages 2
+refuse --micro-batches --strategy tp --micro-batches 4
+refuse --chunking --strategy tp --chunking balanced
+refuse --window --strategy asyncep --window 2
+refuse --ep --strategy tp --ep 4
+refuse --experts --strategy tp --experts ep
+refuse --skew --strategy ep --skew even --routing counts.txt
+refuse --no-kv-cache --strategy dp --no-kv-cache --prefix 512
+refuse --gpus --strategy dp --gpus 16
+refuse --strategy --strategy tp --tp 3
+refuse --strategy --strategy fastest
+refuse --tokens --strategy tp --tokens nan
+refuse --tokens --strategy tp --tokens -4
+refuse --tokens --strategy tp --tokens 99999999999999999999
+refuse --rate --strategy tp --trace azure-code --rate inf
+refuse --precision --strategy tp --precision fp4
+refuse --precision --strategy tp --machine a100x8 --precision fp8
+refuse no-such-model --strategy tp --model no-such-model
+refuse no-such-machine --strategy tp --machine no-such-machine
+refuse --what-if --strategy tp --what-if warp=2x
+expect 2 plan --strategy tp --trace azure-code && says --trace
+
+# Experiment files: one clear line for each kind of damage.
+damage() { # damage NAME TEXT
+    printf '%s' "$2" >"$work/$1.json"
+    expect 2 simulate "$work/$1.json" && says "$1.json"
+}
+damage empty ''
+damage truncated '{"base": {"strategy": "tp"'
+damage list '[]'
+damage key '{"base": {"strategy": "tp"}, "cell": []}'
+damage option '{"base": {"strategy": "tp", "tokns": 4}}'
+damage twice '{"base": {"strategy": "tp", "tokens": 4, "tokens": 8}}'
+damage type '{"base": {"strategy": "tp", "tokens": {}}}'
+damage value '{"base": {"strategy": "tp", "tokens": -1}}'
+damage trailing '{"base": {"strategy": "tp"}} x'
+damage deep "$(printf '[%.0s' $(seq 5000))"
+damage none '{"base": {"strategy": "tp"}, "cells": []}'
+printf '\0\377\376' >"$work/binary.json"
+expect 2 simulate "$work/binary.json" && says binary.json
+expect 2 simulate "$work" && says "$work"

@@ -1,0 +1,85 @@
+# simulate: keys of the contract, sums to the ns, determinism, what does not fit, files.
+for s in dp tp ep pp asyncep dwdp; do
+    expect 0 simulate $small --strategy $s --json || continue
+    cp "$out" "$work/$s.json"
+    json "json_valid(j)" 1
+    json "(SELECT group_concat(k,' ') FROM (SELECT value AS k FROM json_each('[\"model\",\"machine\",\"strategy\",\"degrees\",\"gpus\",\"precision\",\"tokens\",\"tokens_per_gpu\",\"forward_s\",\"tokens_per_s\",\"tokens_per_s_per_gpu\",\"mfu\",\"compute_s\",\"exposed_comm_s\",\"hidden_comm_s\",\"wait_s\",\"bubble_s\",\"idle_s\",\"memory_per_gpu_bytes\",\"fits\",\"ttft_s\",\"interval\",\"cost_provenance\"]') WHERE k NOT IN (SELECT key FROM json_each(j))))" ""
+    json "json_extract(j,'\$.strategy')" $s
+    json "json_extract(j,'\$.gpus')" 8
+    json "json_extract(j,'\$.fits')" 1
+    # on the rank that ends last the parts add up to the forward, exactly, in ns
+    json "CAST(round(1e9*json_extract(j,'\$.forward_s')) AS INT) = CAST(round(1e9*json_extract(j,'\$.compute_s')) AS INT) + CAST(round(1e9*json_extract(j,'\$.exposed_comm_s')) AS INT) + CAST(round(1e9*json_extract(j,'\$.wait_s')) AS INT) + CAST(round(1e9*json_extract(j,'\$.bubble_s')) AS INT) + CAST(round(1e9*json_extract(j,'\$.idle_s')) AS INT)" 1
+    json "json_extract(j,'\$.forward_s') > 0 AND json_extract(j,'\$.compute_s') > 0" 1
+    json "json_extract(j,'\$.tokens') = 2*8*2048" 1
+    json "abs(json_extract(j,'\$.tokens_per_s')*json_extract(j,'\$.elapsed_s')/json_extract(j,'\$.tokens')-1) < 1e-9" 1
+    json "json_extract(j,'\$.interval.forward_low_s') <= json_extract(j,'\$.forward_s') AND json_extract(j,'\$.forward_s') <= json_extract(j,'\$.interval.forward_high_s')" 1
+    json "(SELECT abs(sum(value)-1) < 1e-9 FROM json_each(json_extract(j,'\$.cost_provenance')))" 1
+    json "(SELECT sum(value) FROM json_each(json_extract(j,'\$.memory')) WHERE key NOT IN ('total','host_pinned')) = json_extract(j,'\$.memory_per_gpu_bytes')" 1
+    # the same command gives the same bytes
+    "$forerun" simulate $small --strategy $s --json >"$work/again.json" 2>/dev/null
+    same "$work/$s.json" "$work/again.json" "determinism of $s"
+    expect 0 simulate $small --strategy $s && prints "MFU" && prints "datasheet dense" && prints "critical path"
+done
+# dp moves nothing; the seed matters where routing is drawn
+expect 0 simulate $small --strategy dp --json
+json "json_extract(j,'\$.exposed_comm_s') + json_extract(j,'\$.hidden_comm_s')" 0.0
+expect 0 simulate $small --strategy ep --seed 2 --json
+cmp -s "$out" "$work/ep.json" && fail "another seed changes nothing" || pass
+# what-ifs act, and print both
+expect 0 simulate $small --strategy ep --what-if nvlink=2x --json
+json "json_extract(j,'\$.what_if')" "nvlink=2x"
+json "json_extract(j,'\$.baseline.speedup') > 1" 1
+# the critical path is a partition of the elapsed time
+expect 0 simulate $small --strategy ep --why --json
+json "abs((SELECT sum(value) FROM json_each(json_extract(j,'\$.critical_path.total_s')))/json_extract(j,'\$.critical_path.elapsed_s')-1) < 1e-9" 1
+json "json_array_length(json_extract(j,'\$.critical_path.layers'))" 9
+
+# what does not fit: memory and fits false, timings null, exit 1; --ignore-memory goes on
+expect 1 simulate --model qwen3-235b-a22b --machine h200x8 --strategy dp --json && says "does not fit"
+json "json_extract(j,'\$.fits')" 0
+json "json_type(j,'\$.forward_s')" null
+json "json_extract(j,'\$.memory_per_gpu_bytes') > 4e11" 1
+expect 1 simulate --model qwen3-235b-a22b --machine h200x8 --strategy dp && prints "does not fit"
+expect 0 simulate --model qwen3-235b-a22b --machine h200x8 --strategy dp --ignore-memory --forwards 1 --json
+json "json_extract(j,'\$.fits') = 0 AND json_extract(j,'\$.forward_s') > 0" 1
+
+# a trace: every request answered, TTFT in order
+expect 0 simulate --model qwen3-30b-a3b --machine h200x8 --layers 4 --strategy asyncep --trace azure-code --requests 50 --rate 100 --json
+json "json_extract(j,'\$.requests')" 50
+json "json_extract(j,'\$.ttft_s.p50') <= json_extract(j,'\$.ttft_s.p90') AND json_extract(j,'\$.ttft_s.p90') <= json_extract(j,'\$.ttft_s.p99')" 1
+expect 2 simulate --strategy tp --model qwen3-30b-a3b --trace /no/such/trace.csv && says /no/such/trace.csv
+
+# an experiment file is the same experiment as the flags
+cat >"$work/cell.json" <<'J'
+{"title": "one cell", "base": {"model": "qwen3-30b-a3b", "machine": "h200x8", "layers": 8, "tokens": 2048, "seq": 1024,
+ "forwards": 2, "strategy": "ep"}}
+J
+expect 0 simulate "$work/cell.json" --json && same "$out" "$work/ep.json" "experiment file against flags"
+expect 0 simulate "$work/cell.json" --strategy tp --json && same "$out" "$work/tp.json" "a flag over the file"
+
+# store, trace, timeline files
+expect 0 simulate $small --strategy ep --db "$work/run.db" --perfetto "$work/run.json" --csv "$work/run.csv"
+n=$(sqlite3 "$work/run.db" "SELECT count(*) FROM spans WHERE run=1")
+[ "$n" -gt 100 ] && pass || fail "the store holds $n spans"
+[ "$(tail -n +2 "$work/run.csv" | wc -l)" = "$n" ] && pass || fail "the CSV holds other spans than the store"
+[ "$(sqlite3 :memory: "SELECT json_valid(CAST(readfile('$work/run.json') AS TEXT))")" = 1 ] && pass || fail "--perfetto wrote no JSON"
+expect 0 trace "$work/run.db" -o "$work/trace.json"
+[ "$(sqlite3 :memory: "SELECT sum(json_extract(value,'\$.ph')='X') FROM json_each(CAST(readfile('$work/trace.json') AS TEXT),'\$.traceEvents')")" = "$n" ] && pass || fail "trace: not one event per span"
+expect 2 trace "$work/run.db" && says "-o"
+expect 2 trace "$work/run.db" -o "$work/x.json" --run 7 && says 7
+expect 2 trace "$work/cell.json" -o "$work/x.json" && says cell.json
+expect 2 trace /no/such.db -o "$work/x.json" && says /no/such.db
+[ -e "$work/x.json" ] && fail "a refused trace left a file" || pass
+# validate joins a measured run with its prediction
+expect 2 validate "$work/run.db" && says "measured run"
+"$forerun" simulate $small --strategy ep --db "$work/run.db" >/dev/null 2>&1
+sqlite3 "$work/run.db" "UPDATE runs SET kind='run' WHERE id=2"
+expect 0 validate "$work/run.db" && prints expert_up && prints "0.0 %"
+
+# plan
+expect 0 plan $small --strategy asyncep --json
+json "json_array_length(json_extract(j,'\$.ranks')) = 8 AND json_array_length(json_extract(j,'\$.ops')) > 5" 1
+expect 0 plan $small --strategy ep && prints "memory per GPU" && prints alltoall && prints "ops of rank 0"
+expect 0 plan $small --strategy ep --all --rank 7 && prints "f0.r7.l7."
+expect 2 plan $small --strategy ep --layer 8 && says --layer
+expect 1 plan --model qwen3-235b-a22b --strategy dp && prints "does not fit"
