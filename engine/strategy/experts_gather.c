@@ -60,12 +60,12 @@ static int64_t chunks_of(int64_t bytes, int64_t chunk) {
 
 /*
  * Pulls of a layer: all of a peer's shard at once, or slices, the slice in the outer loop and peers in the inner one
- * (arXiv 2604.01621 section 4.3). The first takes the slot, the last says that the layer is here. Ids: sub counts
- * pulls, micro continues beyond 1024.
+ * (arXiv 2604.01621 section 4.3). The first takes the slot (where `before` says what it waits for), the last says that
+ * the layer is here. Ids: sub counts pulls, micro continues beyond 1024.
  */
 void fr_emit_pulls(fr_walk *w, fr_rank *r, int layer, uint32_t pool, uint32_t hold,
                    void (*before)(fr_walk *, fr_rank *),
-                   void (*each)(fr_walk *, fr_rank *, fr_rank *peer, bool first, bool last)) {
+                   void (*each)(fr_walk *, fr_rank *, fr_rank *peer, int j, bool first, bool last)) {
     fr_planner *p = w->p;
     int64_t chunk = p->layout.gather_chunk, slices = 1, bytes;
     int ep = p->layout.ep, made = 0, total = 0, now = w->layer;
@@ -85,19 +85,19 @@ void fr_emit_pulls(fr_walk *w, fr_rank *r, int layer, uint32_t pool, uint32_t ho
             fr_op *op = fr_put(w, r, FR_LANE_COPY, FR_OP_PULL, fr_copy_shape(w, FR_OP_PULL, size, 1), made % 1024);
             op->peer = peer->rank;
             op->micro = (uint8_t)(op->micro + made / 1024);
-            if (made == 0) {
+            if (made == 0 && before) {
                 before(w, r);
                 fr_use_buffer(w->f, FR_USE_ACQUIRE, pool, hold);
             }
-            each(w, r, peer, s == 0, s == n - 1);
+            each(w, r, peer, j, s == 0, s == n - 1);
             fr_use_buffer(w->f, FR_USE_WRITE, pool, hold);
             if (++made == total) fr_raise(w, r->gathered);
         }
     w->layer = now;
 }
 
-static void reads_shard(fr_walk *w, fr_rank *r, fr_rank *peer, bool first, bool last) {
-    (void)r, (void)first, (void)last;
+static void reads_shard(fr_walk *w, fr_rank *r, fr_rank *peer, int j, bool first, bool last) {
+    (void)r, (void)j, (void)first, (void)last;
     fr_read(w, peer->experts);
 }
 

@@ -286,7 +286,7 @@ static void weights_use(fr_walk *w, fr_rank *r) {
         fr_read(w, r->first != FR_NONE ? r->first : r->experts);
         return;
     }
-    fr_read(w, r->experts); /* the own shard is used where it lies */
+    if (r->experts != FR_NONE) fr_read(w, r->experts); /* the own shard is used where it lies */
     fr_use_buffer(w->f, FR_USE_READ, r->pool, (uint32_t)r->hold);
 }
 

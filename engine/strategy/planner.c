@@ -216,7 +216,6 @@ fr_status fr_planner_open(const fr_planner_options *o, fr_planner **out, fr_erro
     *out = NULL;
     if (l->chunking == FR_CHUNK_BALANCED && !o->cost)
         return fr_fail(err, FR_BAD_INPUT, "--chunking balanced: needs a cost model, none was given");
-    if (l->experts == FR_EXP_OFFLOAD) return fr_fail(err, FR_FAILED, "offload: plans are not built yet");
     if (fr_layout_gpus(l) > INT16_MAX)
         return fr_fail(err, FR_BAD_INPUT, "the layout has %d GPUs, a plan holds at most %d", fr_layout_gpus(l),
                        INT16_MAX);
@@ -260,6 +259,7 @@ void fr_planner_close(fr_planner *p) {
     free(p->counts);
     free(p->copies);
     free(p->kv);
+    free(p->each);
     free(p->works);
     free(p->cut);
     free(p->pairs);
@@ -300,6 +300,7 @@ static void emit_rank_layer(fr_walk *w, fr_rank *r) {
     }
     p->part->leave(w, r);
     fr_host_end(w, r);
+    if (p->part->after) p->part->after(w, r);
 }
 
 static void emit_layer(fr_walk *w, int layer) {

@@ -43,6 +43,7 @@ typedef struct {
     fr_circle next, previous;      /* pairs with the neighbouring pipeline stages */
     fr_scratch half[2];
     uint32_t launched, begun;                 /* events: launches issued; layers ended (a gather may begin) */
+    uint32_t host, routed, shard_hold;        /* offload: host memory; event: sort has ended; shard being gathered */
     uint32_t gathered, fetched, known;        /* events: weights are here; expert is here; counts read back */
     uint32_t received, computed;              /* events of pipelines */
     uint32_t moved[2], ready[2];              /* events of the comm lane and for it, per half */
@@ -110,6 +111,7 @@ typedef struct {
     void (*prepare)(fr_walk *w, int half);   /* once a MoE layer and half, for all ranks of the unit's stage */
     void (*experts)(fr_walk *w, fr_rank *r); /* the MoE block after the second norm, router and top-k included */
     void (*leave)(fr_walk *w, fr_rank *r);   /* at the end of every layer */
+    void (*after)(fr_walk *w, fr_rank *r);   /* behind the layer's launches on the host lane; may be NULL */
 } fr_experts_part;
 void fr_experts_nothing(fr_planner *p, fr_rank *r);
 void fr_layer_nothing(fr_walk *w, fr_rank *r);
@@ -139,6 +141,7 @@ struct fr_planner {
     int moe_for[2];  /* micro that moe[half] was prepared for (even routing: kept over layers), -1 = none */
     int32_t *counts; /* [half][rank in stage][experts] */
     int64_t *copies; /* [targets] */
+    uint32_t *each;  /* offload: up and down shapes of single experts */
     uint32_t *kv;    /* buffers of KV handles: [rank][handle] */
     uint32_t kv_cap;
     fr_work *works;
@@ -210,7 +213,7 @@ void fr_tbo_flush(fr_walk *w, fr_rank *r);
 
 void fr_emit_pulls(fr_walk *w, fr_rank *r, int layer, uint32_t pool, uint32_t hold,
                    void (*before)(fr_walk *, fr_rank *),
-                   void (*each)(fr_walk *, fr_rank *, fr_rank *peer, bool first, bool last));
+                   void (*each)(fr_walk *, fr_rank *, fr_rank *peer, int j, bool first, bool last));
 
 /* ---- pipelines ---- */
 void fr_open_pipeline(fr_planner *p);

@@ -189,6 +189,14 @@ static const cell cells[] = {
     {"pp2 ep2 tbo", "ep", 4, {.pp = 2, .ep = 2, .micro_batches = 2, .overlap = FR_OVERLAP_TBO}},
     {"pp2 tp2", "tp", 4, {.pp = 2, .tp = 2, .micro_batches = 2}},
     {"pp2 asyncep2", "asyncep", 4, {.pp = 2, .ep = 2, .micro_batches = 2}},
+    {"offload layer ahead", "offload", 1, {KV}},
+    {"offload moe", "offload", 1, {.wait = FR_WAIT_MOE}},
+    {"offload 2 slots", "offload", 1, {.slots = 2}},
+    {"offload 1 slot", "offload", 2, {.slots = 1, .ep = 1, .dp = 2}},
+    {"offload 16 slots", "offload", 1, {.slots = 16}},
+    {"offload hybrid", "offload", 4, {KV}},
+    {"offload hybrid chunked", "offload", 4, {.window = 1, .gather_chunk = 100000, .wait = FR_WAIT_MOE}},
+    {"offload hybrid nccl", "offload", 4, {.gather = FR_GATHER_NCCL, .window = 2}},
     {"dp chunks", "dp", 2, {.chunk_tokens = 200, KV}},
 };
 
