@@ -49,6 +49,7 @@ void fr_host_end(fr_walk *w, fr_rank *r) {
 }
 
 fr_work *fr_work_of(const fr_walk *w, const fr_rank *r) {
+    if (w->p->asap) return &w->works[w->micro]; /* micro counts the pair's batches too */
     return &w->works[w->micro * w->p->slots + r->slot];
 }
 

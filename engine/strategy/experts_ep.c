@@ -60,7 +60,7 @@ static void range(const fr_planner *p, int q, int g, int *first, int *end) {
 /* Share of tokens with at least one of `mine` among its k distinct experts, all sets alike: 1 - C(E - mine, k) / C(E,
  * k).
  */
-static double hit_even(const fr_model *m, int mine) {
+double fr_hit_even(const fr_model *m, int mine) {
     double missed = 1;
     for (int i = 0; i < m->top_k; i++) missed *= fmax(0, m->experts - mine - i) / (double)(m->experts - i);
     return 1 - missed;
@@ -71,7 +71,7 @@ static double hit_even(const fr_model *m, int mine) {
 /* Copies that a source of `tokens` tokens sends to target v (ep rank and group), which gets `rows` rows from it. */
 static int64_t copies_to(const fr_planner *p, int v, int mine, int64_t tokens, int64_t rows) {
     if (p->layout.exchange == FR_EXCHANGE_A2A_K) return rows;
-    double hit = p->even ? hit_even(&p->model, mine) : (double)p->copies[v] / (double)FINE;
+    double hit = p->even ? fr_hit_even(&p->model, mine) : (double)p->copies[v] / (double)FINE;
     int64_t n = llround((double)tokens * hit), least = fr_ceil_div(rows, fr_min_i64(p->model.top_k, mine));
     return fr_max_i64(fr_min_i64(n, fr_min_i64(rows, tokens)), least);
 }
@@ -106,7 +106,7 @@ static int64_t rows_from(fr_walk *w, int base, int s, int q, int g, int half, in
     return rows;
 }
 
-static void bound_shapes(fr_walk *w, fr_moe *m, int mine) {
+void fr_bound_shapes(fr_walk *w, fr_moe *m, int mine) {
     const fr_model *model = &w->p->model;
     fr_shape s = {.kind = FR_OP_EXPERT_UP,
                   .precision = (uint8_t)w->p->layout.precision,
@@ -149,7 +149,7 @@ static void size_target(fr_walk *w, int base, int q, int g, int half) {
     m->bound = total * fr_min_i64(p->model.top_k, end - first);
     fr_expert_shapes(w, counts, end - first, 1, &m->up, &m->down);
     free(counts);
-    bound_shapes(w, m, end - first);
+    fr_bound_shapes(w, m, end - first);
 }
 
 static void prepare(fr_walk *w, int half) {

@@ -55,6 +55,9 @@ static int hosts_of(const fr_planner *p, int first, int last) {
 
 fr_rank *fr_stage_rank(fr_planner *p, int unit, int stage, int local) {
     if (p->folded) return &p->ranks[0];
+    if (p->asap) /* units are the attention groups; expert ranks come behind them */
+        return &p->ranks[unit / p->layout.dp * fr_layout_stage_ranks(&p->layout) + unit % p->layout.dp * p->layout.tp +
+                         local];
     int stage_ranks = fr_layout_stage_ranks(&p->layout), per_stage = stage_ranks / p->unit_ranks;
     int replica = unit / per_stage, within = unit % per_stage;
     return &p->ranks[(replica * p->stages + stage) * stage_ranks + within * p->unit_ranks + local];
@@ -147,6 +150,7 @@ static void open_weights(fr_planner *p, fr_rank *r) {
     const fr_layout *l = &p->layout;
     fr_memory memory;
     fr_layout_memory(l, &p->model, &p->machine, &p->load, &memory);
+    if (p->asap) memory.experts = memory.first_layer = 0;
     fr_add_buffer(p, r, FR_BUF_WEIGHTS, "attention", memory.attention, 0);
     fr_add_buffer(p, r, FR_BUF_WEIGHTS, "embedding, head", memory.embedding_head, 0);
     r->experts = r->first = FR_NONE;
@@ -178,6 +182,29 @@ static void open_rank(fr_planner *p, int rank) {
     for (int h = 0; h < (l->overlap == FR_OVERLAP_TBO ? 2 : 1); h++) open_scratch(p, r, h, &a);
     open_circles(p, r, p->folded ? 0 : index);
     p->part->open(p, r);
+}
+
+/* asap: rank `index` of a replica, in attention group index / tp; batches A and B have scratch of their own. */
+void fr_open_attention_rank(fr_planner *p, fr_rank *r, int replica, int index) {
+    const fr_layout *l = &p->layout;
+    fr_activations a;
+    r->unit = (int16_t)(replica * l->dp + index / l->tp);
+    r->local = r->t = (int16_t)(index % l->tp);
+    fr_add_lane(p, r, FR_LANE_HOST);
+    fr_add_lane(p, r, FR_LANE_COMPUTE);
+    fr_add_lane(p, r, FR_LANE_SEND);
+    r->launched = fr_add_event(p, r, "launched");
+    open_weights(p, r);
+    fr_layout_activations(l, &p->model, &p->load, p->load.tokens, &a);
+    for (int h = 0; h < 2; h++) {
+        open_scratch(p, r, h, &a);
+        r->half[h].held = fr_plan_table(p->plan, r->rank, h ? "copies that leave'" : "copies that leave",
+                                        p->load.tokens * p->model.top_k, FR_KNOWN_DEVICE);
+        r->ready[h] = fr_add_event(p, r, h ? "ready'" : "ready");
+        r->moved[h] = fr_add_event(p, r, h ? "moved'" : "moved");
+    }
+    const fr_rank *back = r - index % l->tp;
+    r->tp = stage_circle(p, r, index, l->tp, r == back ? FR_NONE : back->tp.group);
 }
 
 static fr_status open_routing(fr_planner *p, const fr_planner_options *o, fr_error *err) {

@@ -221,6 +221,9 @@ void fr_stage_receive(fr_walk *w, fr_rank *r);
 void fr_stage_send(fr_walk *w, fr_rank *r);
 
 /* ---- asap ---- */
+void fr_open_attention_rank(fr_planner *p, fr_rank *r, int replica, int index);
+double fr_hit_even(const fr_model *m, int mine);
+void fr_bound_shapes(fr_walk *w, fr_moe *m, int mine);
 fr_status fr_asap_open(fr_planner *p, fr_error *err);
 void fr_asap_close(fr_planner *p);
 void fr_asap_forward(fr_walk *w);

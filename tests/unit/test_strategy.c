@@ -197,6 +197,10 @@ static const cell cells[] = {
     {"offload hybrid", "offload", 4, {KV}},
     {"offload hybrid chunked", "offload", 4, {.window = 1, .gather_chunk = 100000, .wait = FR_WAIT_MOE}},
     {"offload hybrid nccl", "offload", 4, {.gather = FR_GATHER_NCCL, .window = 2}},
+    {"asap 1+1", "asap", 2, {KV}},
+    {"asap 2+2", "asap", 4, {KV}},
+    {"asap 2x2+4", "asap", 8, {.tp = 2}},
+    {"asap chunks", "asap", 4, {.chunk_tokens = 300, KV}},
     {"dp chunks", "dp", 2, {.chunk_tokens = 200, KV}},
 };
 
@@ -316,7 +320,7 @@ static void folded_plans_carry_the_same_bytes_and_flops(void **state) {
     for (int i = 0; i < 8; i++) batches[i] = (fr_batch){even, 2};
     for (size_t i = 0; i < sizeof cells / sizeof *cells; i++) {
         fr_layout l = layout_of(cells[i].strategy, cells[i].gpus, cells[i].options);
-        if (l.pp > 1 || (l.experts == FR_EXP_DWDP && m.experts % l.ep)) continue;
+        if (l.pp > 1 || l.experts == FR_EXP_ASAP || (l.experts == FR_EXP_DWDP && m.experts % l.ep)) continue;
         l.kv_cache = false;
         l.chunk_tokens = 0;
         built whole, folded;
