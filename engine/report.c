@@ -53,6 +53,7 @@ char *fr_report_dump(json_t *root) {
     fr_text out = {0};
     fr_text_add(&out, "%s\n", text ? text : "null");
     free(text);
+    json_decref(root);
     return out.text;
 }
 

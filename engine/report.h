@@ -19,7 +19,7 @@ struct json_t *fr_report_json(const fr_setup *s, const fr_result *r);
 struct json_t *fr_report_memory_json(const fr_memory *m);
 /* The critical path: totals by resource and one row per layer, in seconds. */
 struct json_t *fr_report_critical_json(const fr_critical *c);
-/* Text form, ending in a newline; NaN becomes null before it gets here. The caller frees it. */
+/* Text form, ending in a newline; NaN becomes null before it gets here. The caller frees it; `root` is released. */
 char *fr_report_dump(struct json_t *root);
 
 /* Tables for people. */

@@ -221,7 +221,6 @@ static fr_status print_json(const fr_setup *s, json_t *plan) {
     char *text = fr_report_dump(o);
     fputs(text, stdout);
     free(text);
-    json_decref(o);
     return FR_OK;
 }
 

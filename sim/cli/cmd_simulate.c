@@ -97,7 +97,6 @@ static void print_json(const play *p, bool played, const fr_critical *why, const
     char *text = fr_report_dump(o);
     fputs(text, stdout);
     free(text);
-    json_decref(o);
 }
 
 static fr_status store_run(const play *p, const fr_plan *plan, const char *path, fr_error *err) {

@@ -93,6 +93,7 @@ static uint64_t middle_forward(const fr_timeline *t, int rank) {
 /* The window of layers [layer, layer + 1] of a rank in its middle forward. */
 static bool find_window(const fr_timeline *t, int rank, int layer, int64_t *from, int64_t *to) {
     uint64_t forward = middle_forward(t, rank);
+    bool found = false;
     *from = INT64_MAX;
     *to = INT64_MIN;
     for (uint32_t i = 0; i < t->count; i++) {
@@ -101,9 +102,11 @@ static bool find_window(const fr_timeline *t, int rank, int layer, int64_t *from
         /* compute only: transfers for a layer may run a layer ahead */
         if (s->rank != rank || s->id >> 44 != forward || c > 3) continue;
         if (layer_of(s) != layer && layer_of(s) != layer + 1) continue;
+        found = true;
         *from = fr_min_i64(*from, s->start);
         *to = fr_max_i64(*to, s->end);
     }
+    if (!found) *from = *to = 0;
     return *from < *to;
 }
 
