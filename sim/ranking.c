@@ -129,12 +129,15 @@ static void print_commands(const row *best, fr_text *out) {
     fr_text_add(out, "  try it:  forerun run");
     fr_experiment_flags(&e, out);
     fr_text_add(out, "\n");
+    fr_setup s; /* fills the degrees that the strategy implies */
+    if (fr_setup_open(&e, &s, &err) != FR_OK) return;
     static const char *const programs[] = {"vllm", "sglang"};
     for (int i = 0; i < 2; i++) {
         fr_text_add(out, "  %-7s  ", programs[i]);
-        fr_ranking_command(programs[i], &e, out);
+        fr_ranking_command(programs[i], &s.experiment, out);
         fr_text_add(out, "\n");
     }
+    fr_setup_close(&s);
 }
 
 static void print_group(const row *rows, uint32_t count, const fr_ranking_options *o, fr_text *out) {
