@@ -7,7 +7,7 @@ set tics nomirror out scale 0.6
 set grid ytics lc rgb "#dddddd" lt 1 lw 1
 set key Left reverse
 set style fill solid 1 border lc rgb "black"
-array colour[8] = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999"]
+array colour[8] = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#999999"]
 # gnuplot's cairo fill patterns, ordered so that neighbours differ in density
 array pattern[8] = [3, 2, 4, 1, 7, 6, 5, 0]
 array dash[8] = [1, 2, 4, 3, 5, 1, 2, 4]

@@ -262,10 +262,11 @@ static fr_status data_memory(const cli_figure_source *s, fr_text *data, fr_text 
     FR_TRY(add_subject(s, where, settings, err));
     FR_TRY(fetch_results(
         s, where,
-        "SELECT label, memory_attention_bytes/1e9+memory_embedding_head_bytes/1e9, memory_experts_bytes/1e9, "
+        "SELECT name||' '||degree, memory_attention_bytes/1e9+memory_embedding_head_bytes/1e9, "
+        "memory_experts_bytes/1e9, "
         "(memory_gather_bytes+memory_first_layer_bytes)/1e9, memory_kv_bytes/1e9, memory_activations_bytes/1e9, "
-        "memory_workspace_bytes/1e9, max(memory_per_gpu_bytes), hbm_bytes/1e9 FROM c GROUP BY label ORDER BY "
-        "max(memory_per_gpu_bytes) LIMIT 20",
+        "memory_workspace_bytes/1e9, max(memory_per_gpu_bytes), hbm_bytes/1e9 FROM c GROUP BY name, degree ORDER BY "
+        "max(memory_per_gpu_bytes) LIMIT 30",
         &t, err));
     double hbm = INFINITY, most = 0;
     for (uint32_t i = 0; i < t.rows; i++) {
