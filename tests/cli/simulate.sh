@@ -1,5 +1,5 @@
 # simulate: keys of the contract, sums to the ns, determinism, what does not fit, files.
-for s in dp tp ep pp asyncep dwdp; do
+for s in dp tp ep pp asyncep dwdp offload asap; do
     expect 0 simulate $small --strategy $s --json || continue
     cp "$out" "$work/$s.json"
     json "json_valid(j)" 1
