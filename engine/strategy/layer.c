@@ -113,7 +113,9 @@ static void kv_uses(fr_walk *w, fr_rank *r, bool write) {
         const fr_sequence *s = &work->sequences[i];
         if (write && s->kv >= 0) kv_use(w, r, FR_USE_WRITE, s->kv, &fences);
         if (!write && s->kv >= 0) kv_use(w, r, FR_USE_READ, s->kv, &fences);
-        if (!write && s->kv_prefix >= 0 && s->kv_prefix != s->kv) kv_use(w, r, FR_USE_READ, s->kv_prefix, &fences);
+        bool again = i > 0 && s->kv_prefix == s[-1].kv_prefix; /* siblings mostly stand together */
+        if (!write && s->kv_prefix >= 0 && s->kv_prefix != s->kv && !again)
+            kv_use(w, r, FR_USE_READ, s->kv_prefix, &fences);
     }
 }
 
