@@ -40,7 +40,7 @@ static void golden(const char *name, const char *strategy, int gpus, fr_layout l
     fr_model m = model(layers);
     fr_error err = {0};
     fr_machine machine;
-    fr_routing *routing;
+    fr_routing *routing = NULL;
     fr_memory memory;
     bool fits;
     char reason[256], path[128];
