@@ -311,7 +311,7 @@ fr_status fr_sweep_run(const fr_grid *grid, fr_store *store, const fr_sweep_opti
     int64_t *todo = find_todo(grid, store, options, &p->todo_count, err);
     p->todo = todo;
     *totals = (fr_sweep_totals){.cells = fr_grid_count(grid)};
-    totals->skipped = totals->cells - p->todo_count;
+    totals->skipped = totals->done = totals->cells - p->todo_count;
     long cores = sysconf(_SC_NPROCESSORS_ONLN);
     int jobs = options->jobs > 0 ? options->jobs : cores > 0 ? (int)cores : 1;
     if (jobs > p->todo_count) jobs = (int)p->todo_count;

@@ -10,7 +10,7 @@
 #include "sim/grid.h"
 
 typedef struct {
-    int64_t cells, done, skipped; /* skipped: in the file already */
+    int64_t cells, done, skipped; /* done: of cells; skipped: of those, in the file already */
     int64_t played, unfit, refused, failed;
     double wall_s;
     int64_t ops; /* played and folded */

@@ -148,6 +148,7 @@ static int64_t next_cell(coordinator *c) {
         fr_sweep_key(c->worker, c->grid, c->next, key);
         if (!fr_store_has_cell(c->store, key)) return c->next++;
         c->totals->skipped++;
+        c->totals->done++;
     }
     return -1;
 }
