@@ -17,6 +17,13 @@ static const char *attention_name(fr_attention_split a) {
     return a == FR_ATTN_TP ? "tp" : "dp";
 }
 
+/* Share of busy time whose cost is a law beyond what was measured (more ranks, larger shapes). */
+static double extrapolated_share(const fr_result *r) {
+    double total = 0;
+    for (int i = 0; i < FR_FROM_KINDS; i++) total += (double)r->provenance.ns[i];
+    return total > 0 ? (double)r->provenance.ns[FR_FROM_EXTRAPOLATED] / total : NAN;
+}
+
 /* X(type, name, unit, about, expression over e (experiment), l (layout), s (setup), r (result)) */
 #define COLUMNS(X)                                                                                                     \
     X(TEXT, model, "", "model", s->model.name)                                                                         \
@@ -65,6 +72,7 @@ static const char *attention_name(fr_attention_split a) {
     X(REAL, idle_s, "s", "all else", part_s(r, r->parts.idle))                                                         \
     X(REAL, forward_low_s, "s", "interval of forward_s", r->forward_low_s)                                             \
     X(REAL, forward_high_s, "s", "", r->forward_high_s)                                                                \
+    X(REAL, extrapolated_share, "", "share of busy time that rests on extrapolated costs", extrapolated_share(r))      \
     X(REAL, ttft_mean_s, "s", "", r->ttft_s.mean)                                                                      \
     X(REAL, ttft_p50_s, "s", "", r->ttft_s.p50)                                                                        \
     X(REAL, ttft_p90_s, "s", "", r->ttft_s.p90)                                                                        \

@@ -390,6 +390,7 @@ bool fr_family_estimate(const fr_family_set *set, const fr_ceilings *ceilings, c
         double least = want.hosts > 1 ? 0.40 : 0.25;
         out->low = fmin(out->low, out->ns * (1 - least));
         out->high = fmax(out->high, out->ns * (1 + least));
+        if (p == FR_FROM_SEEDED) p = FR_FROM_EXTRAPOLATED; /* the law is what it rests on, not the row's origin */
     }
     out->provenance = p;
     out->at_row = exact && b.at_row;

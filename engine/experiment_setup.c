@@ -72,6 +72,9 @@ static fr_status resolve_layout(fr_experiment *e, const fr_machine *machine, fr_
                        "no layout: say --strategy NAME (forerun list strategies), or --attention and "
                        "--experts");
     }
+    /* A trace is a stream: consecutive forwards fill the pipeline as micro-batches would, without making them smaller.
+     */
+    if (e->trace[0] && !fr_experiment_given(e, "micro-batches")) l->micro_batches = 1;
     int takes = fr_layout_gpus(l);
     if (takes > gpus)
         return fr_fail(err, FR_BAD_INPUT,

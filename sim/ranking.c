@@ -9,7 +9,7 @@ typedef struct {
     char *group, *label, *config;
     int gpus;
     double per_gpu, total, mfu, ttft, low, high; /* low, high: relative interval of the time */
-    double memory, exposed, wait;
+    double memory, exposed, wait, extrapolated;
     bool front;
 } row;
 
@@ -65,7 +65,8 @@ static bool read_row(void *context, int columns, const char *const *v, const cha
                                 .high = forward > 0 ? number(v[10]) / forward : 1,
                                 .memory = number(v[11]),
                                 .exposed = number(v[12]),
-                                .wait = number(v[13])};
+                                .wait = number(v[13]),
+                                .extrapolated = number(v[14])};
     return true;
 }
 
@@ -108,6 +109,11 @@ static uint32_t within_error(const row *rows, uint32_t count) {
 }
 
 static void print_winner_note(const row *rows, uint32_t count, fr_text *out) {
+    if (rows[0].extrapolated > 0.02)
+        fr_text_add(out,
+                    "  %.0f %% of %s's busy time rests on extrapolated costs (more ranks or larger shapes than were "
+                    "measured).\n",
+                    rows[0].extrapolated * 100, rows[0].label);
     if (count < 2) return;
     double lead = rows[0].per_gpu / rows[1].per_gpu - 1;
     uint32_t n = within_error(rows, count);
@@ -174,10 +180,11 @@ fr_status fr_ranking_print(fr_store *store, const fr_ranking_options *o, fr_text
     fr_status status = fr_store_query(
         store,
         "SELECT " GROUP_SQL ", " LABEL_SQL ", config, gpus, tokens_per_s_per_gpu, tokens_per_s, mfu, ttft_mean_s, "
-                                           "forward_s, forward_low_s, forward_high_s, "
+        "forward_s, forward_low_s, forward_high_s, "
         "memory_per_gpu_bytes, exposed_comm_s / nullif(compute_s + exposed_comm_s + wait_s + bubble_s + idle_s, 0), "
         "(wait_s + "
-        "bubble_s) / nullif(compute_s + exposed_comm_s + wait_s + bubble_s + idle_s, 0) FROM cells WHERE status='done'",
+        "bubble_s) / nullif(compute_s + exposed_comm_s + wait_s + bubble_s + idle_s, 0), extrapolated_share FROM cells "
+        "WHERE status='done'",
         NULL, read_row, &t, err);
     if (status == FR_OK && t.count) qsort(t.rows, t.count, sizeof *t.rows, by_rank);
     int groups = 0;

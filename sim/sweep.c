@@ -93,7 +93,9 @@ static void play(fr_sweep_worker *w, const fr_setup *s, fr_cell_result *out) {
                         .joules_per_mtoken = NAN};
         memcpy(r.reason, s->reason, sizeof r.reason);
     }
-    strcpy(out->status, status == FR_BAD_INPUT ? "refused" : status != FR_OK ? "failed" : playable ? "done" : "unfit");
+    /* A trace's longest request may only show on opening it that the layout does not fit. */
+    bool unfit = !playable || (status == FR_FAILED && !r.fits && !s->experiment.ignore_memory);
+    strcpy(out->status, status == FR_BAD_INPUT ? "refused" : unfit ? "unfit" : status != FR_OK ? "failed" : "done");
     out->reason = fr_strdup(status != FR_OK ? err.text : s->reason);
     if (status != FR_OK) return;
     keep_row(s, &r, out);
