@@ -71,17 +71,35 @@ static void spread_even(int experts, int64_t total, int32_t *counts) {
     }
 }
 
+#define LARGE_MEAN    8   /* tokens per expert from which draw_large serves ... */
+#define LARGE_EXPERTS 1024 /* ... models of up to so many experts */
+
 /*
- * A binomial draw. Above a variance of 64 the normal law with the same mean and variance, rounded: its distribution
- * function is within 0.5 % of the exact one there (Berry-Esseen: 0.4748 (p^2 + q^2) / sqrt(npq) is the bound, the
- * continuity of rounding takes most of it), at a tenth of the time, and the chain below keeps sums exact whatever is
- * drawn.
+ * Multinomial of many tokens by the normal law with its mean N s and covariance N (diag(s) - s s'): x = N s + sqrt(N)
+ * (sqrt(s) z - s (sqrt(s) . z)), z standard normal. Running totals are rounded, so the sum is exact. Mean and variance
+ * are right for every expert; what is lost is the skewness of experts with a handful of tokens, which no cost depends
+ * on. Ten times as fast as the chain below, which serves small batches.
  */
-static int64_t binomial(fr_routing_rng *g, double p, int64_t n) {
-    double mean = p * (double)n, variance = mean * (1 - p);
-    if (variance < 64) return (int64_t)gsl_ran_binomial(&g->rng, p, (unsigned)n);
-    double x = mean + sqrt(variance) * gsl_ran_gaussian_ziggurat(&g->rng, 1);
-    return fr_min_i64(fr_max_i64((int64_t)(x + 0.5), 0), n);
+static void draw_large(const fr_routing *r, fr_routing_rng *g, const double *share, int64_t tokens, int32_t *counts) {
+    double part[LARGE_EXPERTS], n = (double)(tokens * r->top_k), root = sqrt(n), sum = 0;
+    for (int e = 0; e < r->experts; e++) {
+        part[e] = sqrt(share[e]) * gsl_ran_gaussian_ziggurat(&g->rng, 1);
+        sum += part[e];
+    }
+    double upto = 0;
+    int64_t placed = 0, left = tokens * r->top_k;
+    for (int e = 0; e < r->experts; e++) {
+        upto += n * share[e] + root * (part[e] - share[e] * sum);
+        int64_t c = fr_min_i64(fr_max_i64((int64_t)(upto + 0.5) - placed, 0), fr_min_i64(tokens, left));
+        counts[e] = (int32_t)c;
+        placed += c;
+        left -= c;
+    }
+    for (int e = 0; left > 0; e = (e + 1) % r->experts) { /* what the bounds cut off goes where there is room */
+        int64_t more = fr_min_i64(left, tokens - counts[e]);
+        counts[e] += (int32_t)more;
+        left -= more;
+    }
 }
 
 /*
@@ -91,11 +109,15 @@ static int64_t binomial(fr_routing_rng *g, double p, int64_t n) {
 static void draw(const fr_routing *r, fr_routing_rng *g, int layer, int64_t tokens, int32_t *counts) {
     const double *share = fr_routing_shares(r, layer);
     int64_t left = tokens * r->top_k;
+    if (r->experts <= LARGE_EXPERTS && left >= (int64_t)LARGE_MEAN * r->experts) {
+        draw_large(r, g, share, tokens, counts);
+        return;
+    }
     double mass = 1;
     for (int e = 0; e < r->experts; e++) {
         int64_t others = r->experts - e - 1;
         double p = mass > 0 ? share[e] / mass : 1;
-        int64_t n = others == 0 || p >= 1 ? left : binomial(g, p, left);
+        int64_t n = others == 0 || p >= 1 ? left : (int64_t)gsl_ran_binomial(&g->rng, p, (unsigned)left);
         n = fr_min_i64(fr_max_i64(n, left - tokens * others), fr_min_i64(tokens, left));
         counts[e] = (int32_t)n;
         left -= n;

@@ -320,6 +320,38 @@ static void test_recorded(void **state) {
             fail_msg("accepted %s", bad[i]);
 }
 
+/* Large batches are drawn by the normal law: mean and variance of every expert's count are those of the multinomial, N
+ * s and N s (1 - s), and two experts' counts lean against each other as -N s t. */
+static void test_large_draws(void **state) {
+    (void)state;
+    fr_model m = model("qwen3-30b-a3b");
+    fr_routing *r = routing("zipf:0.8", &m, 3);
+    enum { DRAWS = 4000, TOKENS = 2048 };
+    double n = TOKENS * m.top_k, sum[3] = {0}, square[3] = {0}, product = 0;
+    const double *share = fr_routing_shares(r, 5);
+    int watch[3] = {0, 1, 64};
+    int32_t counts[128];
+    for (int i = 0; i < DRAWS; i++) {
+        fr_routing_counts(r, i, 0, 5, TOKENS, counts);
+        double x[3];
+        for (int w = 0; w < 3; w++) {
+            x[w] = counts[watch[w]] - n * share[watch[w]];
+            sum[w] += x[w];
+            square[w] += x[w] * x[w];
+        }
+        product += x[0] * x[1];
+    }
+    for (int w = 0; w < 3; w++) {
+        double s = share[watch[w]], variance = n * s * (1 - s);
+        assert_true(fabs(sum[w] / DRAWS) < 5 * sqrt(variance / DRAWS) + 0.1);
+        assert_true(fabs(square[w] / DRAWS / variance - 1) < 0.15);
+    }
+    double covariance = -n * share[watch[0]] * share[watch[1]];
+    double spread = sqrt(n * share[watch[0]] * n * share[watch[1]] / DRAWS);
+    assert_true(fabs(product / DRAWS - covariance) < 5 * spread);
+    fr_routing_close(r);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_sums_and_bounds),
@@ -332,6 +364,7 @@ int main(void) {
         cmocka_unit_test(test_targets_skewed),
         cmocka_unit_test(test_refuses),
         cmocka_unit_test(test_recorded),
+        cmocka_unit_test(test_large_draws),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
