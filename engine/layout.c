@@ -243,6 +243,11 @@ static fr_status check_options(const fr_layout *l, const fr_model *m, fr_error *
     if (l->overlap == FR_OVERLAP_EXPERT_GROUPS && (l->overlap_stages < 2 || l->overlap_stages > m->experts / l->ep))
         REFUSE("--overlap-stages: expected 2 to the %d experts of a rank, got %d", m->experts / l->ep,
                l->overlap_stages);
+    if (l->overlap == FR_OVERLAP_EXPERT_GROUPS && l->exchange == FR_EXCHANGE_AGRS)
+        REFUSE(
+            "--overlap expert-groups: not used by --ep-exchange agrs, which moves every token to every rank at once");
+    if (l->overlap != FR_OVERLAP_NONE && l->ep == 1)
+        REFUSE("--overlap %s: with --ep 1 nothing travels that could be hidden", fr_overlap_name(l->overlap));
     if (l->micro_batches < 0 || l->micro_batches > MAX_DEGREE)
         REFUSE("--micro-batches: expected 1 to %d, got %d", MAX_DEGREE, l->micro_batches);
     if (l->micro_batches > 1 && l->pp == 1) REFUSE("--micro-batches %d: not used without --pp", l->micro_batches);

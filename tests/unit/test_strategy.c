@@ -133,7 +133,7 @@ static void run_layout(const fr_model *m, const fr_layout *l, const char *routin
     double want = 0;
     fr_batch batches[64];
     for (int f = 0; f < 3; f++)
-        for (int u = 0; u < units && u < 8; u++) {
+        for (int u = 0; u < units && u < 3; u++) {
             for (int s = 0; s < slots; s++) {
                 int kind = (f + s + u) % 3;
                 batches[s] = kind == 0 ? (fr_batch){three, 3} : kind == 1 ? (fr_batch){one, 1} : (fr_batch){NULL, 0};
@@ -368,8 +368,7 @@ static void copied_layers_equal_emitted_ones(void **state) {
     (void)state;
     static const char *const strategies[] = {"dp", "tp", "ep", "asyncep", "dwdp"};
     for (size_t i = 0; i < sizeof strategies / sizeof *strategies; i++) {
-        /* A model of 5 layers is too shallow for copies; its ops of layers 0 to 2 are those of a deep one. The deep
-         * one's middle layers must be equal among themselves, op by op, and its lanes complete. */
+        /* Lanes stay complete and ordered, and every middle layer has as many ops as the emitted ones. */
         fr_model m = tiny();
         fr_layout l = layout_of(strategies[i], 2, (fr_layout){0});
         built b;
@@ -396,6 +395,110 @@ static void copied_layers_equal_emitted_ones(void **state) {
     }
 }
 
+/* ---- batches ---- */
+
+/* Every batch that is not empty is answered once per micro-batch, by the first rank of its group, and says when the
+ * next may come. */
+static void batches_are_answered_once(void **state) {
+    (void)state;
+    fr_model m = tiny();
+    for (size_t i = 0; i < sizeof cells / sizeof *cells; i++) {
+        fr_layout l = layout_of(cells[i].strategy, cells[i].gpus, cells[i].options);
+        built b;
+        open_planner(&m, &l, "even", false, &b);
+        fr_batch batches[8] = {{one, 1}}; /* the other slots are empty */
+        forward(&b, 0, batches);
+        int answers = 0, entries = 0, micros = 1;
+        for (uint32_t o = 0; o < b.fragments[0]->ops_count; o++) {
+            const fr_op *op = &b.fragments[0]->ops[o];
+            answers += (op->flags & FR_OP_ANSWER) != 0;
+            entries += (op->flags & FR_OP_ENTRY) != 0;
+            if (op->micro + 1 > micros && op->kind == FR_OP_EMBED) micros = op->micro + 1;
+        }
+        if (l.chunk_tokens && l.experts != FR_EXP_ASAP) assert_int_equal(answers, micros);
+        if (!l.chunk_tokens) assert_int_equal(answers, 1);
+        assert_true(entries >= 1);
+        close_planner(&b);
+    }
+}
+
+/* A batch of many short requests has more KV handles than one op may name: fences carry the rest. */
+static void many_kv_handles(void **state) {
+    (void)state;
+    fr_model m = tiny();
+    fr_layout l = layout_of("dp", 1, (fr_layout){KV});
+    built b;
+    open_planner(&m, &l, "even", false, &b);
+    fr_sequence *s = fr_alloc(600 * sizeof *s), prefix = {100, 0, 0, 600, -1};
+    for (int i = 0; i < 600; i++) s[i] = (fr_sequence){6, 100, 2, i, 600};
+    forward(&b, 0, &(fr_batch){&prefix, 1});
+    forward(&b, 0, &(fr_batch){s, 600});
+    check_plan(&b, "600 handles");
+    int reads = 0;
+    for (uint32_t i = 0; i < b.fragments[1]->refs_count; i++) {
+        const fr_ref *r = &b.fragments[1]->refs[i];
+        if (r->use == FR_USE_READ && r->target < fr_planner_plan(b.planner)->buffers_count)
+            reads += fr_planner_plan(b.planner)->buffers[r->target].outlives;
+    }
+    assert_true(reads >= 601);
+    free(s);
+    close_planner(&b);
+}
+
+/* Balanced chunks cost the same while attention grows: later ones are smaller; fixed ones are equal. */
+static void balanced_chunks_shrink_with_context(void **state) {
+    (void)state;
+    fr_error err = {0};
+    fr_model m;
+    fr_cost_model *cost;
+    fr_machine mach = machine(0);
+    assert_int_equal(fr_model_load("qwen3-30b-a3b", &m, &err), FR_OK);
+    assert_int_equal(fr_cost_open(&mach, &(fr_cost_options){.what_if = FR_WHAT_IF_NONE}, &cost, &err), FR_OK);
+    static const fr_sequence longest = {65536, 0, 2, 0, -1};
+    for (int chunking = 0; chunking < 2; chunking++) {
+        fr_layout l = layout_of(
+            "pp", 2, (fr_layout){.micro_batches = 1, .chunk_tokens = 8192, .chunking = (fr_chunking)chunking, KV});
+        fr_planner_options o = {
+            .model = &m, .layout = &l, .machine = &mach, .cost = cost, .load = {.tokens = 65536, .sequences = 1}};
+        fr_planner *p;
+        fr_fragment *f;
+        assert_int_equal(fr_planner_open(&o, &p, &err), FR_OK);
+        assert_int_equal(fr_planner_forward(p, 0, &(fr_batch){&longest, 1}, &f, &err), FR_OK);
+        int64_t before = INT64_MAX, total = 0, low = INT64_MAX, high = 0;
+        int chunks = 0;
+        for (uint32_t i = 0; i < f->ops_count; i++) {
+            const fr_op *op = &f->ops[i];
+            if (op->kind != FR_OP_ATTENTION || op->layer != 0) continue;
+            const fr_shape *s = fr_op_shape(f, op);
+            const fr_pair *v = &f->pairs[s->vector];
+            assert_int_equal(v->prefix, total); /* what came before */
+            assert_true(v->queries <= before);
+            before = v->queries;
+            total += v->queries;
+            chunks++;
+            int64_t ns = 0; /* of the chunk's first layer */
+            for (uint32_t j = 0; j < f->ops_count; j++)
+                if (f->ops[j].layer == 0 && f->ops[j].micro == op->micro) {
+                    fr_cost c;
+                    fr_cost_op(cost, fr_op_shape(f, &f->ops[j]), f->pairs, &c);
+                    ns += c.ns;
+                }
+            if (total < 65536) low = fr_min_i64(low, ns), high = fr_max_i64(high, ns); /* the last takes what is left */
+        }
+        assert_int_equal(total, 65536);
+        if (chunking == 0) {
+            assert_int_equal(chunks, 8);
+            assert_true((double)high > 1.5 * (double)low);
+        } else {
+            assert_true(chunks > 8);
+            assert_true((double)high < 1.1 * (double)low);
+        }
+        fr_fragment_free(f);
+        fr_planner_close(p);
+    }
+    fr_cost_close(cost);
+}
+
 static void strategies_have_a_table(void **state) {
     (void)state;
     int n = 0;
@@ -419,6 +522,9 @@ int main(void) {
         cmocka_unit_test(folded_plans_carry_the_same_bytes_and_flops),
         cmocka_unit_test(folded_plans_refuse_unequal_batches),
         cmocka_unit_test(copied_layers_equal_emitted_ones),
+        cmocka_unit_test(batches_are_answered_once),
+        cmocka_unit_test(many_kv_handles),
+        cmocka_unit_test(balanced_chunks_shrink_with_context),
         cmocka_unit_test(strategies_have_a_table),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
