@@ -104,4 +104,5 @@ format-check:
 
 include tests/bench/bench.mk
 
+-include kernels/kernels.mk
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

@@ -66,6 +66,18 @@ typedef struct {
 cudaError_t fr_k_qk_norm_rope(const fr_k_qk_args *args, cudaStream_t stream);
 
 /*
+ * The device tables of a packed attention call (attention.h): five runs of stride ints, stride = (b + 1) rounded up to
+ * a multiple of 4: query lengths [b], key lengths [b], then offsets in elements [b + 1] of the queries, of the keys and
+ * values, and of the outputs. q_start [b+1]: first query row of each sequence, last entry all rows. kv_start [b] and
+ * kv_len [b]: first key row and number of keys; NULL: the same as the queries (no cached prefix, no earlier chunk).
+ * Offsets must stay below 2^31 elements: (rows * row stride) of each tensor.
+ */
+size_t fr_k_attention_meta_bytes(int32_t b);
+cudaError_t fr_k_attention_meta(const int32_t *q_start, const int32_t *kv_start, const int32_t *kv_len, int32_t b,
+                                int64_t q_stride, int64_t kv_stride, int64_t o_stride, int32_t *meta,
+                                cudaStream_t stream);
+
+/*
  * Router: p = softmax(logits[t,:] + bias) over all E experts in fp32; ids[t,:] the k largest (ties: lowest expert),
  * weights[t,:] = p, divided by their sum if renormalise, rounded to bf16 as the reference does (held as fp32).
  * logits [T, E] fp32 (from a GEMM with fp32 output: the reference rounds them to bf16), bias [E] or NULL, used to
@@ -94,21 +106,34 @@ cudaError_t fr_k_permute(const fr_bf16 *x, const int32_t *row_of_slot, fr_bf16 *
  * swiglu: b holds gate and up rows interleaved in blocks of 8 (see fr_k_pack_gate_up); c = silu(gate) * up, computed in
  * fp32 and rounded once (the reference rounds gate, up and silu to bf16 on the way).
  * token_of_row [rows] or NULL: if given, row r of A is a[token_of_row[r],:] with a [a_rows, K]: the gather is fused.
- * rows is the capacity: offsets[E] <= rows. K, N multiples of 8 (swiglu: N of 16). E <= 512. Rows >= offsets[E] of c
- * are not written.
+ * rows is the capacity: offsets[E] <= rows < 2^31. K, N multiples of 8 (swiglu: N of 16). E <= 512. Rows >= offsets[E]
+ * of c are not written.
  */
 typedef struct {
     const fr_bf16 *a, *b;
     fr_bf16 *c;
     const int32_t *offsets, *token_of_row;
+    uint32_t *counter;    /* a device word, zero before the first call and after each; one for each stream in use */
     int64_t rows, a_rows; /* a_rows is used with token_of_row only */
     int32_t E, N, K;
+    int32_t sm_limit; /* blocks at most; 0: every SM */
     bool swiglu;
 } fr_k_grouped_args;
 cudaError_t fr_k_grouped_gemm(const fr_k_grouped_args *args, cudaStream_t stream);
 
-/* The variants behind fr_k_grouped_gemm, for measurement: pick one by hand (-1: the default choice). */
-enum { FR_K_GROUPED_SINGLE = 0, FR_K_GROUPED_CLUSTER_N = 1, FR_K_GROUPED_VARIANTS = 2 };
+/*
+ * The variants behind fr_k_grouped_gemm, for measurement: pick one by hand. fr_k_grouped_default says which it takes:
+ * clusters save L2 traffic and so power (623 against 603 TFLOP/s sustained on an H200 at 1,024 rows an expert), single
+ * blocks are quicker under some 512 rows (kernels/measured/README.md). All give the same bits.
+ */
+enum {
+    FR_K_GROUPED_SINGLE = 0,      /* a block by itself */
+    FR_K_GROUPED_CLUSTER = 1,     /* two blocks share the weight tile by multicast */
+    FR_K_GROUPED_SINGLE_SKEW = 2, /* the same two, with the consumers of a block two steps apart */
+    FR_K_GROUPED_CLUSTER_SKEW = 3,
+    FR_K_GROUPED_VARIANTS = 4
+};
+int fr_k_grouped_default(int64_t rows, int32_t E);
 cudaError_t fr_k_grouped_gemm_variant(const fr_k_grouped_args *args, int variant, cudaStream_t stream);
 
 /*

@@ -1,0 +1,43 @@
+/*
+ * gemm: dense bf16 products through cublasLt, with the chosen algorithm kept per shape.
+ *
+ * out [M, N] = x [M, K] * w [N, K]^T (+ add [M, N]), row-major, fp32 accumulation; out is bf16 or fp32. Algorithms that
+ * split K reduce through the workspace in a fixed order, so equal inputs give equal bits. One object serves one device
+ * and one host thread at a time.
+ */
+#ifndef FR_GEMM_H
+#define FR_GEMM_H
+
+#include "engine/base.h"
+#include "kernels/kernels.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct fr_gemm fr_gemm;
+
+/* Refuses a cublasLt whose major.minor differs from the headers built against. */
+fr_status fr_gemm_open(fr_gemm **out, fr_error *err);
+void fr_gemm_close(fr_gemm *g);
+
+typedef struct {
+    const fr_bf16 *x, *w, *add; /* add: NULL, or [M, N] bf16; may be out itself */
+    void *out;
+    int64_t M, N, K;
+    bool out_f32;    /* then add must be NULL */
+    void *workspace; /* 256-byte aligned; 32 MiB serves every algorithm cublasLt offers on Hopper */
+    size_t workspace_bytes;
+} fr_gemm_args;
+
+/* The first call of a shape asks cublasLt's heuristics (some 10 us of host time); later ones only launch. M = 0 does
+ * nothing. */
+fr_status fr_gemm_run(fr_gemm *g, const fr_gemm_args *args, cudaStream_t stream, fr_error *err);
+
+/* Run-time version of cublasLt as major * 10000 + minor * 100 + patch. */
+int64_t fr_gemm_version(void);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

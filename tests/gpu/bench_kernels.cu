@@ -1,0 +1,762 @@
+/*
+ * bench_kernels: how fast each kernel is, against what it could be.
+ *
+ * usage: bench_kernels [--out FILE] PART...   PART: grouped dense attention memory misc sustained layer layers
+ * (default: all)
+ *
+ * burst: three warm-ups and then repetitions for about 0.12 s, where marked after 1 s of idling; sustained: 10 s back
+ * to back, the last 3 s counted, SM clock and watts the mean over them. Times are medians of single launches between
+ * events; what takes under 50 us is timed as a graph of 20 launches. Inputs are random; small inputs stay in L2, as
+ * they do in a layer. One row of FILE a measurement: op shape regime median_ns p10_ns p90_ns sm_mhz watts flops bytes
+ */
+#include "tests/gpu/gpu.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstdarg>
+#include <dlfcn.h>
+#include <string>
+#include <unistd.h>
+
+/* ---- NVML, loaded at run time ---- */
+struct Nvml {
+    void *device = nullptr;
+    int (*clock)(void *, int, unsigned *) = nullptr;
+    int (*power)(void *, unsigned *) = nullptr;
+    Nvml() {
+        void *lib = dlopen("libnvidia-ml.so.1", RTLD_NOW);
+        if (!lib) return;
+        auto init = reinterpret_cast<int (*)()>(dlsym(lib, "nvmlInit_v2"));
+        auto get = reinterpret_cast<int (*)(unsigned, void **)>(dlsym(lib, "nvmlDeviceGetHandleByIndex_v2"));
+        if (!init || !get || init() || get(0, &device)) return;
+        clock = reinterpret_cast<int (*)(void *, int, unsigned *)>(dlsym(lib, "nvmlDeviceGetClockInfo"));
+        power = reinterpret_cast<int (*)(void *, unsigned *)>(dlsym(lib, "nvmlDeviceGetPowerUsage"));
+    }
+    double mhz() const {
+        unsigned v = 0;
+        return clock && !clock(device, 1, &v) ? v : 0; /* 1: the SM clock */
+    }
+    double watts() const {
+        unsigned v = 0;
+        return power && !power(device, &v) ? v / 1000.0 : 0;
+    }
+};
+
+static Nvml nvml;
+static FILE *out;
+static cudaStream_t stream;
+static fr_error err;
+static uint32_t *counter;
+static const double PEAK = 989.5e12; /* H100/H200 SXM datasheet, dense bf16 */
+
+static double now() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+struct Stat {
+    double median, p10, p90, mhz, watts; /* ns */
+};
+
+static Stat stat_of(std::vector<double> v, double mhz, double watts) {
+    std::sort(v.begin(), v.end());
+    auto at = [&](double q) { return v[static_cast<size_t>(q * static_cast<double>(v.size() - 1) + 0.5)]; };
+    return {at(0.5), at(0.1), at(0.9), mhz, watts};
+}
+
+struct Timer {
+    std::vector<cudaEvent_t> e;
+    cudaEvent_t get(size_t i) {
+        while (e.size() <= i) {
+            cudaEvent_t x;
+            CUDA(cudaEventCreate(&x));
+            e.push_back(x);
+        }
+        return e[i];
+    }
+    double ns(size_t a, size_t b) {
+        float ms;
+        CUDA(cudaEventElapsedTime(&ms, e[a], e[b]));
+        return static_cast<double>(ms) * 1e6;
+    }
+};
+static Timer timer;
+
+/* ns of each of n runs, launched back to back. */
+static std::vector<double> times(int n, const std::function<void()> &run) {
+    for (int i = 0; i < n; i++) {
+        CUDA(cudaEventRecord(timer.get(static_cast<size_t>(i)), stream));
+        run();
+    }
+    CUDA(cudaEventRecord(timer.get(static_cast<size_t>(n)), stream));
+    CUDA(cudaStreamSynchronize(stream));
+    std::vector<double> v;
+    for (int i = 0; i < n; i++) v.push_back(timer.ns(static_cast<size_t>(i), static_cast<size_t>(i) + 1));
+    return v;
+}
+
+struct Graph {
+    cudaGraphExec_t exec = nullptr;
+    static constexpr int LAUNCHES = 20;
+    explicit Graph(const std::function<void()> &run) {
+        cudaGraph_t g;
+        CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+        for (int i = 0; i < LAUNCHES; i++) run();
+        CUDA(cudaStreamEndCapture(stream, &g));
+        CUDA(cudaGraphInstantiate(&exec, g, 0));
+        CUDA(cudaGraphDestroy(g));
+    }
+    ~Graph() { cudaGraphExecDestroy(exec); }
+};
+
+static Stat burst(const std::function<void()> &run, bool idle_first = false) {
+    run();
+    CUDA(cudaStreamSynchronize(stream));
+    const double one = times(2, run)[1];
+    if (idle_first) usleep(1000000);
+    const double budget = idle_first ? 1.2e8 : 4e7;
+    if (one < 5e4) {
+        Graph g(run);
+        auto replay = [&] { CUDA(cudaGraphLaunch(g.exec, stream)); };
+        times(2, replay);
+        auto v = times(std::clamp(static_cast<int>(budget / 4 / (one * Graph::LAUNCHES)), 5, 40), replay);
+        for (auto &x : v) x /= Graph::LAUNCHES;
+        return stat_of(v, nvml.mhz(), nvml.watts());
+    }
+    times(2, run);
+    auto v = times(std::clamp(static_cast<int>(budget / one), 5, 60), run);
+    return stat_of(v, nvml.mhz(), nvml.watts());
+}
+
+static Stat sustained(const std::function<void()> &run, double seconds = 10) {
+    run();
+    CUDA(cudaStreamSynchronize(stream));
+    const double one = times(2, run)[1];
+    const int batch = std::clamp(static_cast<int>(5e7 / one), 1, 2000);
+    std::vector<double> kept;
+    double mhz = 0, watts = 0;
+    int samples = 0;
+    const double start = now();
+    /* two batches in flight: the GPU never waits for the host */
+    Timer t[2];
+    auto enqueue = [&](Timer &x) {
+        for (int i = 0; i < batch; i++) {
+            CUDA(cudaEventRecord(x.get(static_cast<size_t>(i)), stream));
+            run();
+        }
+        CUDA(cudaEventRecord(x.get(static_cast<size_t>(batch)), stream));
+    };
+    enqueue(t[0]);
+    for (int turn = 1;; turn++) {
+        enqueue(t[turn & 1]);
+        Timer &done = t[(turn + 1) & 1];
+        CUDA(cudaEventSynchronize(done.get(static_cast<size_t>(batch))));
+        const double at = now() - start;
+        if (at > seconds - 3) {
+            for (int i = 0; i < batch; i++) kept.push_back(done.ns(static_cast<size_t>(i), static_cast<size_t>(i) + 1));
+            mhz += nvml.mhz(), watts += nvml.watts(), samples++;
+        }
+        if (at > seconds) break;
+    }
+    CUDA(cudaStreamSynchronize(stream));
+    return stat_of(kept, mhz / samples, watts / samples);
+}
+
+static void report(const char *op, const std::string &shape, const char *regime, const Stat &s, double flops,
+                   double bytes) {
+    /* share of the ceiling: what the larger of products and bytes takes at best (facts/h200-measured.md: 790 TFLOP/s of
+     * an 8192-cubed product in a burst, 4.21 TB/s of a copy) */
+    const double best = std::max(flops / 790e3, bytes / 4210.0);
+    printf("%-26s %-44s %-9s %10.1f us  %6.0f TFLOP/s %6.0f GB/s %4.0f %%  %4.0f MHz %3.0f W\n", op, shape.c_str(),
+           regime, s.median / 1e3, flops / s.median / 1e3, bytes / s.median, 100 * best / s.median, s.mhz, s.watts);
+    if (out)
+        fprintf(out, "%s %s %s %.0f %.0f %.0f %.0f %.0f %.6g %.6g\n", op, shape.c_str(), regime, s.median, s.p10, s.p90,
+                s.mhz, s.watts, flops, bytes);
+}
+
+static std::string format(const char *f, ...) {
+    char text[256];
+    va_list a;
+    va_start(a, f);
+    vsnprintf(text, sizeof text, f, a);
+    va_end(a);
+    return text;
+}
+
+/* ---- buffers: two large arenas of random bf16 serve every part ---- */
+struct Arena {
+    fr_bf16 *p;
+    size_t n;
+    Arena(size_t count, uint64_t seed, float scale) : n(count) {
+        CUDA(cudaMalloc(reinterpret_cast<void **>(&p), n * 2));
+        CUDA(fr_k_fill_normal(p, static_cast<int64_t>(n), seed, 0, scale, stream));
+        CUDA(cudaStreamSynchronize(stream));
+    }
+    ~Arena() { cudaFree(p); }
+};
+
+/* ---- grouped products ---- */
+enum Pattern { EQUAL, MULTINOMIAL, POWER };
+static const char *pattern_name[] = {"equal", "multinomial", "power6"};
+
+/* Rows of each expert: total = mean * E. power6: a power law whose hottest expert has six times the mean. */
+static std::vector<int32_t> make_offsets(int E, int mean, Pattern p) {
+    std::vector<double> share(static_cast<size_t>(E), 1.0 / E);
+    if (p == POWER) { /* share ~ (i + 1)^-s; s found by bisection so that the largest is 6 / E */
+        double low = 0, high = 3;
+        for (int it = 0; it < 60; it++) {
+            const double s = (low + high) / 2;
+            double sum = 0;
+            for (int i = 0; i < E; i++) sum += std::pow(i + 1, -s);
+            for (int i = 0; i < E; i++) share[static_cast<size_t>(i)] = std::pow(i + 1, -s) / sum;
+            (share[0] * E < 6 ? low : high) = s;
+        }
+        Random r(3); /* hot experts anywhere */
+        for (int i = E - 1; i > 0; i--)
+            std::swap(share[static_cast<size_t>(i)], share[static_cast<size_t>(r.below(i + 1))]);
+    }
+    std::vector<int32_t> count(static_cast<size_t>(E), p == EQUAL ? mean : 0), offsets(static_cast<size_t>(E) + 1, 0);
+    if (p != EQUAL) {
+        Random r(11);
+        std::vector<double> up(static_cast<size_t>(E));
+        double sum = 0;
+        for (int e = 0; e < E; e++) up[static_cast<size_t>(e)] = sum += share[static_cast<size_t>(e)];
+        for (int64_t i = 0; i < static_cast<int64_t>(E) * mean; i++) {
+            const auto at = std::upper_bound(up.begin(), up.end(), r.uniform() * sum) - up.begin();
+            count[static_cast<size_t>(std::min<int64_t>(at, E - 1))]++;
+        }
+    }
+    for (int e = 0; e < E; e++)
+        offsets[static_cast<size_t>(e) + 1] = offsets[static_cast<size_t>(e)] + count[static_cast<size_t>(e)];
+    return offsets;
+}
+
+static const char *variant_name[] = {"grouped", "grouped_cluster", "grouped_skew", "grouped_cluster_skew"};
+
+struct Product {
+    const char *name;
+    int E, N, K;
+    bool swiglu;
+};
+static const Product up235 = {"up235", 128, 3072, 4096, true}, down235 = {"down235", 128, 4096, 1536, false};
+static const Product plain235 = {"plain235", 128, 3072, 4096, false};
+static const Product up30 = {"up30", 128, 1536, 2048, true}, down30 = {"down30", 128, 2048, 768, false};
+static const Product upmix = {"upmix", 8, 28672, 4096, true}, downmix = {"downmix", 8, 4096, 14336, false};
+
+static double grouped_bytes(const Product &p, double rows, int live) {
+    return 2 * (rows * p.K + static_cast<double>(live) * p.N * p.K + rows * (p.swiglu ? p.N / 2 : p.N));
+}
+
+static int live_experts(const std::vector<int32_t> &o) {
+    int n = 0;
+    for (size_t i = 0; i + 1 < o.size(); i++) n += o[i + 1] > o[i];
+    return n;
+}
+
+static void grouped_one(const Product &p, int mean, Pattern pattern, int variant, bool gather, const char *regime,
+                        const Arena &a, const Arena &b, const Arena &c) {
+    const auto offsets = make_offsets(p.E, mean, pattern);
+    const int rows = offsets.back();
+    Dev<int32_t> doff(offsets);
+    std::vector<int32_t> token(static_cast<size_t>(rows));
+    Random r(4);
+    const int tokens = std::max(1, rows / 8); /* top-8: a row of A is read by eight experts */
+    for (auto &t : token) t = r.below(tokens);
+    for (size_t e = 0; e + 1 < offsets.size(); e++)
+        std::sort(token.begin() + offsets[e], token.begin() + offsets[e + 1]);
+    Dev<int32_t> dtoken(token);
+    if (variant < 0) variant = fr_k_grouped_default(rows, p.E);
+    fr_k_grouped_args g = {};
+    g.a = a.p, g.b = b.p, g.c = c.p, g.offsets = doff.p, g.counter = counter, g.rows = rows, g.E = p.E, g.N = p.N,
+    g.K = p.K;
+    g.swiglu = p.swiglu, g.token_of_row = gather ? dtoken.p : nullptr, g.a_rows = tokens;
+    if (static_cast<size_t>(rows) * p.K > a.n || static_cast<size_t>(p.E) * p.N * p.K > b.n ||
+        static_cast<size_t>(rows) * p.N > c.n)
+        return;
+    auto run = [&] { CUDA(fr_k_grouped_gemm_variant(&g, variant, stream)); };
+    const bool hold = !strcmp(regime, "sustained");
+    const Stat s = hold ? sustained(run) : burst(run, !strcmp(regime, "burst1s"));
+    report(gather ? (variant ? "grouped_gather_skew" : "grouped_gather") : variant_name[variant],
+           format("%s:E=%d,N=%d,K=%d,rows=%d,%s", p.name, p.E, p.N, p.K, mean, pattern_name[pattern]),
+           hold ? "sustained" : "burst", s, 2.0 * rows * p.N * p.K, grouped_bytes(p, rows, live_experts(offsets)));
+}
+
+static void grouped_loop(const Product &p, int mean, Pattern pattern, const Arena &a, const Arena &b, const Arena &c) {
+    fr_grouped_loop *loop;
+    FR(fr_grouped_loop_open(&loop, 4, &err));
+    const auto o = make_offsets(p.E, mean, pattern);
+    auto run = [&] { FR(fr_grouped_loop_run(loop, a.p, b.p, c.p, o.data(), p.E, p.N, p.K, stream, &err)); };
+    run();
+    times(2, run);
+    const Stat s = stat_of(times(15, run), nvml.mhz(), nvml.watts());
+    report("grouped_cublaslt_loop",
+           format("%s:E=%d,N=%d,K=%d,rows=%d,%s", p.name, p.E, p.N, p.K, mean, pattern_name[pattern]), "burst", s,
+           2.0 * o.back() * p.N * p.K, grouped_bytes(p, o.back(), live_experts(o)));
+    fr_grouped_loop_close(loop);
+}
+
+/* The variants beside each other, in turns, so that all meet the same state of the card. */
+static void part_variants() {
+    Arena a(131072ull * 4096, 1, 1), b(128ull * 3072 * 4096, 2, 0.02f), c(131072ull * 4096, 3, 1);
+    for (const Product &p : {up235, down235})
+        for (Pattern pt : {EQUAL, MULTINOMIAL, POWER})
+            for (int turn = 0; turn < 2; turn++)
+                for (int v = 0; v < FR_K_GROUPED_VARIANTS; v++) grouped_one(p, 1024, pt, v, false, "burst1s", a, b, c);
+    for (const Product &p : {up235, down235})
+        for (int m : {32, 128, 256})
+            for (int v = 0; v < FR_K_GROUPED_VARIANTS; v++) grouped_one(p, m, MULTINOMIAL, v, false, "burst", a, b, c);
+    for (int v : {0, 2}) grouped_one(up235, 1024, MULTINOMIAL, v, true, "burst1s", a, b, c);
+}
+
+static void part_held() {
+    Arena a(131072ull * 4096, 1, 1), b(128ull * 3072 * 4096, 2, 0.02f), c(131072ull * 4096, 3, 1);
+    for (const Product &p : {up235, down235})
+        for (int v = 0; v < FR_K_GROUPED_VARIANTS; v++)
+            grouped_one(p, 1024, MULTINOMIAL, v, false, "sustained", a, b, c);
+}
+
+static void part_grouped() {
+    Arena a(524288ull * 4096, 1, 1), b(128ull * 3072 * 4096, 2, 0.02f), c(524288ull * 4096, 3, 1);
+    const int d = -1;
+    grouped_one(plain235, 1024, EQUAL, d, false, "burst1s", a, b, c);
+    for (const Product &p : {up235, down235})
+        for (Pattern pt : {EQUAL, MULTINOMIAL, POWER})
+            for (int turn = 0; turn < 3; turn++) grouped_one(p, 1024, pt, d, false, "burst1s", a, b, c);
+    grouped_one(up235, 1024, MULTINOMIAL, d, true, "burst1s", a, b, c);
+    for (int m : {32, 128, 256, 1024}) {
+        grouped_loop(plain235, m, MULTINOMIAL, a, b, c);
+        grouped_loop(down235, m, MULTINOMIAL, a, b, c);
+    }
+    for (const Product &p : {up235, down235, up30, down30})
+        for (int m : {8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096}) {
+            grouped_one(p, m, EQUAL, d, false, "burst", a, b, c);
+            if (m >= 32) grouped_one(p, m, MULTINOMIAL, d, false, "burst", a, b, c);
+        }
+    for (const Product &p : {upmix, downmix})
+        for (int m : {32, 128, 512, 2048, 4096}) grouped_one(p, m, EQUAL, d, false, "burst", a, b, c);
+}
+
+/* ---- dense ---- */
+static void dense_one(fr_gemm *g, const char *op, int64_t M, int64_t N, int64_t K, bool f32, bool add,
+                      const char *regime, const Arena &x, const Arena &w, const Arena &o, void *ws) {
+    fr_gemm_args a = {};
+    a.x = x.p, a.w = w.p, a.out = o.p, a.M = M, a.N = N, a.K = K, a.out_f32 = f32, a.workspace = ws,
+    a.workspace_bytes = 32 << 20;
+    a.add = add ? o.p + M * N : nullptr;
+    auto run = [&] { FR(fr_gemm_run(g, &a, stream, &err)); };
+    const bool hold = !strcmp(regime, "sustained");
+    const Stat s = hold ? sustained(run) : burst(run, !strcmp(regime, "burst1s"));
+    report(
+        op,
+        format("M=%lld,N=%lld,K=%lld", static_cast<long long>(M), static_cast<long long>(N), static_cast<long long>(K)),
+        hold ? "sustained" : "burst", s, 2.0 * static_cast<double>(M) * static_cast<double>(N) * static_cast<double>(K),
+        2.0 * static_cast<double>(M * K + N * K + M * N * (f32 ? 2 : 1) + (add ? M * N : 0)));
+}
+
+/* The own kernel with one expert, beside cublasLt. */
+static void dense_own(int64_t M, int N, int K, const Arena &x, const Arena &w, const Arena &o) {
+    for (int v = 0; v < FR_K_GROUPED_VARIANTS; v++) {
+        Dev<int32_t> off(std::vector<int32_t>{0, static_cast<int32_t>(M)});
+        fr_k_grouped_args g = {};
+        g.a = x.p, g.b = w.p, g.c = o.p, g.offsets = off.p, g.counter = counter, g.rows = M, g.E = 1, g.N = N, g.K = K;
+        report(v ? "dense_own_cluster" : "dense_own", format("M=%lld,N=%d,K=%d", static_cast<long long>(M), N, K),
+               "burst", burst([&] { CUDA(fr_k_grouped_gemm_variant(&g, v, stream)); }, true),
+               2.0 * static_cast<double>(M) * N * K,
+               2.0 * (static_cast<double>(M) * K + static_cast<double>(N) * K + static_cast<double>(M) * N));
+    }
+}
+
+static void part_dense(bool quick) {
+    Arena x(32768ull * 8192, 1, 1), w(9216ull * 8192, 2, 0.02f), o(2 * 32768ull * 9216, 3, 1);
+    Dev<uint8_t> ws(32 << 20);
+    fr_gemm *g;
+    FR(fr_gemm_open(&g, &err));
+    dense_one(g, "gemm", 8192, 8192, 8192, false, false, "burst1s", x, w, o, ws.p);
+    dense_one(g, "gemm", 16384, 9216, 4096, false, false, "burst1s", x, w, o, ws.p);
+    dense_one(g, "gemm", 16384, 4096, 8192, false, false, "burst1s", x, w, o, ws.p);
+    dense_one(g, "gemm_add", 16384, 4096, 8192, false, true, "burst1s", x, w, o, ws.p);
+    dense_own(8192, 8192, 8192, x, w, o);
+    dense_own(16384, 9216, 4096, x, w, o);
+    dense_own(16384, 4096, 8192, x, w, o);
+    if (!quick)
+        for (int64_t M = 128; M <= 32768; M *= 2) {
+            dense_one(g, "gemm", M, 9216, 4096, false, false, "burst", x, w, o, ws.p);
+            dense_one(g, "gemm_add", M, 4096, 8192, false, true, "burst", x, w, o, ws.p);
+            dense_one(g, "gemm", M, 5120, 2048, false, false, "burst", x, w, o, ws.p);
+            dense_one(g, "gemm_add", M, 2048, 4096, false, true, "burst", x, w, o, ws.p);
+            dense_one(g, "gemm_f32", M, 128, 4096, true, false, "burst", x, w, o, ws.p);
+            dense_one(g, "gemm_f32", M, 128, 2048, true, false, "burst", x, w, o, ws.p);
+        }
+    fr_gemm_close(g);
+}
+
+/* ---- attention ---- */
+struct Attention {
+    fr_attention *a = nullptr;
+    Dev<uint8_t> ws{1 << 20};
+    Dev<int32_t> meta{5 * 4200}, start{4100};
+    explicit Attention(bool share = true) { FR(fr_attention_open(&a, share, &err)); }
+    ~Attention() { fr_attention_close(a); }
+    /* b sequences of `length`, packed qkv of the given width, out [T, hq*D] */
+    fr_attention_args args(int b, int length, int hq, int hk, int D, const fr_bf16 *qkv, fr_bf16 *o) {
+        std::vector<int32_t> s(static_cast<size_t>(b) + 1);
+        for (int i = 0; i <= b; i++) s[static_cast<size_t>(i)] = i * length;
+        CUDA(cudaMemcpy(start.p, s.data(), s.size() * 4, cudaMemcpyHostToDevice));
+        fr_attention_args x = {};
+        x.q_stride = x.kv_stride = static_cast<int64_t>(hq + 2 * hk) * D, x.o_stride = static_cast<int64_t>(hq) * D;
+        CUDA(fr_k_attention_meta(start.p, nullptr, nullptr, b, x.q_stride, x.kv_stride, x.o_stride, meta.p, stream));
+        x.q = qkv, x.k = qkv + static_cast<int64_t>(hq) * D, x.v = qkv + static_cast<int64_t>(hq + hk) * D, x.out = o;
+        x.meta = meta.p, x.b = b, x.max_q = x.max_kv = length, x.heads_q = hq, x.heads_kv = hk, x.D = D;
+        x.scale = 1 / std::sqrt(static_cast<float>(D)), x.workspace = ws.p, x.workspace_bytes = ws.n;
+        return x;
+    }
+};
+
+static double attention_flops(double b, double length, double heads, double D) {
+    return 2 * 2 * b * heads * D * length * length / 2;
+}
+
+static void attention_one(Attention &a, int b, int length, int hq, int hk, bool uniform, const char *regime,
+                          const Arena &qkv, const Arena &o) {
+    fr_attention_args x = a.args(b, length, hq, hk, 128, qkv.p, o.p);
+    if (uniform) x.meta = nullptr;
+    const double t0 = now();
+    FR(fr_attention_run(a.a, &x, stream, &err));
+    const double first = now() - t0;
+    auto run = [&] { FR(fr_attention_run(a.a, &x, stream, &err)); };
+    const bool hold = !strcmp(regime, "sustained");
+    const Stat s = hold ? sustained(run) : burst(run, !strcmp(regime, "burst1s"));
+    report(uniform ? "attention_uniform" : "attention_packed",
+           format("b=%d,len=%d,heads=%d/%d,D=128", b, length, hq, hk), hold ? "sustained" : "burst", s,
+           attention_flops(b, length, hq, 128), 2.0 * b * length * 128 * (2 * hq + 2 * hk));
+    if (!hold && first > 5e-5) printf("    first call of this shape: %.2f ms of host time\n", first * 1e3);
+}
+
+static void part_attention(bool quick) {
+    Arena qkv(32768ull * 9216, 1, 1), o(32768ull * 8192, 2, 1);
+    Attention a;
+    for (int length : {256, 1024, 4096, 16384})
+        for (bool uniform : {true, false}) attention_one(a, 16384 / length, length, 64, 4, uniform, "burst1s", qkv, o);
+    if (quick) return;
+    for (bool uniform : {true, false})
+        for (int length = 128; length <= 32768; length *= 2) {
+            attention_one(a, 1, length, 64, 4, uniform, "burst", qkv, o);
+            attention_one(a, 1, length, 32, 4, uniform, "burst", qkv, o);
+            if (length < 32768) attention_one(a, 32768 / length, length, 64, 4, uniform, "burst", qkv, o);
+            if (length <= 4096) attention_one(a, 4096 / length, length, 32, 4, uniform, "burst", qkv, o);
+        }
+}
+
+/* ---- memory-bound operations over tokens ---- */
+static void part_memory(bool quick) {
+    const int k = 8, E = 128, D = 128;
+    Arena x(32768ull * 4096, 1, 1), y(32768ull * 4096, 2, 1), z(32768ull * 4096, 3, 1), w(16384, 4, 1);
+    Arena rows(static_cast<size_t>(quick ? 131072 : 262144) * 4096, 5, 1), qkv(32768ull * 9216, 6, 1),
+        table(151936ull * 4096, 7, 1);
+    Dev<uint32_t> rope(32768ull * 64);
+    CUDA(fr_k_rope_table(rope.p, 32768, D, 1e6f, stream));
+    Random r(8);
+    std::vector<float> l(32768ull * E);
+    for (auto &v : l) v = static_cast<float>(r.uniform() + r.uniform() + r.uniform() - 1.5) * 2;
+    Dev<float> logits(l), weights(32768 * k), candidate(4096);
+    std::vector<int32_t> pos(32768), tok(32768);
+    for (int i = 0; i < 32768; i++)
+        pos[static_cast<size_t>(i)] = i % 4096, tok[static_cast<size_t>(i)] = r.below(151936);
+    Dev<int32_t> position(pos), ids(tok), expert(32768 * k), offsets(E + 1), slot(32768 * k), token(32768 * k);
+    Dev<uint8_t> ws(fr_k_route_workspace(32768 * k, E));
+    for (int T = 128; T <= 32768; T *= 2) {
+        if (quick && T != 16384) continue;
+        CUDA(fr_k_router(logits.p, nullptr, expert.p, weights.p, T, E, k, true, stream));
+        CUDA(fr_k_route(expert.p, T, k, 0, E, offsets.p, slot.p, token.p, ws.p, stream));
+        for (int H : {4096, 2048}) {
+            const std::string s = format("T=%d,H=%d", T, H), sk = format("T=%d,H=%d,k=%d", T, H, k);
+            const double n = 2.0 * T * H;
+            auto mem = [&](const char *op, const std::string &shape, double bytes, const std::function<void()> &run) {
+                report(op, shape, "burst", burst(run), 0, bytes);
+            };
+            mem("embedding", s, 2 * n, [&] { CUDA(fr_k_embedding(table.p, ids.p, x.p, T, H, 151936, stream)); });
+            mem("rmsnorm", s, 2 * n, [&] { CUDA(fr_k_rmsnorm(x.p, w.p, nullptr, y.p, T, H, 1e-6f, stream)); });
+            mem("add_rmsnorm", s, 4 * n, [&] { CUDA(fr_k_add_rmsnorm(z.p, x.p, w.p, y.p, T, H, 1e-6f, stream)); });
+            if (static_cast<size_t>(T) * k * static_cast<size_t>(H) <= rows.n) {
+                mem("permute", sk, n * (1 + k), [&] { CUDA(fr_k_permute(x.p, slot.p, rows.p, T, k, H, stream)); });
+                mem("combine", sk, n * (2 + k), [&] {
+                    CUDA(fr_k_combine(rows.p, slot.p, weights.p, x.p, y.p, nullptr, nullptr, 0, T, k, H, stream));
+                });
+                mem("combine_norm", sk, n * (3 + k),
+                    [&] { CUDA(fr_k_combine(rows.p, slot.p, weights.p, x.p, y.p, w.p, z.p, 1e-6f, T, k, H, stream)); });
+            }
+            const int hq = H == 4096 ? 64 : 32, hk = 4;
+            fr_k_qk_args g = {};
+            g.qkv = g.q_out = qkv.p, g.k_out = qkv.p + static_cast<int64_t>(hq) * D, g.q_weight = w.p,
+            g.k_weight = w.p + 128;
+            g.position = position.p, g.rope = rope.p, g.q_stride = g.kv_stride = (hq + 2 * hk) * D, g.T = T;
+            g.heads_q = hq, g.heads_kv = hk, g.D = D, g.eps = 1e-6f;
+            mem("qk_norm_rope", format("T=%d,heads=%d/%d,D=%d", T, hq, hk, D), 4.0 * T * (hq + hk) * D,
+                [&] { CUDA(fr_k_qk_norm_rope(&g, stream)); });
+        }
+        report("router", format("T=%d,E=%d,k=%d", T, E, k), "burst",
+               burst([&] { CUDA(fr_k_router(logits.p, nullptr, expert.p, weights.p, T, E, k, true, stream)); }), 0,
+               4.0 * T * (E + 2 * k));
+        report("route", format("T=%d,E=%d,k=%d", T, E, k), "burst",
+               burst([&] { CUDA(fr_k_route(expert.p, T, k, 0, E, offsets.p, slot.p, token.p, ws.p, stream)); }), 0,
+               4.0 * T * k * 4);
+        for (int I : {1536, 768})
+            report("swiglu", format("rows=%d,I=%d", T, I), "burst",
+                   burst([&] { CUDA(fr_k_swiglu(rows.p, x.p, T, I, true, stream)); }), 0, 6.0 * T * I);
+    }
+    for (int n : {16, 256, 2048})
+        report("candidate_logits", format("n=%d,H=4096", n), "burst", burst([&] {
+                   CUDA(fr_k_candidate_logits(x.p, table.p, position.p, ids.p, candidate.p, n, 4096, 151936, stream));
+               }),
+               0, 2.0 * n * 4096 * 2);
+}
+
+/* ---- launches and copies ---- */
+static void part_misc() {
+    Dev<uint8_t> a(1ull << 30), b(1ull << 30);
+    Arena x(4096, 1, 1), y(4096, 2, 1);
+    auto tiny = [&] { CUDA(fr_k_rmsnorm(x.p, x.p, nullptr, y.p, 1, 64, 1e-6f, stream)); };
+    for (int i = 0; i < 100; i++) tiny();
+    CUDA(cudaStreamSynchronize(stream));
+    const int n = 2000;
+    std::vector<double> host, device;
+    for (int turn = 0; turn < 9; turn++) {
+        const double t0 = now();
+        for (int i = 0; i < n; i++) tiny();
+        host.push_back((now() - t0) * 1e9 / n);
+        CUDA(cudaStreamSynchronize(stream));
+        device.push_back((now() - t0) * 1e9 / n);
+    }
+    report("launch_host", "one_block", "burst", stat_of(host, nvml.mhz(), nvml.watts()), 0, 0);
+    report("launch_stream", "one_block", "burst", stat_of(device, nvml.mhz(), nvml.watts()), 0, 0);
+    report("launch_graph", "one_block", "burst", burst(tiny), 0, 0);
+    void *pinned;
+    CUDA(cudaMallocHost(&pinned, 256 << 20));
+    memset(pinned, 1, 256 << 20);
+    for (size_t bytes : {size_t(4) << 10, size_t(64) << 10, size_t(1) << 20, size_t(16) << 20, size_t(256) << 20}) {
+        const double d = static_cast<double>(bytes);
+        report("copy_h2d", format("bytes=%zu", bytes), "burst",
+               burst([&] { CUDA(cudaMemcpyAsync(a.p, pinned, bytes, cudaMemcpyHostToDevice, stream)); }), 0, d);
+        report("copy_d2h", format("bytes=%zu", bytes), "burst",
+               burst([&] { CUDA(cudaMemcpyAsync(pinned, a.p, bytes, cudaMemcpyDeviceToHost, stream)); }), 0, d);
+    }
+    for (size_t bytes : {size_t(1) << 20, size_t(16) << 20, size_t(256) << 20, size_t(1) << 30})
+        report("copy_d2d", format("bytes=%zu", bytes), "burst",
+               burst([&] { CUDA(cudaMemcpyAsync(b.p, a.p, bytes, cudaMemcpyDeviceToDevice, stream)); }), 0,
+               2.0 * static_cast<double>(bytes));
+    CUDA(cudaFreeHost(pinned));
+}
+
+static void part_sustained() {
+    Arena a(131072ull * 4096, 1, 1), b(128ull * 3072 * 4096, 2, 0.02f), c(131072ull * 4096, 3, 1);
+    grouped_one(up235, 1024, MULTINOMIAL, -1, false, "sustained", a, b, c);
+    grouped_one(down235, 1024, MULTINOMIAL, -1, false, "sustained", a, b, c);
+    Dev<uint8_t> ws(32 << 20);
+    fr_gemm *g;
+    FR(fr_gemm_open(&g, &err));
+    dense_one(g, "gemm", 8192, 8192, 8192, false, false, "sustained", a, b, c, ws.p);
+    fr_gemm_close(g);
+    Attention t;
+    attention_one(t, 4, 4096, 64, 4, false, "sustained", a, c);
+}
+
+/* ---- one layer of Qwen3-235B-A22B ---- */
+struct Layer {
+    static constexpr int H = 4096, HQ = 64, HK = 4, D = 128, E = 128, K = 8, I = 1536, W = (HQ + 2 * HK) * D;
+    int b, length, T, variant_up, variant_down;
+    bool gather;
+    Arena w_qkv{static_cast<size_t>(W) * H, 1, 0.0156f}, w_o{static_cast<size_t>(H) * HQ * D, 2, 0.011f};
+    Arena w_router{static_cast<size_t>(E) * H, 3, 0.0156f}, w_up{static_cast<size_t>(E) * 2 * I * H, 4, 0.0156f};
+    Arena w_down{static_cast<size_t>(E) * H * I, 5, 0.0255f}, norm{H, 6, 1}, head_norm{256, 7, 1};
+    Arena h, x, qkv, attn, h2, x2, rows, act, y, h3, x3;
+    Dev<float> logits, weights;
+    Dev<int32_t> ids, offsets{E + 1}, slot, token, position;
+    Dev<uint32_t> rope{32768ull * 64};
+    Dev<uint8_t> route_ws, ws{32 << 20};
+    Attention attention;
+    fr_attention_args attn_args;
+    fr_gemm *gemm;
+    struct Step {
+        const char *name;
+        double flops, bytes;
+        std::function<void()> run;
+    };
+    std::vector<Step> steps;
+
+    Layer(int sequences, int each, int up, int down, bool fused_gather)
+        : b(sequences), length(each), T(b * length), variant_up(up), variant_down(down), gather(fused_gather),
+          h(n(H), 11, 1), x(n(H), 12, 1), qkv(n(W), 13, 1), attn(n(HQ * D), 14, 1), h2(n(H), 15, 1), x2(n(H), 16, 1),
+          rows(n(K * H), 17, 1), act(n(K * I), 18, 1), y(n(K * H), 19, 1), h3(n(H), 20, 1), x3(n(H), 21, 1),
+          logits(n(E)), weights(n(K)), ids(n(K)), slot(n(K)), token(n(K)), position(n(1)),
+          route_ws(fr_k_route_workspace(static_cast<int64_t>(n(K)), E)) {
+        FR(fr_gemm_open(&gemm, &err));
+        std::vector<int32_t> p(n(1));
+        for (size_t i = 0; i < p.size(); i++) p[i] = static_cast<int32_t>(i % static_cast<size_t>(length));
+        CUDA(cudaMemcpy(position.p, p.data(), p.size() * 4, cudaMemcpyHostToDevice));
+        CUDA(fr_k_rope_table(rope.p, 32768, D, 1e6f, stream));
+        attn_args = attention.args(b, length, HQ, HK, D, qkv.p, attn.p);
+        if (length < 2048) attn_args.meta = nullptr; /* equal lengths: the packed graph is slower below, faster above */
+        build();
+    }
+    ~Layer() { fr_gemm_close(gemm); }
+    size_t n(int width) const { return static_cast<size_t>(T) * static_cast<size_t>(width); }
+
+    void dense(const fr_bf16 *in, const Arena &w, const fr_bf16 *add, void *o, int N, int k, bool f32) {
+        fr_gemm_args a = {};
+        a.x = in, a.w = w.p, a.add = add, a.out = o, a.M = T, a.N = N, a.K = k, a.out_f32 = f32, a.workspace = ws.p,
+        a.workspace_bytes = ws.n;
+        FR(fr_gemm_run(gemm, &a, stream, &err));
+    }
+
+    void grouped(const fr_bf16 *in, const Arena &w, fr_bf16 *o, int N, int k, bool swiglu, bool through, int variant) {
+        if (variant < 0) variant = fr_k_grouped_default(static_cast<int64_t>(T) * K, E);
+        fr_k_grouped_args g = {};
+        g.a = in, g.b = w.p, g.c = o, g.offsets = offsets.p, g.counter = counter, g.rows = static_cast<int64_t>(T) * K,
+        g.E = E, g.N = N, g.K = k;
+        g.swiglu = swiglu, g.token_of_row = through ? token.p : nullptr, g.a_rows = T;
+        CUDA(fr_k_grouped_gemm_variant(&g, variant, stream));
+    }
+
+    void build() {
+        const double t = T;
+        steps.push_back({"qkv", 2 * t * W * H, 2 * (t * H + t * W + static_cast<double>(W) * H),
+                         [this] { dense(x.p, w_qkv, nullptr, qkv.p, W, H, false); }});
+        steps.push_back({"qk_norm_rope", 0, 4 * t * (HQ + HK) * D, [this] {
+                             fr_k_qk_args g = {};
+                             g.qkv = g.q_out = qkv.p, g.k_out = qkv.p + HQ * D, g.q_weight = head_norm.p,
+                             g.k_weight = head_norm.p + 128;
+                             g.position = position.p, g.rope = rope.p, g.q_stride = g.kv_stride = W, g.T = T,
+                             g.heads_q = HQ, g.heads_kv = HK, g.D = D, g.eps = 1e-6f;
+                             CUDA(fr_k_qk_norm_rope(&g, stream));
+                         }});
+        steps.push_back({"attention", attention_flops(b, length, HQ, D), 2 * t * D * (2 * HQ + 2 * HK),
+                         [this] { FR(fr_attention_run(attention.a, &attn_args, stream, &err)); }});
+        steps.push_back({"o+residual", 2 * t * H * HQ * D,
+                         2 * (t * HQ * D + 2 * t * H + static_cast<double>(H) * HQ * D),
+                         [this] { dense(attn.p, w_o, h.p, h2.p, H, HQ * D, false); }});
+        steps.push_back(
+            {"norm", 0, 4 * t * H, [this] { CUDA(fr_k_rmsnorm(h2.p, norm.p, nullptr, x2.p, T, H, 1e-6f, stream)); }});
+        steps.push_back({"router_gemm", 2 * t * E * H, 2 * t * H + 4 * t * E,
+                         [this] { dense(x2.p, w_router, nullptr, logits.p, E, H, true); }});
+        steps.push_back({"topk", 0, 4 * t * E,
+                         [this] { CUDA(fr_k_router(logits.p, nullptr, ids.p, weights.p, T, E, K, true, stream)); }});
+        steps.push_back({"route", 0, 16 * t * K, [this] {
+                             CUDA(fr_k_route(ids.p, T, K, 0, E, offsets.p, slot.p, token.p, route_ws.p, stream));
+                         }});
+        if (!gather)
+            steps.push_back({"permute", 0, 2 * t * H * (1 + K),
+                             [this] { CUDA(fr_k_permute(x2.p, slot.p, rows.p, T, K, H, stream)); }});
+        steps.push_back({"up+gate+swiglu", 2 * t * K * 2 * I * H, grouped_bytes(up235, t * K, E),
+                         [this] { grouped(gather ? x2.p : rows.p, w_up, act.p, 2 * I, H, true, gather, variant_up); }});
+        steps.push_back({"down", 2 * t * K * I * H, grouped_bytes(down235, t * K, E),
+                         [this] { grouped(act.p, w_down, y.p, H, I, false, false, variant_down); }});
+        steps.push_back(
+            {"combine+norm", 0, 2 * t * H * (3 + K),
+             [this] { CUDA(fr_k_combine(y.p, slot.p, weights.p, h2.p, h3.p, norm.p, x3.p, 1e-6f, T, K, H, stream)); }});
+    }
+    void run() {
+        for (auto &s : steps) s.run();
+    }
+    double flops() const {
+        double f = 0;
+        for (auto &s : steps) f += s.flops;
+        return f;
+    }
+};
+
+static void layer_one(int b, int length, int up, int down, bool gather, bool detail, bool hold) {
+    Layer layer(b, length, up, down, gather);
+    const std::string shape = format("qwen3-235b:b=%d,len=%d,up=%d,down=%d,gather=%d", b, length, up, down, gather);
+    auto run = [&] { layer.run(); };
+    const double flops = layer.flops();
+    const Stat s = burst(run, true);
+    report("layer", shape, "burst", s, flops, 0);
+    printf("    MFU %.3f (%.2f ms)\n", flops / s.median * 1e9 / PEAK, s.median / 1e6);
+    if (detail) {
+        std::vector<std::vector<double>> each(layer.steps.size());
+        usleep(500000);
+        for (int turn = 0; turn < 15; turn++) {
+            size_t i = 0;
+            for (auto &x : layer.steps) {
+                CUDA(cudaEventRecord(timer.get(i++), stream));
+                x.run();
+            }
+            CUDA(cudaEventRecord(timer.get(i), stream));
+            CUDA(cudaStreamSynchronize(stream));
+            for (size_t j = 0; turn > 2 && j < each.size(); j++) each[j].push_back(timer.ns(j, j + 1));
+        }
+        for (size_t j = 0; j < each.size(); j++)
+            report((std::string("layer_") + layer.steps[j].name).c_str(), shape, "burst", stat_of(each[j], 0, 0),
+                   layer.steps[j].flops, layer.steps[j].bytes);
+    }
+    if (hold) {
+        const Stat h = sustained(run);
+        report("layer", shape, "sustained", h, flops, 0);
+        printf("    MFU %.3f (%.2f ms)\n", flops / h.median * 1e9 / PEAK, h.median / 1e6);
+    }
+}
+
+int main(int argc, char **argv) {
+    setvbuf(stdout, nullptr, _IOLBF, 0);
+    std::vector<std::string> parts;
+    for (int i = 1; i < argc; i++) {
+        if (!strcmp(argv[i], "--out") && i + 1 < argc) {
+            out = fopen(argv[++i], "a");
+            if (!out) return perror(argv[i]), 2;
+        } else {
+            parts.push_back(argv[i]);
+        }
+    }
+    if (parts.empty()) parts = {"misc", "memory", "dense", "attention", "grouped", "layers", "layer", "sustained"};
+    cudaDeviceProp prop;
+    int driver = 0, runtime = 0;
+    CUDA(cudaGetDeviceProperties(&prop, 0));
+    CUDA(cudaDriverGetVersion(&driver));
+    CUDA(cudaRuntimeGetVersion(&runtime));
+    CUDA(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    CUDA(cudaMalloc(reinterpret_cast<void **>(&counter), 4));
+    CUDA(cudaMemset(counter, 0, 4));
+    const std::string head =
+        format("# %s, driver %d, runtime %d, cublasLt %lld, cuDNN %lld", prop.name, driver, runtime,
+               static_cast<long long>(fr_gemm_version()), static_cast<long long>(fr_attention_version()));
+    printf("%s\n", head.c_str());
+    if (out) fprintf(out, "%s\n# op shape regime median_ns p10_ns p90_ns sm_mhz watts flops bytes\n", head.c_str());
+    for (auto &p : parts) {
+        const double t0 = now();
+        if (p == "misc")
+            part_misc();
+        else if (p == "memory" || p == "memory-quick")
+            part_memory(p != "memory");
+        else if (p == "dense" || p == "dense-quick")
+            part_dense(p != "dense");
+        else if (p == "attention" || p == "attention-quick")
+            part_attention(p != "attention");
+        else if (p == "grouped")
+            part_grouped();
+        else if (p == "variants")
+            part_variants();
+        else if (p == "held")
+            part_held();
+        else if (p == "sustained")
+            part_sustained();
+        else if (p == "layer-quick") {
+            for (int turn = 0; turn < 2; turn++)
+                for (int v = 0; v < FR_K_GROUPED_VARIANTS; v++) layer_one(4, 4096, v, v, false, v == 0 && turn, false);
+        } else if (p == "layer")
+            for (int turn = 0; turn < 3; turn++) layer_one(4, 4096, -1, -1, false, turn == 2, turn == 2);
+        else if (p == "layers")
+            for (auto &s : {std::pair<int, int>{1, 4096},
+                            {16, 256},
+                            {16, 1024},
+                            {64, 256},
+                            {1, 16384},
+                            {8, 4096},
+                            {32, 1024},
+                            {2, 16384}})
+                layer_one(s.first, s.second, -1, -1, false, false, false);
+        else
+            return printf("unknown part %s\n", p.c_str()), 2;
+        if (out) fflush(out);
+        printf("-- %s took %.1f s\n", p.c_str(), now() - t0);
+    }
+    return 0;
+}
