@@ -35,7 +35,7 @@ struct Shared {
     uint8_t staging[CONSUMER_WARPS][WARP_STAGING];
     uint64_t full[STAGES], empty[STAGES];
     uint64_t unit_full[2], unit_empty[2];
-    int32_t unit[2];               /* the next unit, published by the (leading) producer while this one is in work */
+    int32_t unit[2];               /* the next unit, published while this one is in work */
     int32_t first_unit[MAX_E + 1]; /* units before expert e; [E]: all */
 };
 static_assert(sizeof(Shared) <= 232448, "shared memory of a Hopper block");
@@ -141,13 +141,12 @@ struct Turn {
 };
 
 /*
- * The leading producer takes the unit after this one and publishes it to every role of every block of the cluster.
- * Each cluster's first unit is its own number; a launch takes max(units - clusters, 0) + clusters more, so atomicInc
- * with that limit leaves the counter at zero.
+ * Takes a unit from the counter and publishes it to every role of every block of the cluster. Each cluster's first unit
+ * is its own number; a launch takes max(units - clusters, 0) + clusters more, so atomicInc with that limit leaves the
+ * counter at zero.
  */
 template <int CLUSTER>
-__device__ __forceinline__ int publish_next(Shared &s, const Params &p, Turn &turn, int clusters, int units) {
-    mbar_wait<CLUSTER != 1>(smem_addr(&s.unit_empty[turn.slot]), turn.phase ^ 1);
+__device__ __forceinline__ int publish(Shared &s, const Params &p, const Turn &turn, int clusters, int units) {
     const unsigned limit = static_cast<unsigned>(max(units - clusters, 0) + clusters) - 1;
     const int next = static_cast<int>(atomicInc(p.counter, limit)) + clusters;
     if constexpr (CLUSTER == 1) {
@@ -162,7 +161,18 @@ __device__ __forceinline__ int publish_next(Shared &s, const Params &p, Turn &tu
     return next;
 }
 
-/* Every other role: waits for the next unit. Whoever speaks for a warp then frees the slot. */
+/* One thread of the first block hands out units, one ahead of the slowest reader: further would unbalance the end. */
+template <int CLUSTER> __device__ void schedule(Shared &s, const Params &p, int clusters) {
+    const int units = s.first_unit[p.E];
+    Turn turn;
+    while (publish<CLUSTER>(s, p, turn, clusters, units) < units) {
+        mbar_wait<CLUSTER != 1>(smem_addr(&s.unit_empty[turn.slot]), turn.phase);
+        turn.advance();
+    }
+}
+
+/* Waits for the next unit. Whoever speaks for a warp then frees the slot: nothing was written, so nothing is released
+ * (a release at cluster scope after the stores of a tile waits for all of them, thousands of cycles). */
 template <int CLUSTER> __device__ __forceinline__ int read_next(Shared &s, Turn &turn, bool whole_warp, bool speaks) {
     mbar_wait<CLUSTER != 1>(smem_addr(&s.unit_full[turn.slot]), turn.phase);
     const int next = *const_cast<volatile int32_t *>(&s.unit[turn.slot]);
@@ -171,7 +181,7 @@ template <int CLUSTER> __device__ __forceinline__ int read_next(Shared &s, Turn 
         if constexpr (CLUSTER == 1)
             mbar_arrive(smem_addr(&s.unit_empty[turn.slot]));
         else
-            mbar_arrive_release_at(smem_addr(&s.unit_empty[turn.slot]), 0);
+            mbar_arrive_at(smem_addr(&s.unit_empty[turn.slot]), 0);
     }
     turn.advance();
     return next;
@@ -180,39 +190,32 @@ template <int CLUSTER> __device__ __forceinline__ int read_next(Shared &s, Turn 
 /* One thread feeds the ring by TMA. */
 template <int CLUSTER>
 __device__ void produce_tma(Shared &s, const Params &p, const CUtensorMap *map_a, const CUtensorMap *map_b, int cluster,
-                            int clusters, int rank) {
+                            int rank) {
     Ring ring;
     Turn turn;
     const int steps = (p.K + TILE_K - 1) / TILE_K, units = s.first_unit[p.E];
-    int unit = cluster, expert = 0;
-    for (;;) {
-        int next = 0;
-        if (rank == 0) next = publish_next<CLUSTER>(s, p, turn, clusters, units), turn.advance();
-        if (unit < units) {
-            const Tile t = decode<CLUSTER>(s, p, unit, expert, rank);
-            const int b_row = t.expert * p.N + t.column * TILE_N;
-            for (int k = 0; k < steps; k++) {
-                mbar_wait(smem_addr(&s.empty[ring.stage]), ring.phase ^ 1);
-                const uint32_t full = smem_addr(&s.full[ring.stage]), a = smem_addr(s.a[ring.stage]);
-                const uint32_t b = smem_addr(s.b[ring.stage]);
-                mbar_expect(full, B_BYTES + (t.half ? A_HALF_BYTES : A_BYTES));
-                tma_load(a, map_a, k * TILE_K, t.row, full);
-                if (!t.half) tma_load(a + A_HALF_BYTES, map_a, k * TILE_K, t.row + HALF_M, full);
-                if (CLUSTER == 1) {
-                    tma_load(b, map_b, k * TILE_K, b_row, full);
-                } else if (t.shared_b) {
-                    tma_load_multicast(b + static_cast<uint32_t>(rank) * (B_BYTES / 2), map_b, k * TILE_K,
-                                       b_row + rank * (TILE_N / 2), full, (1 << CLUSTER) - 1);
-                } else {
-                    tma_load(b, map_b, k * TILE_K, b_row, full);
-                    tma_load(b + B_BYTES / 2, map_b, k * TILE_K, b_row + TILE_N / 2, full);
-                }
-                ring.advance();
+    int expert = 0;
+    for (int unit = cluster; unit < units; unit = read_next<CLUSTER>(s, turn, false, true)) {
+        const Tile t = decode<CLUSTER>(s, p, unit, expert, rank);
+        const int b_row = t.expert * p.N + t.column * TILE_N;
+        for (int k = 0; k < steps; k++) {
+            mbar_wait(smem_addr(&s.empty[ring.stage]), ring.phase ^ 1);
+            const uint32_t full = smem_addr(&s.full[ring.stage]), a = smem_addr(s.a[ring.stage]);
+            const uint32_t b = smem_addr(s.b[ring.stage]);
+            mbar_expect(full, B_BYTES + (t.half ? A_HALF_BYTES : A_BYTES));
+            tma_load(a, map_a, k * TILE_K, t.row, full);
+            if (!t.half) tma_load(a + A_HALF_BYTES, map_a, k * TILE_K, t.row + HALF_M, full);
+            if (CLUSTER == 1) {
+                tma_load(b, map_b, k * TILE_K, b_row, full);
+            } else if (t.shared_b) {
+                tma_load_multicast(b + static_cast<uint32_t>(rank) * (B_BYTES / 2), map_b, k * TILE_K,
+                                   b_row + rank * (TILE_N / 2), full, (1 << CLUSTER) - 1);
+            } else {
+                tma_load(b, map_b, k * TILE_K, b_row, full);
+                tma_load(b + B_BYTES / 2, map_b, k * TILE_K, b_row + TILE_N / 2, full);
             }
+            ring.advance();
         }
-        if (rank != 0) next = read_next<CLUSTER>(s, turn, false, true);
-        if (next >= units) return;
-        unit = next;
     }
 }
 
@@ -231,7 +234,10 @@ __device__ void produce_gather(Shared &s, const Params &p, const CUtensorMap *ma
     int done = 0; /* the stage whose arrival is next */
     int issued = 0, unit = cluster, expert = 0;
     for (;;) {
-        if (thread == 0) publish_next<1>(s, p, turn, clusters, units);
+        if (thread == 0) {
+            mbar_wait(smem_addr(&s.unit_empty[turn.slot]), turn.phase ^ 1);
+            publish<1>(s, p, turn, clusters, units);
+        }
         if (unit < units) {
             const Tile t = decode<1>(s, p, unit, expert, 0);
             const int b_row = t.expert * p.N + t.column * TILE_N;
@@ -397,13 +403,14 @@ template <bool SWIGLU, int CLUSTER> __device__ void consume(Shared &s, const Par
         else
             named_sync(1, 256);
     }
-    for (int unit = cluster; unit < units; unit = read_next<CLUSTER>(s, turn, true, lane == 0)) {
+    for (int unit = cluster; unit < units;) {
         const Tile t = decode<CLUSTER>(s, p, unit, expert, rank);
         if (t.half)
             multiply<true, CLUSTER>(s, ring, d, steps, group, lane, signal_at);
         else
             multiply<false, CLUSTER>(s, ring, d, steps, group, lane, signal_at);
         signal_at = -1;
+        unit = read_next<CLUSTER>(s, turn, true, lane == 0); /* before the stores: see read_next */
         const int row = t.row + (t.half ? warp % 4 : warp) * 16;
         const int column = t.column * TILE_N + (t.half ? group * (TILE_N / 2) : 0);
         store<SWIGLU>(staging, p, d, t, row, SWIGLU ? column / 2 : column);
@@ -423,9 +430,9 @@ __global__ void __launch_bounds__(THREADS, 1)
             mbar_init(smem_addr(&s.full[i]), GATHER ? 1 + 128 : 1);
             mbar_init(smem_addr(&s.empty[i]), CONSUMER_WARPS * CLUSTER);
         }
-        for (int i = 0; i < 2; i++) { /* readers: the consumer warps, the other producers */
+        for (int i = 0; i < 2; i++) { /* readers: the consumer warps and the producers */
             mbar_init(smem_addr(&s.unit_full[i]), 1);
-            mbar_init(smem_addr(&s.unit_empty[i]), CONSUMER_WARPS * CLUSTER + (GATHER ? 4 : CLUSTER - 1));
+            mbar_init(smem_addr(&s.unit_empty[i]), CONSUMER_WARPS * CLUSTER + (GATHER ? 4 : CLUSTER));
         }
         fence_barrier_init();
         if (!GATHER) tma_prefetch(&map_a);
@@ -444,7 +451,9 @@ __global__ void __launch_bounds__(THREADS, 1)
         if constexpr (GATHER)
             produce_gather(s, p, &map_b, cluster, clusters);
         else if (threadIdx.x == 0)
-            produce_tma<CLUSTER>(s, p, &map_a, &map_b, cluster, clusters, rank);
+            produce_tma<CLUSTER>(s, p, &map_a, &map_b, cluster, rank);
+        else if (threadIdx.x == 32 && rank == 0)
+            schedule<CLUSTER>(s, p, clusters);
     } else {
         regs_more<GATHER ? 224 : 232>();
         consume<SWIGLU, CLUSTER>(s, p, cluster, rank);

@@ -123,8 +123,8 @@ cudaError_t fr_k_grouped_gemm(const fr_k_grouped_args *args, cudaStream_t stream
 
 /*
  * The variants behind fr_k_grouped_gemm, for measurement: pick one by hand. fr_k_grouped_default says which it takes:
- * clusters save L2 traffic and so power (623 against 603 TFLOP/s sustained on an H200 at 1,024 rows an expert), single
- * blocks are quicker under some 512 rows (kernels/measured/README.md). All give the same bits.
+ * clusters save L2 traffic and so power (sustained on an H200 at 1,024 rows an expert: 602 against 590 TFLOP/s down,
+ * 625 against 603 up), single blocks are quicker at 128 rows (kernels/measured/README.md). All give the same bits.
  */
 enum {
     FR_K_GROUPED_SINGLE = 0,      /* a block by itself */
