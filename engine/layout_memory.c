@@ -20,7 +20,9 @@ static fr_model tp_slice(const fr_layout *l, const fr_model *m) {
     fr_model s = *m;
     s.heads = m->heads / l->tp;
     s.kv_heads = m->kv_heads > l->tp ? m->kv_heads / l->tp : 1; /* replicated where tp exceeds the KV heads */
-    s.shared_width = m->shared_width / l->tp;
+    /* Where each rank of a tp group takes its own part of the tokens through the experts (ep, asap), shared experts are
+     * whole on every rank; by width they are split as the routed ones are. */
+    if (l->experts == FR_EXP_TP) s.shared_width = (int)fr_ceil_div(m->shared_width, (int64_t)l->tp * l->dp);
     s.dense_width = m->dense_width / l->tp;
     if (l->experts == FR_EXP_TP) s.expert_width = m->expert_width / (l->tp * l->dp);
     return s;

@@ -197,10 +197,10 @@ static const cell cells[] = {
     {"offload hybrid", "offload", 4, {KV}},
     {"offload hybrid chunked", "offload", 4, {.window = 1, .gather_chunk = 100000, .wait = FR_WAIT_MOE}},
     {"offload hybrid nccl", "offload", 4, {.gather = FR_GATHER_NCCL, .window = 2}},
-    {"asap 1+1", "asap", 2, {KV}},
-    {"asap 2+2", "asap", 4, {KV}},
-    {"asap 2x2+4", "asap", 8, {.tp = 2}},
-    {"asap chunks", "asap", 4, {.chunk_tokens = 300, KV}},
+    {"asap 1+1", "asap", 2, {.run_layers = 5, KV}},
+    {"asap 2+2", "asap", 4, {.run_layers = 4, KV}},
+    {"asap 2x2+4", "asap", 8, {.tp = 2, .run_layers = 4}},
+    {"asap chunks", "asap", 4, {.chunk_tokens = 300, .run_layers = 3, KV}},
     {"dp chunks", "dp", 2, {.chunk_tokens = 200, KV}},
 };
 
@@ -457,7 +457,9 @@ static void balanced_chunks_shrink_with_context(void **state) {
     static const fr_sequence longest = {65536, 0, 2, 0, -1};
     for (int chunking = 0; chunking < 2; chunking++) {
         fr_layout l = layout_of(
-            "pp", 2, (fr_layout){.micro_batches = 1, .chunk_tokens = 8192, .chunking = (fr_chunking)chunking, KV});
+            "pp", 2,
+            (fr_layout){
+                .micro_batches = 1, .chunk_tokens = 8192, .chunking = (fr_chunking)chunking, .run_layers = 4, KV});
         fr_planner_options o = {
             .model = &m, .layout = &l, .machine = &mach, .cost = cost, .load = {.tokens = 65536, .sequences = 1}};
         fr_planner *p;
