@@ -197,12 +197,12 @@ fr_status fr_forward_works(fr_planner *p, const fr_batch *batches, int *micros, 
     int32_t most = 1;
     for (int s = 0; s < used; s++) most = batches[s].count > most ? batches[s].count : most;
     if (parts > most && !chunked) parts = most; /* no micro-batch is empty on all ranks */
-    int chunks[1 << 12];
+    int chunks[2048];                           /* slots of a unit: at most its ranks (fr_planner_open) */
     for (int s = 0; s < used; s++) {
         if (chunked) {
             int64_t limit = fr_min_i64(l->chunk_tokens, fr_max_i64(1, fr_ceil_div(tokens_of(&batches[s]), parts)));
             int n = chunk(p, &batches[s], s, limit, &cuts);
-            chunks[s & 4095] = n;
+            chunks[s] = n;
             made = n > made ? n : made;
         } else {
             deal(p, &batches[s], s, 0, parts * halves, &cuts);
@@ -210,7 +210,7 @@ fr_status fr_forward_works(fr_planner *p, const fr_batch *batches, int *micros, 
         }
     }
     for (int s = 0; s < used && chunked; s++)
-        for (int m = chunks[s & 4095]; m < made; m++) *work_at(p, m, s) = (fr_work){0};
+        for (int m = chunks[s]; m < made; m++) *work_at(p, m, s) = (fr_work){0};
     if (made > UINT8_MAX + 1)
         return fr_fail(err, FR_FAILED, "a forward of %d chunks or micro-batches: at most 256; use larger chunks", made);
     for (int m = 0; m < made; m++)

@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define GROUP_LIMIT 2048 /* ranks that meet; keeps hosts within a byte down to eight GPUs a host */
+
 int64_t fr_share(int64_t total, int parts, int index) {
     return total / parts + (index < total % parts ? 1 : 0);
 }
@@ -99,9 +101,9 @@ static const fr_experts_part *part_of(fr_expert_split e) {
 
 /* A circle of `size` consecutive ranks of a stage, from a multiple of `size`. */
 static fr_circle stage_circle(fr_planner *p, fr_rank *r, int index, int size, uint32_t known) {
-    int16_t members[4096];
+    int16_t members[GROUP_LIMIT];
     int first = r->rank - index % size, count = p->folded ? 1 : size;
-    for (int i = 0; i < count && i < 4096; i++) members[i] = (int16_t)(first + i);
+    for (int i = 0; i < count; i++) members[i] = (int16_t)(first + i);
     if (p->folded) first = 0;
     return fr_add_circle(p, known, members, count, size, hosts_of(p, first, first + size - 1));
 }
@@ -246,6 +248,9 @@ fr_status fr_planner_open(const fr_planner_options *o, fr_planner **out, fr_erro
     if (fr_layout_gpus(l) > INT16_MAX)
         return fr_fail(err, FR_BAD_INPUT, "the layout has %d GPUs, a plan holds at most %d", fr_layout_gpus(l),
                        INT16_MAX);
+    if (unit_ranks(l) > GROUP_LIMIT || l->ep > GROUP_LIMIT)
+        return fr_fail(err, FR_BAD_INPUT, "groups of %d ranks: a plan holds groups of at most %d",
+                       unit_ranks(l) > l->ep ? unit_ranks(l) : l->ep, GROUP_LIMIT);
     fr_planner *p = fr_alloc(sizeof *p);
     p->model = *o->model;
     p->layout = *l;
