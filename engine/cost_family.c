@@ -34,6 +34,7 @@ static fr_family_key key_of(const fr_shape *s, uint8_t ways, bool generic) {
     case FR_CLASS_COPY:
         k.kind = s->kind;
         k.ways = ways;
+        if (s->kind == FR_OP_PULL || s->kind == FR_OP_PUSH) k.ranks = s->ranks > 1 ? s->ranks : 2;
         break;
     default:
         k.kind = generic ? FR_OP_NONE : s->kind;
@@ -217,7 +218,8 @@ static double distance(const fr_family_key *f, const fr_family_key *want) {
         if (want->kind == FR_OP_GATHER_WEIGHTS && f->transport != want->transport) return -1;
         return log_distance(f->ranks, want->ranks) + 3 * fabs((double)f->hosts - want->hosts);
     case FR_CLASS_COPY:
-        return f->kind == want->kind ? (f->ways != want->ways) : -1;
+        return f->kind == want->kind ? (f->ways != want->ways) + (want->ranks ? log_distance(f->ranks, want->ranks) : 0)
+                                     : -1;
     default:
         return -1;
     }
@@ -241,7 +243,7 @@ static bool stand_in(const fr_family_key *want, fr_family_key *other) {
             other->kind = FR_OP_ALLGATHER;
             return true;
         }
-        *other = (fr_family_key){.class = FR_CLASS_COPY, .kind = FR_OP_PULL, .ways = 2};
+        *other = (fr_family_key){.class = FR_CLASS_COPY, .kind = FR_OP_PULL, .ways = 2, .ranks = want->ranks};
         return true;
     case FR_OP_PUSH:
         other->kind = FR_OP_PULL;
@@ -373,7 +375,9 @@ bool fr_family_estimate(const fr_family_set *set, const fr_ceilings *ceilings, c
         law = b.best->key.ranks != want.ranks || b.best->key.hosts != want.hosts;
         extra -= family_extra(ceilings, s, b.best);
     } else if (want.class == FR_CLASS_COLLECTIVE) {
-        law = want.ranks > 2 || want.hosts > 1;
+        law = want.ranks > b.best->key.ranks || want.hosts > 1;
+    } else if (want.class == FR_CLASS_COPY) {
+        law = want.ranks > b.best->key.ranks; /* more ranks that pull from each other at once than were measured */
     }
     bool exact = b.nearest <= 0 && !alias && !b.other_precision && !law;
     fr_provenance p = exact && b.at_row ? FR_FROM_MEASURED : b.inside ? FR_FROM_INTERPOLATED : FR_FROM_EXTRAPOLATED;

@@ -87,7 +87,7 @@ typedef struct fr_shape {
     uint8_t precision; /* fr_precision of the operands */
     uint8_t transport; /* fr_gather for GATHER_WEIGHTS; 0 else */
     uint8_t hosts;     /* hosts that a collective spans, 0 or 1 = one */
-    int16_t ranks;     /* members of a collective, streams of concurrent pulls a source feeds */
+    int16_t ranks;     /* members of a collective; ranks that pull from (push to) each other at once */
     int16_t v_head_dim;
     int32_t n, k;
     int32_t head_dim;

@@ -52,6 +52,7 @@ typedef struct {
     uint32_t forwards_count, forwards_cap;
     int64_t forwards_done, tokens, cached, first_release, last_end, last_answer, expected;
     double flops, low_ns, high_ns, service_ns;
+    fr_traffic *traffic; /* [plan ranks], of finished forwards */
     double *ttft;
     uint32_t ttft_count, ttft_cap;
     fr_status status;
@@ -194,6 +195,7 @@ static void on_finished(void *context, fr_fragment *f, const fr_forward_record *
         free(fl->answers);
         *fl = d->flights[--d->flights_count];
     }
+    fr_fragment_traffic(fr_planner_plan(d->planner), f, d->traffic);
     fr_fragment_free(f);
     /* Requests that the prefix router held back for want of room are dispatched by fr_sched_done, to any queue. */
     if (d->sched && d->setup->experiment.route == FR_ROUTE_PREFIX)
@@ -389,6 +391,20 @@ static fr_quantiles quantiles(double *values, uint32_t count) {
     return (fr_quantiles){sum / count, q[0], q[1], q[2]};
 }
 
+/* Of the rank that moves most over links; host copies of the rank that has most of them. */
+static void fill_traffic(const drive *d, fr_result *out) {
+    const fr_traffic *most = d->traffic;
+    int64_t host = 0, forwards = d->sched ? 1 : d->setup->experiment.forwards;
+    for (int r = 0; r < fr_planner_plan(d->planner)->ranks; r++) {
+        const fr_traffic *t = &d->traffic[r];
+        if (t->sent + t->received > most->sent + most->received) most = t;
+        host = fr_max_i64(host, t->host);
+    }
+    out->sent_bytes = most->sent / forwards;
+    out->received_bytes = most->received / forwards;
+    out->host_bytes = host / forwards;
+}
+
 static void fill_result(drive *d, fr_result *out) {
     const fr_setup *s = d->setup;
     const fr_experiment *e = &s->experiment;
@@ -420,6 +436,7 @@ static void fill_result(drive *d, fr_result *out) {
     }
     fr_player_rank_parts(d->player, last, &out->parts);
     out->flops = d->flops;
+    fill_traffic(d, out);
     out->tokens_per_s = seconds > 0 ? (double)d->tokens / seconds : NAN;
     out->tokens_per_s_per_gpu = out->tokens_per_s / out->gpus;
     double peak = s->machine.peak_flops[e->layout.precision];
@@ -452,6 +469,7 @@ static fr_status open_drive(drive *d, const fr_setup *s, bool batch) {
     FR_TRY(fr_planner_open(&po, &d->planner, d->err));
     d->units = fr_planner_units(d->planner);
     d->slots = fr_planner_slots(d->planner);
+    d->traffic = fr_alloc((size_t)fr_planner_plan(d->planner)->ranks * sizeof *d->traffic);
     d->unit_held = fr_alloc((size_t)d->units * sizeof *d->unit_held);
     d->unit_given = fr_alloc((size_t)d->units * sizeof *d->unit_given);
     fr_player_options o = {.cost = s->cost,
@@ -481,6 +499,7 @@ static void close_drive(drive *d) {
     free(d->unit_given);
     free(d->sequences);
     free(d->batches);
+    free(d->traffic);
     free(d->ttft);
 }
 

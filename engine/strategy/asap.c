@@ -200,7 +200,7 @@ static void prepare(fr_walk *w, int half) {
 /* ---- attention side -----------------------------------------------------------------------------------------------*/
 
 static uint32_t message(fr_walk *w, fr_op_kind kind, int64_t copies) {
-    return fr_copy_shape(w, kind, copies * 2 * w->p->model.hidden, 1);
+    return fr_copy_shape(w, kind, copies * 2 * w->p->model.hidden, w->p->asap->attention + w->p->asap->experts);
 }
 
 /* One push per expert rank into a free payload slot. */

@@ -82,7 +82,7 @@ void fr_emit_pulls(fr_walk *w, fr_rank *r, int layer, uint32_t pool, uint32_t ho
             int64_t n = chunks_of(bytes, chunk);
             if (bytes == 0 || s >= n) continue;
             int64_t size = n == 1 ? bytes : s < n - 1 ? chunk : bytes - chunk * (n - 1);
-            fr_op *op = fr_put(w, r, FR_LANE_COPY, FR_OP_PULL, fr_copy_shape(w, FR_OP_PULL, size, 1), made % 1024);
+            fr_op *op = fr_put(w, r, FR_LANE_COPY, FR_OP_PULL, fr_copy_shape(w, FR_OP_PULL, size, ep), made % 1024);
             op->peer = peer->rank;
             op->micro = (uint8_t)(op->micro + made / 1024);
             if (made == 0 && before) {

@@ -72,13 +72,12 @@ typedef struct fr_strategy {
 
 const fr_strategy *fr_strategy_at(int index); /* NULL at the end */
 
-/* Bytes that a rank sends and receives over links per forward, derived (README, "bytes per rank"); for plan output and
- * tests. */
+/* Bytes that a rank sends and receives over links per forward, derived (README, "bytes per rank"). */
 typedef struct {
     int64_t sent, received; /* activations and weights over NVLink/network */
     int64_t host;           /* over PCIe from host memory */
     double flops;
 } fr_traffic;
-void fr_fragment_traffic(const fr_plan *p, const fr_fragment *f, int rank, fr_traffic *out);
+void fr_fragment_traffic(const fr_plan *p, const fr_fragment *f, fr_traffic *ranks); /* adds to [p->ranks] */
 
 #endif

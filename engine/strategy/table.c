@@ -35,11 +35,12 @@ const fr_strategy *fr_strategy_at(int index) {
  *   all-to-all                       m rows out, k rows in
  *   send, recv; pull, push           the message
  */
-static void add_op(const fr_plan *p, const fr_shape *s, const fr_op *op, int rank, fr_traffic *t) {
-    bool mine = p->lanes[op->lane].rank == rank;
+static void add_op(const fr_shape *s, const fr_op *op, int rank, fr_traffic *ranks) {
     double share = s->ranks > 1 ? (double)(s->ranks - 1) / s->ranks : 0;
     int64_t row = s->precision == FR_FP8 ? s->n + 4 * fr_ceil_div(s->n, 128) : 2 * (int64_t)s->n;
     int64_t out = 0, in = 0;
+    fr_traffic *t = &ranks[rank];
+    t->flops += s->flops;
     switch ((fr_op_kind)s->kind) {
     case FR_OP_ALLREDUCE:
         out = in = (int64_t)(2 * share * (double)s->bytes + 0.5);
@@ -55,37 +56,28 @@ static void add_op(const fr_plan *p, const fr_shape *s, const fr_op *op, int ran
         in = (int64_t)s->k * row;
         break;
     case FR_OP_SEND:
-        out = s->bytes;
-        break;
-    case FR_OP_RECV:
-        in = s->bytes;
-        break;
-    case FR_OP_PULL:
-        in = s->bytes;
-        break;
     case FR_OP_PUSH:
         out = s->bytes;
         break;
+    case FR_OP_RECV:
+    case FR_OP_PULL:
+        in = s->bytes;
+        break;
     case FR_OP_H2D:
     case FR_OP_D2H:
-        t->host += mine ? s->bytes : 0;
-        break;
+        t->host += s->bytes;
+        return;
     default:
-        break;
+        return;
     }
-    bool one_sided = s->kind == FR_OP_PULL || s->kind == FR_OP_PUSH;
-    if (mine) {
-        t->sent += out;
-        t->received += in;
-        t->flops += s->flops;
-    }
-    if (one_sided && op->peer == rank) { /* the other end of somebody's copy */
-        t->sent += in;
-        t->received += out;
-    }
+    t->sent += out;
+    t->received += in;
+    if ((s->kind != FR_OP_PULL && s->kind != FR_OP_PUSH) || op->peer < 0) return;
+    ranks[op->peer].sent += in; /* the other end of a one-sided copy */
+    ranks[op->peer].received += out;
 }
 
-void fr_fragment_traffic(const fr_plan *p, const fr_fragment *f, int rank, fr_traffic *out) {
-    *out = (fr_traffic){0};
-    for (uint32_t i = 0; i < f->ops_count; i++) add_op(p, &f->shapes[f->ops[i].shape], &f->ops[i], rank, out);
+void fr_fragment_traffic(const fr_plan *p, const fr_fragment *f, fr_traffic *ranks) {
+    for (uint32_t i = 0; i < f->ops_count; i++)
+        add_op(&f->shapes[f->ops[i].shape], &f->ops[i], p->lanes[f->ops[i].lane].rank, ranks);
 }

@@ -79,18 +79,12 @@ static lane_sum sum_lane(const view *v, uint32_t lane) {
     return s;
 }
 
-static fr_traffic rank_traffic(const view *v, int rank) {
-    fr_traffic sum = {0};
+/* Of all fragments, per rank; the caller frees it. */
+static fr_traffic *traffic_of(const view *v) {
     const fr_plan *p = fr_planner_plan(v->planner);
-    for (int i = 0; i < v->count; i++) {
-        fr_traffic t = {0};
-        fr_fragment_traffic(p, v->fragments[i], rank, &t);
-        sum.sent += t.sent;
-        sum.received += t.received;
-        sum.host += t.host;
-        sum.flops += t.flops;
-    }
-    return sum;
+    fr_traffic *ranks = fr_alloc((size_t)p->ranks * sizeof *ranks);
+    for (int i = 0; i < v->count; i++) fr_fragment_traffic(p, v->fragments[i], ranks);
+    return ranks;
 }
 
 /* Calls `visit` for the chosen rank's ops, lane by lane in the order in which each lane runs them. */
@@ -141,11 +135,13 @@ static void print_plan(const view *v) {
     }
     printf("over links and from the host, per rank\n  %4s %12s %12s %12s %12s\n", "rank", "sent MB", "received MB",
            "host MB", "TFLOP");
+    fr_traffic *traffic = traffic_of(v);
     for (int r = 0; r < p->ranks; r++) {
-        fr_traffic t = rank_traffic(v, r);
+        fr_traffic t = traffic[r];
         printf("  %4d %12.2f %12.2f %12.2f %12.4f\n", r, (double)t.sent / 1e6, (double)t.received / 1e6,
                (double)t.host / 1e6, t.flops / 1e12);
     }
+    free(traffic);
     if (v->layer < 0)
         printf("ops of rank %" PRId64 "\n", v->rank);
     else
@@ -177,12 +173,14 @@ static json_t *plan_json(const view *v) {
                                                p->lanes[l].name, "ops", (json_int_t)s.ops, "flops", s.flops, "bytes",
                                                (json_int_t)s.bytes, "alone_s", (double)s.ns / 1e9));
     }
+    fr_traffic *traffic = traffic_of(v);
     for (int r = 0; r < p->ranks; r++) {
-        fr_traffic t = rank_traffic(v, r);
+        fr_traffic t = traffic[r];
         json_array_append_new(ranks, json_pack("{s:i, s:I, s:I, s:I, s:f}", "rank", r, "sent_bytes", (json_int_t)t.sent,
                                                "received_bytes", (json_int_t)t.received, "host_bytes",
                                                (json_int_t)t.host, "flops", t.flops));
     }
+    free(traffic);
     visit_ops(v, add_op, ops);
     json_object_set_new(o, "lanes", lanes);
     json_object_set_new(o, "ranks", ranks);

@@ -25,6 +25,15 @@ expect 0 simulate $small --strategy dp --json
 json "json_extract(j,'\$.exposed_comm_s') + json_extract(j,'\$.hidden_comm_s')" 0.0
 expect 0 simulate $small --strategy ep --seed 2 --json
 cmp -s "$out" "$work/ep.json" && fail "another seed changes nothing" || pass
+# traffic: tp moves two all-reduces of tokens x hidden a layer (8 layers, 16384 tokens of the group, bf16), asyncep 7/8 of
+# the experts of all layers but the first; folding changes neither
+expect 0 simulate $small --strategy tp --json
+json "json_extract(j,'\$.traffic.sent_bytes')" $((8 * 2 * 2 * 7 * (8 * 2048 * 2048 * 2 / 8)))
+for fold in "" --no-fold; do
+    expect 0 simulate $small --strategy asyncep --skew even $fold --json
+    json "json_extract(j,'\$.traffic.received_bytes')" $((7 * 112 * 3 * 2048 * 768 * 2))
+    json "json_extract(j,'\$.traffic.sent_bytes')" $((7 * 112 * 3 * 2048 * 768 * 2))
+done
 # what-ifs act, and print both
 expect 0 simulate $small --strategy ep --what-if nvlink=2x --json
 json "json_extract(j,'\$.what_if')" "nvlink=2x"

@@ -345,6 +345,23 @@ static void collectives(void **state) {
     fr_cost_close(c);
 }
 
+/* Two ranks were measured to pull from each other at once. More of them rest on a stated law: said, and +-25 %. */
+static void pulls_beyond_the_measured_ranks(void **state) {
+    (void)state;
+    fr_cost_model *c = h200(FR_BURST);
+    fr_shape two = {.kind = FR_OP_PULL, .bytes = INT64_C(1) << 30, .ranks = 2}, eight = two, push = two;
+    eight.ranks = push.ranks = 8;
+    push.kind = FR_OP_PUSH;
+    fr_cost a = cost(c, two, NULL), b = cost(c, eight, NULL), d = cost(c, push, NULL);
+    assert_int_equal(a.provenance, FR_FROM_SEEDED);
+    assert_int_equal(b.provenance, FR_FROM_EXTRAPOLATED);
+    assert_int_equal(d.provenance, FR_FROM_EXTRAPOLATED);
+    assert_int_equal(a.ns, b.ns);
+    assert_true(b.low <= b.ns * 3 / 4 + 1 && b.high >= b.ns * 5 / 4);
+    assert_true(d.low <= d.ns * 3 / 4 + 1 && d.high >= d.ns * 5 / 4);
+    fr_cost_close(c);
+}
+
 static void what_if(void **state) {
     (void)state;
     fr_machine m = machine("h200");
@@ -496,11 +513,14 @@ static void folder(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(every_kind),       cmocka_unit_test(layer_table),  cmocka_unit_test(rows_and_between),
-        cmocka_unit_test(datasheet_bound),  cmocka_unit_test(regimes),      cmocka_unit_test(monotone),
-        cmocka_unit_test(attention_shapes), cmocka_unit_test(grouped_skew), cmocka_unit_test(collectives),
-        cmocka_unit_test(what_if),          cmocka_unit_test(slowdowns),    cmocka_unit_test(refused),
-        cmocka_unit_test(own_rows),         cmocka_unit_test(folder),
+        cmocka_unit_test(every_kind),       cmocka_unit_test(layer_table),
+        cmocka_unit_test(rows_and_between), cmocka_unit_test(datasheet_bound),
+        cmocka_unit_test(regimes),          cmocka_unit_test(monotone),
+        cmocka_unit_test(attention_shapes), cmocka_unit_test(grouped_skew),
+        cmocka_unit_test(collectives),      cmocka_unit_test(pulls_beyond_the_measured_ranks),
+        cmocka_unit_test(what_if),          cmocka_unit_test(slowdowns),
+        cmocka_unit_test(refused),          cmocka_unit_test(own_rows),
+        cmocka_unit_test(folder),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
