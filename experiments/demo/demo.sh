@@ -8,7 +8,7 @@ mkdir -p "$out"
 common=(--model qwen3-235b-a22b --machine h200x8 --precision fp8)
 
 echo "== 1. sweep: every strategy and degree over 1,000 requests of the Mooncake conversation trace"
-"$forerun" sweep "$here/demo.json" --db "$out/demo.db" --csv "$out/demo.csv" --rows 16 --progress
+"$forerun" sweep "$here/demo.json" --db "$out/demo.db" --csv "$out/demo.csv" --top 16 --progress
 
 echo
 echo "== 2. why: one forward of 16K tokens per GPU, the three layouts side by side"
@@ -20,7 +20,7 @@ for layout in "--strategy asyncep" "--strategy ep" "--strategy tp"; do
     echo
 done
 echo "== 3. how it scales: tokens per forward, sequence length"
-"$forerun" sweep "$here/curves.json" --db "$out/curves.db" --rows 3 --progress >"$out/curves.txt"
+"$forerun" sweep "$here/curves.json" --db "$out/curves.db" --top 3 --progress >"$out/curves.txt"
 tail -n 3 "$out/curves.txt"
 
 echo
@@ -34,6 +34,7 @@ plot memory "$out/demo.db" memory
 plot breakdown "$out/demo.db" breakdown
 plot mfu "$out/curves.db" mfu
 plot exposed "$out/curves.db" exposed
-plot lanes "$out/why.db" lanes
+plot gantt "$out/why.db" gantt
 plot critical "$out/why.db" critical
+plot whatif "$out/curves.db" whatif
 "$forerun" trace "$out/why.db" -o "$out/why.perfetto.json" && echo "   $out/why.perfetto.json (open in ui.perfetto.dev)"
