@@ -13,7 +13,7 @@ echo "== 1. sweep: every strategy and degree over 1,000 requests of the Mooncake
 echo
 echo "== 2. why: one forward of 16K tokens per GPU, the three layouts side by side"
 rm -f "$out/why.db"
-for layout in "--strategy asyncep" "--strategy ep" "--strategy tp"; do
+for layout in "--strategy tp" "--strategy ep" "--strategy asyncep"; do
     # shellcheck disable=SC2086
     "$forerun" simulate "${common[@]}" $layout --tokens 16K --seq 4K --forwards 2 --db "$out/why.db" >"$out/last.txt"
     sed -n '1,40p' "$out/last.txt"
