@@ -84,6 +84,8 @@ static const char *overlap_names(int i) {
       T_ENUM, layout.gather, 0, 0, gather_names)                                                                       \
     X("gather-chunk", "BYTES", "Layout", "bytes of one pull; 0 = one pull per peer", T_LONG, layout.gather_chunk, 0,   \
       1ll << 40, NULL)                                                                                                 \
+    X("gather-streams", "N", "Layout", "pulls in flight per GPU; 0 = one per copy engine", T_INT,                      \
+      layout.gather_streams, 0, 4, NULL)                                                                               \
     X("wait", "layer|moe", "Layout", "asyncep: where a layer waits for its weights: at its entry or at its experts",   \
       T_ENUM, layout.wait, 0, 0, wait_names)                                                                           \
     X("ep-exchange", "NAME", "Layout",                                                                                 \

@@ -117,6 +117,8 @@ static fr_status refuse_unused(const fr_experiment *e, fr_error *err) {
         {"cache-tokens", trace, "--trace (equal batches say --prefix)"},
         {"gather", asyncep || (offload && l->ep > 1), "experts asyncep, or offload with --ep above 1"},
         {"gather-chunk", pulls, "experts gathered by pulls (asyncep or offload with --gather ce, dwdp)"},
+        {"gather-streams", pulls && !offload && (e->sharing || l->gather_streams == 1),
+         "experts asyncep with --gather ce or dwdp, and sharing"},
         {"wait", asyncep || dwdp || offload, "experts asyncep, dwdp or offload"},
         {"ep-exchange", ep, "experts ep"},
         {"overlap", ep, "experts ep"},

@@ -224,6 +224,10 @@ static fr_status check_transfer_options(const fr_layout *l, fr_error *err) {
     if (l->gather != FR_GATHER_CE && (!may_gather(l) || l->experts == FR_EXP_DWDP))
         REFUSE("--gather %s: not used by --experts %s", fr_gather_name(l->gather), name);
     if (l->gather_chunk < 0) REFUSE("--gather-chunk: expected 0 or more bytes");
+    if (l->gather_streams < 0 || l->gather_streams > FR_MAX_GATHER_STREAMS)
+        REFUSE("--gather-streams: expected 0 to %d pulls in flight", FR_MAX_GATHER_STREAMS);
+    if (l->gather_streams && l->experts != FR_EXP_DWDP && !(l->experts == FR_EXP_ASYNCEP && l->gather == FR_GATHER_CE))
+        REFUSE("--gather-streams: not used by --experts %s with --gather %s", name, fr_gather_name(l->gather));
     if (l->gather_chunk && !may_gather(l)) REFUSE("--gather-chunk: not used by --experts %s", name);
     if (l->gather_chunk && l->gather != FR_GATHER_CE)
         REFUSE("--gather-chunk: not used by --gather %s", fr_gather_name(l->gather));

@@ -39,6 +39,8 @@ typedef enum { FR_EXCHANGE_A2A = 0, FR_EXCHANGE_AGRS, FR_EXCHANGE_A2A_K, FR_EXCH
 typedef enum { FR_OVERLAP_NONE = 0, FR_OVERLAP_TBO, FR_OVERLAP_EXPERT_GROUPS } fr_overlap; /* two-batch; EPS-MoE */
 typedef enum { FR_CHUNK_FIXED = 0, FR_CHUNK_BALANCED } fr_chunking;
 
+#define FR_MAX_GATHER_STREAMS 4
+
 typedef struct fr_layout {
     char strategy[16]; /* shorthand it came from ("asyncep") or "custom" */
     fr_attention_split attention;
@@ -47,6 +49,7 @@ typedef struct fr_layout {
 
     fr_gather gather;
     int64_t gather_chunk; /* bytes per copy-engine pull; 0 = one pull per peer */
+    int gather_streams;   /* pulls that a rank has in flight; 0 = one per copy engine, at most one per peer */
     fr_wait_point wait;
     fr_exchange exchange;
     fr_overlap overlap;

@@ -139,7 +139,8 @@ static void on_entered(void *context, int unit, int64_t now) {
 static void on_answered(void *context, fr_fragment *f, int rank, int64_t now) {
     drive *d = context;
     flight *fl = find_flight(d, f);
-    if (!fl) return;
+    /* asap's slots are two batches of the same ranks: both count as answered when the forward ends. */
+    if (!fl || d->setup->experiment.layout.experts == FR_EXP_ASAP) return;
     int64_t *answer = &fl->answers[slot_of_rank(d, f->unit, rank)];
     *answer = fr_max_i64(*answer, now);
 }
@@ -457,8 +458,10 @@ static void fill_result(drive *d, fr_result *out) {
     out->joules_per_mtoken = m->watts > 0 && million > 0 ? gpu_seconds * m->watts / million : NAN;
 }
 
-static fr_status open_drive(drive *d, const fr_setup *s, bool batch) {
-    const fr_experiment *e = &s->experiment;
+static fr_status open_drive(drive *d, fr_setup *s, bool batch) {
+    fr_experiment *e = &s->experiment;
+    /* Without sharing, pulls in flight would each have the whole link: one at a time is what the link can carry. */
+    if (!e->sharing && e->layout.gather_streams == 0) e->layout.gather_streams = 1;
     fr_planner_options po = {.model = &s->model,
                              .layout = &s->experiment.layout,
                              .machine = &s->machine,
@@ -578,8 +581,9 @@ fr_status fr_drive(const fr_setup *setup, const fr_drive_options *options, fr_re
 fr_status fr_drive_plan(const fr_setup *setup, fr_planner **planner, fr_fragment ***fragments, int *count,
                         fr_error *err) {
     fr_drive_options quiet = {0};
-    drive d = {.setup = setup, .options = &quiet, .err = err};
-    fr_status status = open_drive(&d, setup, true);
+    fr_setup copy = *setup;
+    drive d = {.setup = &copy, .options = &quiet, .err = err};
+    fr_status status = open_drive(&d, &copy, true);
     if (status == FR_OK) {
         deal_sequences(&d, d.units);
         *fragments = fr_alloc((size_t)d.units * sizeof **fragments);

@@ -36,9 +36,13 @@ typedef struct {
 typedef struct {
     int16_t rank; /* in the plan */
     int16_t unit, stage, local, slot,
-        t;                         /* place: unit, stage in it, rank in the unit's stage, attention group, tp index */
-    int16_t ep_index;              /* in its expert group */
-    uint32_t lane[FR_LANE_KINDS];  /* FR_NONE = none */
+        t;                        /* place: unit, stage in it, rank in the unit's stage, attention group, tp index */
+    int16_t ep_index;             /* in its expert group */
+    uint32_t lane[FR_LANE_KINDS]; /* FR_NONE = none */
+    uint32_t stream[FR_MAX_GATHER_STREAMS];  /* lanes of pulls in flight; the first is lane[FR_LANE_COPY] */
+    uint32_t arrived[FR_MAX_GATHER_STREAMS]; /* events: a stream's part of a layer is here; the first is `gathered` */
+    uint32_t slot_taken;                     /* event: the gather has its slot, where several streams fill it */
+    int streams;
     fr_circle tp, ep, stage_group; /* stage_group: the ranks that split experts by width */
     fr_circle next, previous;      /* pairs with the neighbouring pipeline stages */
     fr_scratch half[2];

@@ -166,7 +166,9 @@ static void asyncep_is_its_closed_form(void **state) {
     for (size_t i = 0; i < sizeof links / sizeof *links; i++)
         for (int kind = 0; kind < 3; kind++) {
             world w = {.link = links[i]};
-            fr_layout l = {.gather = kind == 2 ? FR_GATHER_NCCL : FR_GATHER_CE, .gather_chunk = kind == 1 ? 30000 : 0};
+            fr_layout l = {.gather = kind == 2 ? FR_GATHER_NCCL : FR_GATHER_CE,
+                           .gather_chunk = kind == 1 ? 30000 : 0,
+                           .gather_streams = kind == 2 ? 0 : 1};
             run_state r = plan("asyncep", 4, l, "even", false, 1, equal);
             int64_t c[LAYERS], g[LAYERS], want = 0;
             sums(&w, &r, r.fragments[0], FR_LANE_COMPUTE, c);
