@@ -105,4 +105,6 @@ format-check:
 include tests/bench/bench.mk
 
 -include kernels/kernels.mk
+-include engine/cuda/engine.mk
+
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

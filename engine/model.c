@@ -228,7 +228,10 @@ static fr_status read_dense_layers(const fr_json *c, const family *f, fr_model *
 }
 
 static fr_status read_experts(const fr_json *c, const family *f, fr_model *m, fr_error *err) {
-    FR_TRY(fr_json_int32(c, f->experts, FR_REQUIRED, 1, MAX_EXPERTS, &m->experts, err));
+    /* transformers 5 writes num_local_experts for families that had num_experts */
+    const char *experts = fr_json_has(c, f->experts) ? f->experts : "num_local_experts";
+    FR_TRY(fr_json_int32(c, fr_json_has(c, experts) ? experts : f->experts, FR_REQUIRED, 1, MAX_EXPERTS, &m->experts,
+                         err));
     FR_TRY(fr_json_int32(c, "num_experts_per_tok", FR_REQUIRED, 1, MAX_EXPERTS, &m->top_k, err));
     if (m->top_k > m->experts)
         return fr_json_fail(c, "num_experts_per_tok", err, "expected at most %s (%d), got %d", f->experts, m->experts,

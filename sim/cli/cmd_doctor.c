@@ -1,6 +1,10 @@
 /* forerun doctor: what this build stands on. */
 #include "sim/cli/cli.h"
 
+#ifdef FR_CUDA
+#include "engine/cuda/commands.h"
+#endif
+
 #include <gsl/gsl_version.h>
 #include <inttypes.h>
 #include <jansson.h>
@@ -49,7 +53,9 @@ fr_status cmd_doctor(const cli_args *args, fr_error *err) {
 #else
     printf("MPI        not in this build\n");
 #endif
-#ifndef FR_CUDA
+#ifdef FR_CUDA
+    FR_TRY(cuda_doctor(err));
+#else
     printf("CUDA       not in this build: run and calibrate need `make engine`\n");
 #endif
     return show_tables(err);

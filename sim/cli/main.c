@@ -12,9 +12,12 @@
 #include <unistd.h>
 
 #ifdef FR_CUDA
-#define NO_CUDA NULL
+#include "engine/cuda/commands.h"
+#define NO_CUDA     NULL
+#define RUN_OPTIONS cmd_run_options
 #else
-#define NO_CUDA "This build has no CUDA: make engine builds build/forerun-cuda, which has it."
+#define RUN_OPTIONS NULL
+#define NO_CUDA     "This build has no CUDA: make engine builds build/forerun-cuda, which has it."
 #endif
 
 static const cli_command commands[] = {
@@ -59,6 +62,7 @@ static const cli_command commands[] = {
      .summary = "the same as simulate, on real GPUs (CUDA build)",
      .details = NO_CUDA,
      .example = "forerun run --model qwen3-30b-a3b --machine h200x2 --strategy asyncep --json",
+     .options = RUN_OPTIONS,
      .experiment = true,
      .most = 1,
      .run = cmd_run},
@@ -135,6 +139,11 @@ fr_status cmd_run(const cli_args *args, fr_error *err) {
 }
 fr_status cmd_calibrate(const cli_args *args, fr_error *err) {
     return needs_cuda(args->command->name, err);
+}
+#elif !defined(FR_CALIBRATE)
+fr_status cmd_calibrate(const cli_args *args, fr_error *err) {
+    (void)args;
+    return fr_fail(err, FR_FAILED, "this version has no calibration yet");
 }
 #endif
 

@@ -1,0 +1,312 @@
+/* forerun run: one layout, one workload, on this machine's GPU; predicted beside measured. */
+#include "engine/cuda/commands.h"
+#include "engine/cuda/run.h"
+#include "engine/report.h"
+#include "engine/store.h"
+#include "engine/trace_json.h"
+#include "sim/cli/cli.h"
+#include "sim/driver.h"
+#include "traces/trace.h"
+
+#include <inttypes.h>
+#include <jansson.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+const fr_option cmd_run_options[] = {
+    {"json", NULL, NULL, "one JSON object"},
+    {"weights", "DIR", NULL, "a checkpoint's folder (config.json, safetensors); default: seeded random weights"},
+    {"prompts", "FILE", NULL, "requests as JSONL {id, ids, candidates}, in place of --tokens or --trace"},
+    {"answers", "FILE", NULL, "where the prompts' answers go, JSONL {id, logits, argmax}"},
+    {"record-routing", "FILE", NULL, "write tokens per expert and layer, for simulate --routing file:FILE"},
+    {"warmup", "S", NULL, "seconds back to back before the clock starts; default 10 sustained, 0 burst"},
+    {"timeout", "S", NULL, "longest wait for the device, default 60"},
+    {"device", "N", NULL, "GPU to use, default 0"},
+    {"no-spans", NULL, NULL, "do not time single ops"},
+    {"no-predict", NULL, NULL, "do not simulate the same cell beside it"},
+    {"check-ops", NULL, NULL, "wait after every op, so that a failing one is named; slow"},
+    {"db", "FILE", NULL, "store the run with its forwards, requests and timeline (SQLite)"},
+    {"perfetto", "FILE", NULL, "write the timeline for Perfetto or chrome://tracing (JSON)"},
+    {"csv", "FILE", NULL, "write the timeline as CSV"},
+    {NULL, NULL, NULL, NULL},
+};
+
+/* A run, what it ran on, and the simulator's opinion of it. */
+typedef struct {
+    fr_setup setup;
+    fr_trace *trace;
+    fr_prompts prompts;
+    fr_request *prompt_requests;
+    fr_run_options options;
+    fr_run_output out;
+    fr_result predicted;
+    bool has_prediction;
+} job;
+
+static void job_free(job *j) {
+    fr_run_output_free(&j->out);
+    fr_trace_close(j->trace);
+    fr_prompts_free(&j->prompts);
+    free(j->prompt_requests);
+    fr_setup_close(&j->setup);
+}
+
+/* ---- requests -----------------------------------------------------------------------------------------------------*/
+
+static fr_status open_trace(job *j, const char *exe, fr_error *err) {
+    const fr_experiment *e = &j->setup.experiment;
+    const fr_trace_options o = {.format = e->format[0] ? e->format : NULL,
+                                .rate = e->rate,
+                                .duration_s = e->duration_s,
+                                .max_requests = e->max_requests,
+                                .seed = e->seed,
+                                .data_dir = exe};
+    FR_TRY(fr_trace_open(e->trace, &o, &j->trace, err));
+    j->options.requests = fr_trace_requests(j->trace);
+    j->options.requests_count = fr_trace_count(j->trace);
+    return FR_OK;
+}
+
+static fr_status open_prompts(job *j, const char *path, fr_error *err) {
+    FR_TRY(fr_prompts_open(path, j->setup.model.vocab, &j->prompts, err));
+    j->prompt_requests = fr_alloc(j->prompts.count * sizeof *j->prompt_requests);
+    for (uint32_t i = 0; i < j->prompts.count; i++)
+        j->prompt_requests[i] = (fr_request){.id = i,
+                                             .tokens = j->prompts.prompts[i].tokens,
+                                             .prefix_id = -1,
+                                             .candidates = j->prompts.prompts[i].candidates_count};
+    j->options.requests = j->prompt_requests;
+    j->options.requests_count = j->prompts.count;
+    j->options.prompts = &j->prompts;
+    return FR_OK;
+}
+
+static fr_status open_requests(job *j, const cli_args *a, const char *exe, fr_error *err) {
+    const char *prompts = cli_value(a, "prompts");
+    if (prompts)
+        FR_TRY(open_prompts(j, prompts, err));
+    else if (j->setup.experiment.trace[0])
+        FR_TRY(open_trace(j, exe, err));
+    else
+        return FR_OK;
+    int64_t longest = 0;
+    for (int64_t i = 0; i < j->options.requests_count; i++)
+        longest = fr_max_i64(longest, j->options.requests[i].tokens);
+    return fr_setup_size(&j->setup, longest, err);
+}
+
+/* Prompts are a trace of their own, all there at once; nothing is kept between forwards. */
+static fr_status make_setup(job *j, const cli_args *a, fr_error *err) {
+    const char *prompts = cli_value(a, "prompts"), *weights = cli_value(a, "weights");
+    fr_experiment e;
+    FR_TRY(cli_experiment(a, &e, err));
+    if (prompts && e.trace[0]) return fr_fail(err, FR_BAD_INPUT, "--prompts and --trace: give one of them");
+    if (prompts && !cli_value(a, "answers")) return fr_fail(err, FR_BAD_INPUT, "--prompts: say --answers FILE too");
+    if (!prompts && cli_value(a, "answers")) return fr_fail(err, FR_BAD_INPUT, "--answers needs --prompts FILE");
+    if (prompts) {
+        snprintf(e.trace, sizeof e.trace, "%s", prompts);
+        e.offline = true;
+    }
+    if (weights && !fr_experiment_given(&e, "model")) snprintf(e.model, sizeof e.model, "%s/config.json", weights);
+    if (e.trace[0] && e.cache_tokens < 0) e.cache_tokens = 0;
+    j->options.weights = weights;
+    return fr_setup_open(&e, &j->setup, err);
+}
+
+static fr_status read_options(job *j, const cli_args *a, fr_error *err) {
+    const char *warmup = cli_value(a, "warmup"), *timeout = cli_value(a, "timeout"), *device = cli_value(a, "device");
+    int64_t number = 0;
+    j->options.spans = cli_value(a, "no-spans") == NULL;
+    j->options.check_ops = cli_value(a, "check-ops") != NULL;
+    j->options.warmup_s = j->setup.experiment.regime == FR_SUSTAINED ? 10 : 0;
+    j->options.timeout_s = 60;
+    if (warmup) FR_TRY(fr_parse_double(warmup, 0, 3600, "--warmup", &j->options.warmup_s, err));
+    if (timeout) FR_TRY(fr_parse_double(timeout, 0.001, 86400, "--timeout", &j->options.timeout_s, err));
+    if (device) FR_TRY(fr_parse_int(device, 0, FR_MAX_DEVICES - 1, false, "--device", &number, err));
+    j->options.device = (int)number;
+    return FR_OK;
+}
+
+/* ---- results ------------------------------------------------------------------------------------------------------*/
+
+static json_t *real_or_null(double v) {
+    return isfinite(v) ? json_real(v) : json_null();
+}
+
+static json_t *device_json(const fr_run_output *o) {
+    const fr_versions *v = &o->versions;
+    return json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:f, s:i, s:f, s:b, s:i, s:I, s:I, s:f, s:f}", "gpu",
+                     o->device.name, "driver", v->driver_text, "cuda_driver", (json_int_t)v->driver, "cuda_runtime",
+                     (json_int_t)v->runtime, "cublaslt", (json_int_t)v->cublaslt, "cudnn", (json_int_t)v->cudnn, "nccl",
+                     (json_int_t)v->nccl, "sm_mhz", o->meter.sm_mhz, "sm_mhz_min", o->meter.sm_mhz_min, "watts",
+                     o->meter.watts, "power_capped", o->meter.power_capped, "clock_samples", o->meter.samples,
+                     "weights_bytes", (json_int_t)o->weights_bytes, "activation_bytes", (json_int_t)o->activation_bytes,
+                     "weights_s", o->weights_s, "host_late_s", (double)o->late_ns * 1e-9);
+}
+
+static json_t *result_json(const job *j) {
+    json_t *o = fr_report_json(&j->setup, &j->out.result);
+    json_object_set_new(o, "device", device_json(&j->out));
+    json_object_set_new(o, "routing_error", j->options.weights ? json_null() : real_or_null(j->out.routing_error));
+    if (!j->has_prediction) return o;
+    const fr_result *p = &j->predicted;
+    json_object_set_new(o, "predicted",
+                        json_pack("{s:o, s:o, s:o, s:o, s:o, s:o}", "forward_s", real_or_null(p->forward_s),
+                                  "forward_low_s", real_or_null(p->forward_low_s), "forward_high_s",
+                                  real_or_null(p->forward_high_s), "tokens_per_s", real_or_null(p->tokens_per_s), "mfu",
+                                  real_or_null(p->mfu), "ttft_p50_s", real_or_null(p->ttft_s.p50)));
+    return o;
+}
+
+static void compare_row(fr_text *t, const char *name, double scale, double predicted, double measured) {
+    fr_text_add(t, "  %-18s %12.3f %12.3f %+9.1f %%\n", name, predicted * scale, measured * scale,
+                100 * (predicted / measured - 1));
+}
+
+static void compare(const job *j, fr_text *t) {
+    static const struct {
+        const char *name;
+        fr_op_class c;
+    } classes[] = {{"memory-bound, ms", FR_CLASS_MEMORY},
+                   {"GEMM, ms", FR_CLASS_GEMM},
+                   {"attention, ms", FR_CLASS_ATTENTION},
+                   {"experts, ms", FR_CLASS_GROUPED}};
+    const fr_result *p = &j->predicted, *m = &j->out.result;
+    fr_text_add(t, "predicted beside measured (interval of the prediction %.3f to %.3f ms a forward)\n",
+                p->forward_low_s * 1e3, p->forward_high_s * 1e3);
+    compare_row(t, "forward, ms", 1e3, p->forward_s, m->forward_s);
+    compare_row(t, "tokens/s", 1, p->tokens_per_s, m->tokens_per_s);
+    compare_row(t, "MFU, %", 100, p->mfu, m->mfu);
+    if (j->setup.experiment.trace[0]) compare_row(t, "TTFT p50, ms", 1e3, p->ttft_s.p50, m->ttft_s.p50);
+    for (size_t i = 0; i < sizeof classes / sizeof *classes && j->options.spans; i++)
+        compare_row(t, classes[i].name, 1e-6, (double)p->class_ns[classes[i].c] / (double)p->forwards,
+                    (double)m->class_ns[classes[i].c] / (double)m->forwards);
+}
+
+static void print_text(const job *j) {
+    fr_text t = {0};
+    const fr_run_output *o = &j->out;
+    fr_report_layout(&j->setup, &t);
+    fr_report_result(&j->setup, &o->result, &t);
+    fr_text_add(&t, "device           %s, driver %s; SM clock %.0f MHz (least %d), %.0f W%s, %d samples\n",
+                o->device.name, o->versions.driver_text, o->meter.sm_mhz, o->meter.sm_mhz_min, o->meter.watts,
+                o->meter.power_capped ? ", at the power limit" : "", o->meter.samples);
+    if (j->options.spans)
+        fr_text_add(&t, "late host        %.3f %% of the time the device waited for the host inside forwards\n",
+                    100 * (double)o->late_ns / (double)o->result.elapsed_ns);
+    fr_text_add(&t, "weights          %.2f GB in %.2f s (%.1f GB/s)\n", (double)o->weights_bytes * 1e-9, o->weights_s,
+                (double)o->weights_bytes * 1e-9 / o->weights_s);
+    if (!j->options.weights)
+        fr_text_add(&t, "routing          random weights: an expert's share of tokens is off by at most %.3f\n",
+                    o->routing_error);
+    if (j->has_prediction) compare(j, &t);
+    fr_report_memory(&j->setup, &t);
+    fputs(t.text, stdout);
+    fr_text_free(&t);
+}
+
+static fr_status store_run(const job *j, const fr_plan *plan, const char *path, fr_error *err) {
+    json_t *o = result_json(j);
+    char *config = fr_experiment_json(&j->setup.experiment),
+         *result = json_dumps(o, JSON_COMPACT | JSON_REAL_PRECISION(15));
+    json_decref(o);
+    fr_store *s = NULL;
+    int64_t id = 0;
+    fr_status status = fr_store_open(path, FR_STORE_WRITE, &s, err);
+    if (status == FR_OK) status = fr_store_begin(s, err);
+    if (status == FR_OK) {
+        status = fr_store_add_run(s, "run", &j->setup, &j->out.result, config, result, &id, err);
+        if (status == FR_OK) status = fr_store_add_forwards(s, id, j->out.forwards, j->out.forwards_count, err);
+        if (status == FR_OK) status = fr_store_add_requests(s, id, j->out.requests, j->out.requests_count, err);
+        if (status == FR_OK) status = fr_store_add_spans(s, id, plan, &j->out.spans, err);
+        if (status == FR_OK)
+            status = fr_store_commit(s, err);
+        else
+            fr_store_rollback(s);
+    }
+    fr_store_close(s);
+    free(config);
+    free(result);
+    if (status == FR_OK) fprintf(stderr, "forerun: run %" PRId64 " stored in %s\n", id, path);
+    return status;
+}
+
+static fr_status write_timeline(const job *j, const cli_args *a, fr_error *err) {
+    const char *db = cli_value(a, "db"), *perfetto = cli_value(a, "perfetto"), *csv = cli_value(a, "csv");
+    if (!db && !perfetto && !csv) return FR_OK;
+    fr_planner *planner = NULL;
+    const fr_planner_options o = {.model = &j->setup.model,
+                                  .layout = &j->setup.experiment.layout,
+                                  .machine = &j->setup.machine,
+                                  .routing = j->setup.routing,
+                                  .cost = j->setup.cost,
+                                  .load = j->setup.load};
+    FR_TRY(fr_planner_open(&o, &planner, err));
+    const fr_plan *plan = fr_planner_plan(planner);
+    fr_status s = FR_OK;
+    if (db) s = store_run(j, plan, db, err);
+    if (s == FR_OK && perfetto) s = fr_trace_json_write(perfetto, plan, &j->out.spans, err);
+    if (s == FR_OK && csv) s = fr_trace_csv_write(csv, plan, &j->out.spans, err);
+    fr_planner_close(planner);
+    return s;
+}
+
+static fr_status write_files(const job *j, const cli_args *a, fr_error *err) {
+    const char *routing = cli_value(a, "record-routing"), *answers = cli_value(a, "answers");
+    fr_text t = {0};
+    fr_status s = FR_OK;
+    if (routing) {
+        fr_routing_format(&t, j->setup.model.experts, j->out.layers, 0, j->out.counts);
+        s = fr_write_file(routing, t.text, t.length, err);
+        fr_text_free(&t);
+    }
+    t = (fr_text){0};
+    if (s == FR_OK && answers) {
+        fr_prompts_write(&j->prompts, &t);
+        s = fr_write_file(answers, t.text ? t.text : "", t.length, err);
+        fr_text_free(&t);
+    }
+    return s == FR_OK ? write_timeline(j, a, err) : s;
+}
+
+/* ---- all of it ----------------------------------------------------------------------------------------------------*/
+
+/* The simulator on the same cell; prompts are no trace that it reads. */
+static fr_status predict(job *j, const cli_args *a, const char *exe, fr_error *err) {
+    if (cli_value(a, "no-predict") || cli_value(a, "prompts")) return FR_OK;
+    const fr_drive_options o = {.exe_dir = exe};
+    FR_TRY(fr_drive(&j->setup, &o, &j->predicted, err));
+    j->has_prediction = true;
+    const double s = (double)j->predicted.elapsed_ns * 1e-9;
+    fprintf(stderr, "forerun: predicted %.3f s for %" PRId64 " forwards after %.0f s of warm-up\n", s,
+            j->predicted.forwards, j->options.warmup_s);
+    return FR_OK;
+}
+
+static fr_status run_job(job *j, const cli_args *a, const char *exe, fr_error *err) {
+    FR_TRY(make_setup(j, a, err));
+    FR_TRY(read_options(j, a, err));
+    FR_TRY(open_requests(j, a, exe, err));
+    FR_TRY(predict(j, a, exe, err));
+    FR_TRY(fr_run(&j->setup, &j->options, &j->out, err));
+    FR_TRY(write_files(j, a, err));
+    if (cli_value(a, "json")) {
+        json_t *o = result_json(j);
+        char *text = fr_report_dump(o);
+        fputs(text, stdout);
+        free(text);
+    } else {
+        print_text(j);
+    }
+    return FR_OK;
+}
+
+fr_status cmd_run(const cli_args *a, fr_error *err) {
+    job j = {0};
+    char *exe = cli_exe_dir();
+    fr_status s = run_job(&j, a, exe, err);
+    job_free(&j);
+    free(exe);
+    return s;
+}

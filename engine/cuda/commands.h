@@ -1,0 +1,11 @@
+/* commands: what the command line of the CUDA build adds (sim/cli/main.c has the table). */
+#ifndef FR_CUDA_COMMANDS_H
+#define FR_CUDA_COMMANDS_H
+
+#include "engine/experiment.h"
+
+extern const fr_option cmd_run_options[];
+/* The GPUs, libraries and peers of this machine, for `forerun doctor`. */
+fr_status cuda_doctor(fr_error *err);
+
+#endif

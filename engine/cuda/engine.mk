@@ -1,0 +1,25 @@
+# The CUDA engine: `make engine` builds build/forerun-cuda: everything that build/forerun has, and run on GPUs. GSL, SQLite,
+# jansson and the CUDA runtime are linked statically; cuBLASLt and cuDNN are the shared libraries of CUDA 13 (the program
+# refuses others). Active only where nvcc is (kernels/kernels.mk finds it).
+ifneq ($(NVCC),)
+ENGINE_C   := $(wildcard engine/cuda/*.c)
+ENGINE_OBJ := $(ENGINE_C:%.c=$(BUILD)/%.o) $(CLI_SRC:%.c=$(BUILD)/cuda/%.o)
+STATIC     = -l:libjansson.a -l:libsqlite3.a -l:libgsl.a -l:libgslcblas.a
+
+$(ENGINE_C:%.c=$(BUILD)/%.o): CFLAGS += -DFR_CUDA -isystem $(CUDA_HOME)/include
+
+# The command line once more, with the commands that need a GPU.
+$(BUILD)/cuda/%.o: %.c
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) -DFR_CUDA -c -o $@ $<
+
+$(BUILD)/forerun-cuda: $(ENGINE_OBJ) $(BUILD)/libforerun.a $(BUILD)/libkernels.a
+	$(CXX) $(OPT) $(EXTRA) -pthread -o $@ $(ENGINE_OBJ) $(BUILD)/libkernels.a $(BUILD)/libforerun.a $(STATIC) $(CUDA_LIBS)
+
+.PHONY: engine
+engine: $(BUILD)/forerun-cuda
+else
+.PHONY: engine
+engine:
+	@echo "nvcc not found: set CUDA_HOME to a CUDA 13.0 toolkit" >&2; exit 1
+endif

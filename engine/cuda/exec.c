@@ -1,0 +1,540 @@
+#include "engine/cuda/exec.h"
+
+#include "engine/cuda/rank.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+enum { RING = 8, SLOTS = FR_EXEC_FLIGHTS + 1 }; /* one more: a forward's begin is measured from the one before it */
+
+/* A counter of the plan: how far it was raised by ops issued so far, and the marks of the latest raises. */
+typedef struct {
+    uint32_t issued;
+    bool by_host; /* raised by LAUNCH ops: issuing in order is the wait */
+    struct {
+        cudaEvent_t mark;
+        uint16_t lane;
+    } at[RING]; /* raise v is at [v % RING] */
+} counter;
+
+typedef struct {
+    cudaStream_t stream; /* NULL: a host lane or another rank's */
+    cudaEvent_t last;    /* end of the last op issued on it with spans */
+    uint64_t last_id;
+} lane;
+
+/* One timed op. `late`: the device had nothing to do when it was issued, so its start has an event of its own; else it
+ * starts where the op before it on the lane ends. */
+typedef struct {
+    uint32_t op;
+    bool late, host;
+    cudaEvent_t start, end;
+    int64_t host_start, host_end;
+} timed;
+
+typedef struct {
+    const fr_fragment *f;
+    int32_t *staging; /* pinned */
+    float *logits;    /* pinned */
+    int32_t *offsets; /* pinned, [layers][E + 1] */
+    int32_t *counts;
+    cudaEvent_t begin, entry, answer, end;
+    bool has_entry, has_answer, entered, spans;
+    int64_t release, begin_ns, logits_count;
+    timed *ops;
+    uint32_t count, cap, events; /* events: ops whose events exist */
+} flight;
+
+struct fr_exec {
+    fr_exec_options o;
+    fr_device_rank rank;
+    lane *lanes;
+    counter *counters;
+    uint32_t counters_count;
+    flight slot[SLOTS];
+    int64_t appended, collected;
+    bool lost; /* the device failed or did not answer: nothing more is asked of it */
+    /* clock */
+    int64_t epoch;      /* CLOCK_MONOTONIC of time 0 */
+    cudaEvent_t anchor; /* an event at time anchor_ns */
+    int64_t anchor_ns;
+};
+
+static int64_t monotonic(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+int64_t fr_exec_now(const fr_exec *x) {
+    return monotonic() - x->epoch;
+}
+
+int64_t fr_exec_bytes(const fr_exec *x) {
+    return x->rank.arena_bytes + (int64_t)x->rank.attention_workspace_bytes;
+}
+
+fr_status fr_exec_replan(fr_exec *x, const fr_plan *plan, bool spans, fr_error *err) {
+    const fr_plan *old = x->o.plan;
+    if (x->appended != x->collected) return fr_fail(err, FR_FAILED, "a forward is out");
+    if (plan->lanes_count != old->lanes_count || plan->buffers_count < x->rank.buffers_count)
+        return fr_fail(err, FR_FAILED, "the plan's static part is another one");
+    x->o.plan = plan;
+    x->o.spans = spans;
+    for (uint32_t i = 0; i < x->counters_count; i++) x->counters[i].issued = 0;
+    return FR_OK;
+}
+
+static fr_status check(fr_exec *x, cudaError_t e, const char *call, fr_error *err) {
+    if (e == cudaSuccess) return FR_OK;
+    x->lost = true;
+    return fr_fail(err, FR_FAILED, "rank %d: %s failed: %s", x->o.rank, call, cudaGetErrorString(e));
+}
+
+/* ---- opening ------------------------------------------------------------------------------------------------------*/
+
+static fr_status open_lanes(fr_exec *x, fr_error *err) {
+    const fr_plan *p = x->o.plan;
+    x->lanes = fr_alloc(p->lanes_count * sizeof *x->lanes);
+    for (uint32_t i = 0; i < p->lanes_count; i++) {
+        if (p->lanes[i].rank != x->o.rank || p->lanes[i].kind == FR_LANE_HOST) continue;
+        if (p->lanes[i].first_ready)
+            return fr_fail(err, FR_FAILED, "lane %s: first-ready lanes are not executed yet", p->lanes[i].name);
+        FR_TRY(
+            check(x, cudaStreamCreateWithFlags(&x->lanes[i].stream, cudaStreamNonBlocking), "cudaStreamCreate", err));
+    }
+    return FR_OK;
+}
+
+static fr_status open_slot(fr_exec *x, flight *f, fr_error *err) {
+    const fr_device_rank *r = &x->rank;
+    const size_t offsets = (size_t)r->layers * (size_t)(r->model->experts + 1);
+    cudaEvent_t *events[4] = {&f->begin, &f->entry, &f->answer, &f->end};
+    for (int i = 0; i < 4; i++) FR_TRY(check(x, cudaEventCreate(events[i]), "cudaEventCreate", err));
+    FR_TRY(check(x, cudaHostAlloc((void **)&f->staging, (size_t)r->batch_ints * 4, cudaHostAllocDefault),
+                 "cudaHostAlloc", err));
+    FR_TRY(check(x, cudaHostAlloc((void **)&f->logits, (size_t)r->most_logits * 4, cudaHostAllocDefault),
+                 "cudaHostAlloc", err));
+    if (!x->o.counts) return FR_OK;
+    f->counts = fr_alloc(offsets * sizeof *f->counts);
+    return check(x, cudaHostAlloc((void **)&f->offsets, offsets * 4, cudaHostAllocDefault), "cudaHostAlloc", err);
+}
+
+static fr_status open_all(fr_exec *x, fr_error *err) {
+    FR_TRY(fr_rank_open(&x->o, &x->rank, err));
+    if (x->o.varied) FR_TRY(fr_rank_prepare(&x->rank, err));
+    FR_TRY(open_lanes(x, err));
+    for (int i = 0; i < SLOTS; i++) FR_TRY(open_slot(x, &x->slot[i], err));
+    FR_TRY(check(x, cudaEventCreate(&x->anchor), "cudaEventCreate", err));
+    return fr_exec_start(x, err);
+}
+
+fr_status fr_exec_open(const fr_exec_options *o, fr_exec **out, fr_error *err) {
+    fr_exec *x = fr_alloc(sizeof *x);
+    x->o = *o;
+    *out = NULL;
+    fr_status s = open_all(x, err);
+    if (s != FR_OK) {
+        fr_exec_close(x);
+        return s;
+    }
+    *out = x;
+    return FR_OK;
+}
+
+static void close_slot(flight *f) {
+    cudaEvent_t events[4] = {f->begin, f->entry, f->answer, f->end};
+    for (int i = 0; i < 4; i++)
+        if (events[i]) cudaEventDestroy(events[i]);
+    for (uint32_t i = 0; i < f->events; i++) {
+        cudaEventDestroy(f->ops[i].start);
+        cudaEventDestroy(f->ops[i].end);
+    }
+    if (f->staging) cudaFreeHost(f->staging);
+    if (f->logits) cudaFreeHost(f->logits);
+    if (f->offsets) cudaFreeHost(f->offsets);
+    free(f->counts);
+    free(f->ops);
+}
+
+void fr_exec_close(fr_exec *x) {
+    if (!x) return;
+    if (!x->lost) { /* frees would wait for a device that does not answer */
+        cudaDeviceSynchronize();
+        for (int i = 0; i < SLOTS; i++) close_slot(&x->slot[i]);
+        for (uint32_t i = 0; i < x->counters_count; i++)
+            for (int k = 0; k < RING; k++)
+                if (x->counters[i].at[k].mark) cudaEventDestroy(x->counters[i].at[k].mark);
+        for (uint32_t i = 0; x->lanes && i < x->o.plan->lanes_count; i++)
+            if (x->lanes[i].stream) cudaStreamDestroy(x->lanes[i].stream);
+        if (x->anchor) cudaEventDestroy(x->anchor);
+        fr_rank_close(&x->rank);
+    }
+    free(x->lanes);
+    free(x->counters);
+    free(x);
+}
+
+/* The clock's zero: an event on an idle device, seen by the host between two readings of its own clock. */
+fr_status fr_exec_start(fr_exec *x, fr_error *err) {
+    cudaStream_t stream = NULL;
+    for (uint32_t i = 0; i < x->o.plan->lanes_count && !stream; i++) stream = x->lanes[i].stream;
+    FR_TRY(check(x, cudaDeviceSynchronize(), "cudaDeviceSynchronize", err));
+    const int64_t before = monotonic();
+    FR_TRY(check(x, cudaEventRecord(x->anchor, stream), "cudaEventRecord", err));
+    cudaError_t e;
+    while ((e = cudaEventQuery(x->anchor)) == cudaErrorNotReady) {
+    }
+    FR_TRY(check(x, e, "cudaEventQuery", err));
+    x->epoch = monotonic();
+    x->anchor_ns = (before - x->epoch) / 2; /* it was recorded between the two */
+    return FR_OK;
+}
+
+/* ---- waiting ------------------------------------------------------------------------------------------------------*/
+
+/* The op that the device is at: the first timed one that has not ended. */
+static void name_current(const fr_exec *x, const flight *f, char out[48]) {
+    snprintf(out, 48, "forward %lld", (long long)f->f->forward);
+    for (uint32_t i = 0; f->spans && i < f->count; i++)
+        if (!f->ops[i].host && cudaEventQuery(f->ops[i].end) == cudaErrorNotReady) {
+            fr_op_id_text(fr_op_id(x->o.plan, f->f, &f->f->ops[f->ops[i].op]), out);
+            return;
+        }
+}
+
+/* Waits until `event` of flight f has come. */
+static fr_status await(fr_exec *x, flight *f, cudaEvent_t event, fr_error *err) {
+    const int64_t deadline = monotonic() + (int64_t)(x->o.timeout_s * 1e9);
+    char op[48];
+    for (int spin = 0;; spin++) {
+        const cudaError_t e = cudaEventQuery(event);
+        if (e == cudaSuccess) return FR_OK;
+        if (e != cudaErrorNotReady) {
+            name_current(x, f, op);
+            x->lost = true;
+            return fr_fail(err, FR_FAILED, "rank %d, %s: the device failed: %s (--check-ops names the op)", x->o.rank,
+                           op, cudaGetErrorString(e));
+        }
+        if (spin < 64) continue;
+        if (monotonic() > deadline) {
+            name_current(x, f, op);
+            x->lost = true;
+            return fr_fail(err, FR_FAILED,
+                           "the host waited %.0f s for rank %d, which is at op %s: given up (--timeout sets the limit)",
+                           x->o.timeout_s, x->o.rank, op);
+        }
+        const struct timespec pause = {.tv_nsec = 20000};
+        nanosleep(&pause, NULL);
+    }
+}
+
+/* ---- issuing ------------------------------------------------------------------------------------------------------*/
+
+/* Counters that LAUNCH ops raise are the host's own. */
+static void mark_host_counters(fr_exec *x, const fr_fragment *f) {
+    const uint32_t n = x->o.plan->events_count;
+    if (n > x->counters_count) {
+        x->counters = fr_realloc(x->counters, n, sizeof *x->counters);
+        memset(x->counters + x->counters_count, 0, (n - x->counters_count) * sizeof *x->counters);
+        x->counters_count = n;
+    }
+    for (uint32_t i = 0; i < f->ops_count; i++)
+        for (int k = 0; k < f->ops[i].signals && f->ops[i].kind == FR_OP_LAUNCH; k++)
+            x->counters[fr_op_signals(f, &f->ops[i])[k].target].by_host = true;
+}
+
+/* Waits of an op within its stream hold by order; those for other streams become cudaStreamWaitEvent on the last raise
+ * of every such lane. */
+static fr_status issue_waits(fr_exec *x, const fr_fragment *f, const fr_op *op, fr_error *err) {
+    const fr_ref *waits = fr_op_waits(f, op);
+    for (int i = 0; i < op->waits; i++) {
+        counter *c = &x->counters[waits[i].target];
+        const uint32_t value = waits[i].value;
+        if (c->by_host || value == 0) continue;
+        if (c->issued < value)
+            return fr_fail(err, FR_FAILED, "waits for %s >= %u, but only %u of its raises are issued",
+                           x->o.plan->events[waits[i].target].name, value, c->issued);
+        const uint32_t newest = value + RING > c->issued ? value : c->issued - RING + 1;
+        uint16_t seen[RING];
+        int lanes = 0;
+        for (uint32_t v = newest; v > 0 && v + RING > newest; v--) {
+            const uint16_t from = c->at[v % RING].lane;
+            bool known = from == op->lane;
+            for (int k = 0; k < lanes; k++) known = known || seen[k] == from;
+            if (known) continue;
+            seen[lanes++] = from;
+            FR_TRY(check(x, cudaStreamWaitEvent(x->lanes[op->lane].stream, c->at[v % RING].mark, 0),
+                         "cudaStreamWaitEvent", err));
+        }
+    }
+    return FR_OK;
+}
+
+static fr_status issue_signals(fr_exec *x, const fr_fragment *f, const fr_op *op, fr_error *err) {
+    const fr_ref *signals = fr_op_signals(f, op);
+    for (int i = 0; i < op->signals; i++) {
+        counter *c = &x->counters[signals[i].target];
+        const uint32_t v = ++c->issued;
+        if (!x->lanes[op->lane].stream) continue;
+        if (!c->at[v % RING].mark)
+            FR_TRY(check(x, cudaEventCreateWithFlags(&c->at[v % RING].mark, cudaEventDisableTiming), "cudaEventCreate",
+                         err));
+        c->at[v % RING].lane = op->lane;
+        FR_TRY(check(x, cudaEventRecord(c->at[v % RING].mark, x->lanes[op->lane].stream), "cudaEventRecord", err));
+    }
+    return FR_OK;
+}
+
+static fr_status next_timed(fr_exec *x, flight *f, uint32_t op, timed **out, fr_error *err) {
+    FR_GROW(f->ops, f->cap, f->count + 1);
+    timed *t = &f->ops[f->count];
+    if (f->count >= f->events) {
+        *t = (timed){0};
+        FR_TRY(check(x, cudaEventCreate(&t->start), "cudaEventCreate", err));
+        FR_TRY(check(x, cudaEventCreate(&t->end), "cudaEventCreate", err));
+        f->events++;
+    }
+    f->count++;
+    t->op = op;
+    t->late = t->host = false;
+    *out = t;
+    return FR_OK;
+}
+
+static fr_status issue_device_op(fr_exec *x, flight *f, uint32_t index, fr_error *err) {
+    const fr_op *op = &f->f->ops[index];
+    lane *l = &x->lanes[op->lane];
+    timed *t = NULL;
+    FR_TRY(issue_waits(x, f->f, op, err));
+    const bool works = fr_op_shape(f->f, op)->kind != FR_OP_NONE && op->kind != FR_OP_FENCE;
+    if (works && f->spans) {
+        FR_TRY(next_timed(x, f, index, &t, err));
+        t->late = !l->last || cudaEventQuery(l->last) != cudaErrorNotReady;
+        if (t->late) FR_TRY(check(x, cudaEventRecord(t->start, l->stream), "cudaEventRecord", err));
+    }
+    if (works) FR_TRY(fr_op_launch(&x->rank, f->f, op, l->stream, err));
+    if (t) {
+        FR_TRY(check(x, cudaEventRecord(t->end, l->stream), "cudaEventRecord", err));
+        l->last = t->end;
+    }
+    if (works && x->o.check_ops) FR_TRY(check(x, cudaStreamSynchronize(l->stream), "the op", err));
+    return issue_signals(x, f->f, op, err);
+}
+
+static fr_status issue_host_op(fr_exec *x, flight *f, uint32_t index, int64_t since, fr_error *err) {
+    const fr_op *op = &f->f->ops[index];
+    if (op->kind != FR_OP_LAUNCH && op->kind != FR_OP_FENCE)
+        return fr_fail(err, FR_FAILED, "host ops of kind %s are not executed yet", fr_op_name(op->kind));
+    FR_TRY(issue_signals(x, f->f, op, err));
+    if (!f->spans || op->kind != FR_OP_LAUNCH) return FR_OK;
+    timed *t;
+    FR_TRY(next_timed(x, f, index, &t, err));
+    t->host = true;
+    t->host_start = since;
+    t->host_end = fr_exec_now(x);
+    return FR_OK;
+}
+
+/* Names the op in whatever went wrong with it. */
+static fr_status named(const fr_exec *x, const flight *f, const fr_op *op, fr_status s, fr_error *err) {
+    char id[48];
+    fr_error inner = err ? *err : (fr_error){0};
+    fr_op_id_text(fr_op_id(x->o.plan, f->f, op), id);
+    return fr_fail(err, s, "rank %d, op %s (%s): %.800s", x->o.rank, id, fr_op_name(op->kind), inner.text);
+}
+
+static fr_status issue_marks(fr_exec *x, flight *f, const fr_op *op, fr_error *err) {
+    const cudaStream_t stream = x->lanes[op->lane].stream;
+    const fr_batch_tables *b = &x->rank.batch;
+    if (op->flags & FR_OP_ENTRY) {
+        f->has_entry = true;
+        FR_TRY(check(x, cudaEventRecord(f->entry, stream), "cudaEventRecord", err));
+    }
+    if (!(op->flags & FR_OP_ANSWER) || b->logits == 0) return FR_OK;
+    const fr_ref *use = fr_op_uses(f->f, op);
+    const void *logits = NULL;
+    for (int i = 0; i < op->uses; i++)
+        if (use[i].use == FR_USE_WRITE) logits = x->rank.buffers[use[i].target];
+    f->logits_count = b->logits;
+    FR_TRY(check(x, cudaMemcpyAsync(f->logits, logits, (size_t)b->logits * 4, cudaMemcpyDeviceToHost, stream),
+                 "cudaMemcpyAsync of the logits", err));
+    f->has_answer = true;
+    return check(x, cudaEventRecord(f->answer, stream), "cudaEventRecord", err);
+}
+
+/* In the order in which the strategy emitted them: every wait is for an op emitted earlier, or for the host's own. */
+static fr_status issue_all(fr_exec *x, flight *f, fr_error *err) {
+    int64_t since = fr_exec_now(x);
+    for (uint32_t i = 0; i < f->f->ops_count; i++) {
+        const fr_op *op = &f->f->ops[i];
+        if (x->o.plan->lanes[op->lane].rank != x->o.rank) continue;
+        const bool host = x->o.plan->lanes[op->lane].kind == FR_LANE_HOST;
+        fr_status s = host ? issue_host_op(x, f, i, since, err) : issue_device_op(x, f, i, err);
+        if (s == FR_OK && !host && (op->flags & (FR_OP_ENTRY | FR_OP_ANSWER))) s = issue_marks(x, f, op, err);
+        if (s != FR_OK) return named(x, f, op, s, err);
+        if (host) since = fr_exec_now(x);
+    }
+    return FR_OK;
+}
+
+static cudaStream_t compute_stream(const fr_exec *x) {
+    for (uint32_t i = 0; i < x->o.plan->lanes_count; i++)
+        if (x->lanes[i].stream && x->o.plan->lanes[i].kind == FR_LANE_COMPUTE) return x->lanes[i].stream;
+    return NULL;
+}
+
+static fr_status issue_forward(fr_exec *x, flight *f, const fr_exec_batch *batch, fr_error *err) {
+    const cudaStream_t stream = compute_stream(x);
+    const fr_device_rank *r = &x->rank;
+    FR_TRY(check(x, cudaEventRecord(f->begin, stream), "cudaEventRecord", err));
+    FR_TRY(fr_batch_upload(&x->rank, batch, f->staging, stream, err));
+    for (uint32_t i = 0; i < x->o.plan->lanes_count; i++) x->lanes[i].last = NULL; /* the tables stand between */
+    FR_TRY(issue_all(x, f, err));
+    if (x->o.counts) {
+        const size_t bytes = (size_t)r->layers * (size_t)(r->model->experts + 1) * 4;
+        FR_TRY(check(x, cudaMemcpyAsync(f->offsets, r->offsets, bytes, cudaMemcpyDeviceToHost, stream),
+                     "cudaMemcpyAsync of the counts", err));
+    }
+    return check(x, cudaEventRecord(f->end, stream), "cudaEventRecord", err);
+}
+
+fr_status fr_exec_append(fr_exec *x, const fr_fragment *fragment, const fr_exec_batch *batch, fr_error *err) {
+    if (x->appended - x->collected >= FR_EXEC_FLIGHTS)
+        return fr_fail(err, FR_FAILED, "%d forwards are out: collect one first", FR_EXEC_FLIGHTS);
+    flight *f = &x->slot[x->appended % SLOTS];
+    f->f = fragment;
+    f->count = 0;
+    f->has_entry = f->has_answer = f->entered = false;
+    f->spans = x->o.spans;
+    f->logits_count = 0;
+    f->release = fr_exec_now(x);
+    mark_host_counters(x, fragment);
+    x->appended++;
+    fr_status s = issue_forward(x, f, batch, err);
+    if (s != FR_OK) x->lost = x->lost || cudaPeekAtLastError() != cudaSuccess;
+    return s;
+}
+
+fr_status fr_exec_poll(fr_exec *x, fr_exec_state *state, fr_error *err) {
+    *state = FR_EXEC_NONE;
+    if (x->appended == x->collected) return FR_OK;
+    flight *f = &x->slot[x->collected % SLOTS];
+    const cudaError_t e = cudaEventQuery(f->end);
+    if (e != cudaSuccess && e != cudaErrorNotReady) return await(x, f, f->end, err);
+    if (e == cudaErrorNotReady && fr_exec_now(x) - f->release > (int64_t)(x->o.timeout_s * 1e9))
+        return await(x, f, f->end, err);
+    if (!f->entered) f->entered = e == cudaSuccess || (f->has_entry && cudaEventQuery(f->entry) == cudaSuccess);
+    *state = e == cudaSuccess ? FR_EXEC_DONE : f->entered ? FR_EXEC_ENTERED : FR_EXEC_RUNNING;
+    return FR_OK;
+}
+
+/* ---- taking in ----------------------------------------------------------------------------------------------------*/
+
+static fr_status since_begin(fr_exec *x, const flight *f, cudaEvent_t event, int64_t *ns, fr_error *err) {
+    float ms = 0;
+    FR_TRY(check(x, cudaEventElapsedTime(&ms, f->begin, event), "cudaEventElapsedTime", err));
+    *ns = f->begin_ns + (int64_t)(1e6 * (double)ms);
+    return FR_OK;
+}
+
+static void add_span(fr_exec *x, const flight *f, const timed *t, int64_t start, int64_t end, uint64_t cause,
+                     fr_timeline *out) {
+    const fr_op *op = &f->f->ops[t->op];
+    const fr_shape *s = fr_op_shape(f->f, op);
+    const fr_span span = {.id = fr_op_id(x->o.plan, f->f, op),
+                          .ready = start,
+                          .start = start,
+                          .end = end,
+                          .bytes = (double)s->bytes,
+                          .flops = s->flops,
+                          .cause = cause,
+                          .unit = f->f->unit,
+                          .lane = op->lane,
+                          .rank = (int16_t)x->o.rank,
+                          .kind = op->kind,
+                          .provenance = FR_FROM_MEASURED};
+    fr_timeline_add(out, &span);
+}
+
+/* Spans of all timed ops; the sum of the device's, and how long it stood still for the host. */
+static fr_status take_spans(fr_exec *x, flight *f, fr_timeline *out, int64_t *busy, int64_t *late, fr_error *err) {
+    int64_t *ends = fr_alloc(x->o.plan->lanes_count * sizeof *ends);
+    uint64_t *ids = fr_alloc(x->o.plan->lanes_count * sizeof *ids);
+    fr_status s = FR_OK;
+    *busy = *late = 0;
+    for (uint32_t i = 0; i < f->count && s == FR_OK; i++) {
+        const timed *t = &f->ops[i];
+        const fr_op *op = &f->f->ops[t->op];
+        int64_t start = t->host_start, end = t->host_end, before = ends[op->lane];
+        if (!t->host) {
+            start = before;
+            if (t->late) s = since_begin(x, f, t->start, &start, err);
+            if (s == FR_OK) s = since_begin(x, f, t->end, &end, err);
+            if (s != FR_OK) break;
+            end = fr_max_i64(end, start);
+            *busy += end - start;
+            if (before && start > before) *late += start - before;
+        }
+        if (out) add_span(x, f, t, start, end, ids[op->lane], out);
+        ends[op->lane] = end;
+        ids[op->lane] = fr_op_id(x->o.plan, f->f, op);
+    }
+    free(ends);
+    free(ids);
+    return s;
+}
+
+static void take_counts(const fr_exec *x, flight *f) {
+    const int e = x->rank.model->experts;
+    for (int l = 0; l < x->rank.layers; l++)
+        for (int i = 0; i < e; i++) {
+            const int32_t *at = f->offsets + (size_t)l * (size_t)(e + 1) + i;
+            f->counts[(size_t)l * (size_t)e + (size_t)i] = at[1] - at[0];
+        }
+}
+
+fr_status fr_exec_collect(fr_exec *x, fr_timeline *spans, fr_exec_done *out, fr_error *err) {
+    if (x->appended == x->collected) return fr_fail(err, FR_FAILED, "no forward is out");
+    flight *f = &x->slot[x->collected % SLOTS];
+    float ms = 0;
+    int64_t end = 0, answer = 0, busy = 0, late = 0;
+    FR_TRY(await(x, f, f->end, err));
+    FR_TRY(check(x, cudaEventElapsedTime(&ms, x->anchor, f->begin), "cudaEventElapsedTime", err));
+    f->begin_ns = x->anchor_ns + (int64_t)(1e6 * (double)ms);
+    /* From here on times are taken from this begin: a float of ms over a long run would lose the microseconds. */
+    const cudaEvent_t swap = x->anchor;
+    FR_TRY(since_begin(x, f, f->end, &end, err));
+    answer = end;
+    if (f->has_answer) FR_TRY(since_begin(x, f, f->answer, &answer, err));
+    FR_TRY(take_spans(x, f, spans, &busy, &late, err));
+    if (!f->spans) busy = end - f->begin_ns;
+    x->anchor = f->begin;
+    x->anchor_ns = f->begin_ns;
+    f->begin = swap;
+    if (x->o.counts) take_counts(x, f);
+    double flops = 0;
+    for (uint32_t i = 0; i < f->f->ops_count; i++) flops += fr_op_shape(f->f, &f->f->ops[i])->flops;
+    *out = (fr_exec_done){
+        .fragment = f->f,
+        .record = {.forward = f->f->forward,
+                   .unit = f->f->unit,
+                   .release = f->release,
+                   .start = f->begin_ns,
+                   .end = end,
+                   .last_rank = x->o.rank,
+                   .parts = {.elapsed = end - f->begin_ns, .compute = busy, .idle = end - f->begin_ns - busy},
+                   .flops = flops,
+                   .low = end - f->begin_ns,
+                   .high = end - f->begin_ns},
+        .answer = answer,
+        .late_ns = late,
+        .logits = f->logits,
+        .logits_count = f->logits_count,
+        .counts = x->o.counts ? f->counts : NULL};
+    x->collected++;
+    return FR_OK;
+}

@@ -1,0 +1,80 @@
+/*
+ * exec: the CUDA executor of a plan, for one rank. Lane -> non-blocking stream; event -> the CUDA event recorded after
+ * the op that raised it (waits within a stream need none); op kind -> launcher (ops.h). A LAUNCH op of the host lane is
+ * what the calling thread does when it issues a layer, so waits for it hold by themselves.
+ *
+ * The caller's thread issues ops and runs ahead of the device; every wait for the device has a deadline and names what
+ * it waits for. Times are ns on one clock: 0 is when fr_exec_start returned; device times come from CUDA events,
+ * brought onto that clock.
+ */
+#ifndef FR_CUDA_EXEC_H
+#define FR_CUDA_EXEC_H
+
+#include "engine/cuda/weights.h"
+#include "engine/plan.h"
+#include "engine/strategy/strategy.h"
+#include "engine/timeline.h"
+
+typedef struct fr_exec fr_exec;
+
+enum { FR_EXEC_FLIGHTS = 3 }; /* forwards issued and not collected, at most */
+
+typedef struct {
+    const fr_plan *plan;
+    const fr_model *model;
+    const fr_layout *layout;
+    const fr_weights *weights;
+    fr_load load;
+    int rank;
+    int64_t positions; /* longest sequence, cached prefix included */
+    int candidates;    /* most candidates of one sequence */
+    bool vocabulary;   /* some sequences want the logits of the whole vocabulary */
+    bool varied;       /* batches differ in their number of sequences: prepare for it */
+    bool spans;        /* time every op */
+    bool counts;       /* read back tokens per expert */
+    bool check_ops;    /* wait after every op: a failure of the device is named exactly; for finding faults only */
+    double timeout_s;
+} fr_exec_options;
+
+fr_status fr_exec_open(const fr_exec_options *o, fr_exec **out, fr_error *err);
+void fr_exec_close(fr_exec *x);
+
+/* Starts the clock: waits until the device is idle. */
+fr_status fr_exec_start(fr_exec *x, fr_error *err);
+int64_t fr_exec_now(const fr_exec *x);
+/* Goes on with another plan of the same static part, whose counters begin at 0; no forward may be out. */
+fr_status fr_exec_replan(fr_exec *x, const fr_plan *plan, bool spans, fr_error *err);
+
+/* The tokens behind a batch's sequences, one after the other: ids of all queries, then, per sequence, the candidates
+ * whose logits are wanted (none where a sequence wants 0 or all). */
+typedef struct {
+    const fr_sequence *sequences;
+    int32_t count;
+    const int32_t *ids;
+    const int32_t *candidates;
+} fr_exec_batch;
+
+/* Issues a forward's ops; at most FR_EXEC_FLIGHTS may be out. The fragment stays the caller's, and must live until it
+ * is collected. */
+fr_status fr_exec_append(fr_exec *x, const fr_fragment *f, const fr_exec_batch *batch, fr_error *err);
+
+/* What has become of the oldest forward that is out. */
+typedef enum { FR_EXEC_NONE = 0, FR_EXEC_RUNNING, FR_EXEC_ENTERED, FR_EXEC_DONE } fr_exec_state;
+/* FR_FAILED when the device failed or the deadline has passed. */
+fr_status fr_exec_poll(fr_exec *x, fr_exec_state *state, fr_error *err);
+
+typedef struct {
+    const fr_fragment *fragment;
+    fr_forward_record record; /* tokens and cached are the caller's to fill */
+    int64_t answer;           /* ns */
+    int64_t late_ns;          /* of the span: the device stood idle because the host had not issued the next op yet */
+    const float *logits; /* valid until the next append: sequences that want all first, vocab each, then the others' */
+    int64_t logits_count;
+    const int32_t *counts; /* [layers executed][E] tokens per expert, NULL without `counts` */
+} fr_exec_done;
+/* Waits for the oldest forward and takes it in; its ops' spans are added to `spans` (NULL = dropped). */
+fr_status fr_exec_collect(fr_exec *x, fr_timeline *spans, fr_exec_done *out, fr_error *err);
+
+int64_t fr_exec_bytes(const fr_exec *x); /* device memory that the executor itself holds */
+
+#endif

@@ -1,0 +1,172 @@
+#!/usr/bin/env python3
+"""Our logits against Hugging Face transformers, on tiny random checkpoints of every architecture that the engine executes.
+
+    hf_logits.py --engine build/forerun-cuda [--dir DIR] [--device cuda] [--make-only]
+
+For each model: transformers in fp32 is the reference, transformers in bf16 sets the scale of bf16's error, and
+`forerun run --prompts` must have a root-mean-square error over all logits of at most 1.5 times that, the same arg-max
+wherever the reference's margin is 3 times our error or more, and the same bits in two runs. Requests whose last token
+has, in any layer of the reference, less than 2^-7 between the router logits of the last expert chosen and the first one
+left out are counted apart: their routing can flip with rounding.
+"""
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+
+import torch
+from transformers import AutoModelForCausalLM, MixtralConfig, Qwen3MoeConfig
+
+LENGTHS = [1, 2, 3, 7, 8, 17, 64, 100, 127, 128, 129, 255, 500, 1000, 1023, 2048, 3001, 4096]
+SHORT = 40  # further prompts of 1 to 300 tokens
+MARGIN = 2.0**-7
+
+COMMON = dict(max_position_embeddings=8192, tie_word_embeddings=False, bos_token_id=None, eos_token_id=None)
+MODELS = {
+    "qwen3-gqa": Qwen3MoeConfig(
+        hidden_size=256, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, head_dim=64, num_experts=16,
+        num_experts_per_tok=4, moe_intermediate_size=128, norm_topk_prob=True, vocab_size=512, rope_theta=1e6,
+        initializer_range=0.06, **COMMON),
+    "qwen3-odd-heads-raw-topk": Qwen3MoeConfig(
+        hidden_size=320, num_hidden_layers=2, num_attention_heads=9, num_key_value_heads=3, head_dim=128, num_experts=10,
+        num_experts_per_tok=3, moe_intermediate_size=96, norm_topk_prob=False, vocab_size=500, rope_theta=1e6,
+        initializer_range=0.06, **COMMON),
+    "qwen3-128-experts": Qwen3MoeConfig(
+        hidden_size=512, num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=1, head_dim=128, num_experts=128,
+        num_experts_per_tok=8, moe_intermediate_size=192, norm_topk_prob=True, vocab_size=768, rope_theta=1e6,
+        initializer_range=0.05, **COMMON),
+    "mixtral": MixtralConfig(
+        hidden_size=512, num_hidden_layers=3, num_attention_heads=8, num_key_value_heads=2, head_dim=64,
+        num_local_experts=8, num_experts_per_tok=2, intermediate_size=352, vocab_size=384, rope_theta=1e6,
+        sliding_window=None, initializer_range=0.05, **COMMON),
+}
+
+
+def make(name, config, root):
+    """A checkpoint with random weights, norms away from 1, in bf16; the first one in shards."""
+    torch.manual_seed(len(name))
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    for key, p in model.named_parameters():
+        if "norm" in key:
+            p.data = 1 + 0.2 * torch.randn_like(p)
+    path = os.path.join(root, name)
+    model.to(torch.bfloat16).save_pretrained(path, max_shard_size="4MB" if name == "qwen3-gqa" else "50GB")
+    return path
+
+
+def prompts(config, path):
+    rng = random.Random(7)
+    lengths = LENGTHS + [rng.randint(1, 300) for _ in range(SHORT)]
+    rng.shuffle(lengths)
+    rows = [[rng.randrange(config.vocab_size) for _ in range(n)] for n in lengths]
+    everything = list(range(config.vocab_size))
+    with open(path, "w") as f:
+        for i, ids in enumerate(rows):
+            f.write(json.dumps({"id": f"r{i}", "ids": ids, "candidates": everything}) + "\n")
+    return rows
+
+
+@torch.no_grad()
+def reference(path, rows, dtype, device):
+    """Logits at the last position of each prompt alone, and the least router margin of its last token."""
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="sdpa").to(device).eval()
+    k = model.config.num_experts_per_tok
+    logits, margins = [], []
+    for ids in rows:
+        out = model(torch.tensor([ids], device=device), output_router_logits=True, use_cache=False)
+        logits.append(out.logits[0, -1].float().cpu())
+        margin = float("inf")
+        for layer in out.router_logits:
+            top = layer.reshape(-1, layer.shape[-1])[-1].float().topk(k + 1).values
+            margin = min(margin, float(top[k - 1] - top[k]))
+        margins.append(margin)
+    return torch.stack(logits), margins
+
+
+def run_engine(engine, path, prompt_file, answers, extra):
+    command = [engine, "run", "--weights", path, "--prompts", prompt_file, "--answers", answers, "--machine", "h200x1",
+               "--strategy", "dp", "--no-predict", "--warmup", "0", "--timeout", "20", "--json"] + extra
+    begin = time.time()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    if done.returncode != 0:
+        print("  engine failed:", done.stderr.strip()[-800:])
+        return None
+    rows = {}
+    with open(answers) as f:
+        for line in f:
+            row = json.loads(line)
+            rows[row["id"]] = row
+    print(f"  engine {' '.join(extra)}: {time.time() - begin:.1f} s")
+    return rows
+
+
+def rms(x):
+    return float(x.double().pow(2).mean().sqrt())
+
+
+def check(name, config, args):
+    print(name)
+    path = make(name, config, args.dir)
+    prompt_file, answers = os.path.join(path, "prompts.jsonl"), os.path.join(path, "answers")
+    rows = prompts(config, prompt_file)
+    if args.make_only:
+        return True
+    full, margins = reference(path, rows, torch.float32, args.device)
+    half, _ = reference(path, rows, torch.bfloat16, args.device)
+    if args.engine is None:
+        apart = torch.tensor([m < MARGIN for m in margins])
+        print(f"  transformers bf16 rms {rms((half - full)[~apart]):.5f}, apart {int(apart.sum())} of {len(rows)}")
+        return True
+    first = run_engine(args.engine, path, prompt_file, answers + ".1", [])
+    second = run_engine(args.engine, path, prompt_file, answers + ".2", [])
+    if first is None or second is None:
+        return False
+    ours = torch.tensor([first[f"r{i}"]["logits"] for i in range(len(rows))], dtype=torch.float32)
+    apart = torch.tensor([m < MARGIN for m in margins])
+    error, allowed = rms((ours - full)[~apart]), rms((half - full)[~apart])
+    top = full.topk(2).values
+    gap, same = top[:, 0] - top[:, 1], ours.argmax(1) == full.argmax(1)
+    answered = torch.tensor([first[f"r{i}"]["argmax"] for i in range(len(rows))])
+    clear = (gap > 3 * error) & ~apart
+    literal = (gap > error) & ~apart & ~same
+    with open(answers + ".1", "rb") as a, open(answers + ".2", "rb") as b:
+        identical = a.read() == b.read()
+    good = {
+        "finite": bool(torch.isfinite(ours).all()),
+        "rms": error <= 1.5 * allowed,
+        "argmax": bool(same[clear].all()) and bool((answered == ours.argmax(1)).all()),
+        "bits": identical,
+    }
+    print(f"  rms error {error:.5f}, transformers bf16 {allowed:.5f} (ratio {error / allowed:.3f}, at most 1.5); "
+          f"logits rms {rms(full):.3f}")
+    if apart.any():
+        print(f"  apart {int(apart.sum())} of {len(rows)}: ours {rms((ours - full)[apart]):.5f}, "
+              f"transformers bf16 {rms((half - full)[apart]):.5f}")
+    print(f"  arg-max equal {int(same.sum())} of {len(rows)}; with a margin above 3x the error "
+          f"{int(same[clear].sum())} of {int(clear.sum())}; above 1x and different: {int(literal.sum())}")
+    worst = sorted(((rms(ours[i] - full[i]), len(rows[i])) for i in range(len(rows))), reverse=True)[:4]
+    print("  worst requests (rms, tokens):", ", ".join(f"{e:.4f} {n}" for e, n in worst))
+    print("  two runs:", "identical bits" if identical else "DIFFERENT BITS")
+    print(" ", "PASS" if all(good.values()) else "FAIL " + ", ".join(k for k, v in good.items() if not v))
+    return all(good.values())
+
+
+def main():
+    p = argparse.ArgumentParser()
+    p.add_argument("--engine")
+    p.add_argument("--dir", default="/tmp/hf_logits")
+    p.add_argument("--device", default="cuda")
+    p.add_argument("--make-only", action="store_true")
+    p.add_argument("--only")
+    args = p.parse_args()
+    torch.backends.cuda.matmul.allow_tf32 = False
+    names = [n for n in MODELS if not args.only or args.only == n]
+    passed = sum(check(n, MODELS[n], args) for n in names)
+    print(f"{passed} passed, {len(names) - passed} failed")
+    sys.exit(passed != len(names))
+
+
+main()
