@@ -71,7 +71,7 @@ static void spread_even(int experts, int64_t total, int32_t *counts) {
     }
 }
 
-#define LARGE_MEAN    8   /* tokens per expert from which draw_large serves ... */
+#define LARGE_MEAN    8    /* tokens per expert from which draw_large serves ... */
 #define LARGE_EXPERTS 1024 /* ... models of up to so many experts */
 
 /*

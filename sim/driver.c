@@ -308,8 +308,11 @@ static double saturation_work(const fr_setup *s) {
     const fr_experiment *e = &s->experiment;
     const fr_layout *l = &e->layout;
     double ours = transfer_s(s) * s->machine.peak_flops[l->precision] * fr_layout_layers(l, &s->model);
-    double two_budgets = 2 * (double)(e->budget * l->tp) * request_work(s, 1, 0);
-    return fmax(1.2 * ours, two_budgets);
+    /* One batch waits for each in flight (one per pipeline stage), however long its requests: late binding must
+     * not starve a queue. */
+    int64_t budget = e->budget * l->tp;
+    double batches = 2 * l->pp * request_work(s, budget, budget);
+    return fmax(1.2 * ours, batches);
 }
 
 static fr_status open_sched(drive *d) {

@@ -5,7 +5,9 @@ set -u
 passed=0 failed=0 logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT
 for t in "$@"; do
-    name=$(basename "$t") log="$logs/$(basename "$t").log" start=$(date +%s)
+    name=$(basename "$t") start=$(date +%s)
+    [ "$name" = run.sh ] && name=$(basename "$(dirname "$t")")
+    log="$logs/$name.log"
     "$t" >"$log" 2>&1
     status=$?
     p=$(sed -n 's/^\[  PASSED  \] \([0-9]*\) test.*/\1/p' "$log" | awk '{s += $1} END {print s + 0}')
