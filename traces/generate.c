@@ -363,6 +363,36 @@ static fr_status add_set(const spec *s, fr_trace *t, const fr_table2_set *set, d
     return FR_OK;
 }
 
+/* Whether request i goes where the one before it goes: both are siblings of one prefix. The instruction that a whole
+ * data set shares (low) does not make siblings. */
+static bool follows(const fr_trace *t, int64_t i, const sharing *siblings) {
+    if (!siblings || i == 0) return false;
+    const fr_request *a = &t->requests[i - 1], *b = &t->requests[i];
+    return a->prefix_id >= 0 && a->prefix_id == b->prefix_id && siblings->siblings[fr_table2_at(b->source)->sharing];
+}
+
+/* Fisher and Yates, over single requests or (`siblings` given) over whole groups of siblings. */
+static void shuffle(fr_trace *t, const sharing *siblings, fr_random *r) {
+    int64_t groups = 0, *first = fr_alloc(((size_t)t->count + 1) * sizeof *first);
+    for (int64_t i = 0; i < t->count; i++)
+        if (!follows(t, i, siblings)) first[groups++] = i;
+    first[groups] = t->count;
+    int64_t *turn = fr_alloc((size_t)groups * sizeof *turn);
+    for (int64_t g = 0; g < groups; g++) turn[g] = g;
+    for (int64_t i = groups - 1; i > 0; i--) {
+        int64_t j = fr_random_below(r, i + 1), swap = turn[i];
+        turn[i] = turn[j];
+        turn[j] = swap;
+    }
+    fr_request *mixed = fr_alloc((size_t)t->count * sizeof *mixed);
+    for (int64_t g = 0, n = 0; g < groups; g++)
+        for (int64_t i = first[turn[g]]; i < first[turn[g] + 1]; i++) mixed[n++] = t->requests[i];
+    memcpy(t->requests, mixed, (size_t)t->count * sizeof *mixed);
+    free(mixed);
+    free(turn);
+    free(first);
+}
+
 static fr_status table2_kind(const spec *s, const fr_trace_options *o, fr_trace *t, fr_random *r, fr_error *err) {
     sharing sh = {{0.1, 0.5, 0.8}, {0, 4, 8}};
     double scale = 1, rate;
@@ -374,18 +404,16 @@ static fr_status table2_kind(const spec *s, const fr_trace_options *o, fr_trace 
     FR_TRY(get_double(s, K_LOW, 0, 1, &sh.share[0], err));
     FR_TRY(get_int(s, K_SIBLINGS, 1, FR_TRACE_MAX_REQUESTS, &sh.siblings[2], err));
     FR_TRY(get_int(s, K_MEDIUM_SIBLINGS, 1, FR_TRACE_MAX_REQUESTS, &sh.siblings[1], err));
-    const char *order = s->value[K_ORDER] ? s->value[K_ORDER] : "shuffled";
-    bool grouped = strcmp(order, "grouped") == 0;
-    if (!grouped && strcmp(order, "shuffled") != 0)
-        return fr_fail(err, FR_BAD_INPUT, "%s: order: expected shuffled or grouped, got '%s'", s->text, order);
+    static const char *const orders[] = {"shuffled", "siblings", "grouped"};
+    const char *order = s->value[K_ORDER] ? s->value[K_ORDER] : orders[0];
+    int how = 0;
+    while (how < 3 && strcmp(order, orders[how]) != 0) how++;
+    if (how == 3)
+        return fr_fail(err, FR_BAD_INPUT, "%s: order: expected shuffled, siblings or grouped, got '%s'", s->text,
+                       order);
     const fr_table2_set *set;
     for (int i = 0; (set = fr_table2_at(i)); i++) FR_TRY(add_set(s, t, set, scale, &sh, &prefix_id, err));
-    for (int64_t i = t->count - 1; i > 0 && !grouped; i--) { /* Fisher and Yates */
-        int64_t j = fr_random_below(r, i + 1);
-        fr_request swap = t->requests[i];
-        t->requests[i] = t->requests[j];
-        t->requests[j] = swap;
-    }
+    if (how < 2) shuffle(t, how == 1 ? &sh : NULL, r);
     for (int64_t i = 0; i < t->count; i++) t->requests[i].id = i; /* order among equal arrivals */
     arrive_in_order(t, rate, r);
     return FR_OK;

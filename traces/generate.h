@@ -7,9 +7,10 @@
  *               benchmark workload has); min=A,max=B clamp lengths; prefix=P,groups=G: each request begins with P
  *               tokens (at most its length - 1) that its group shares, the group drawn evenly from G
  *     batch     the same without rate: all at time 0
- *     table2    the aggregated MoE-Prefill workload: scale=S (1), rate=R (else all at 0), order=shuffled|grouped,
- *               high=, medium=, low= the prefix shares, siblings=N for high, medium_siblings=N
- *     synthetic one cell of the paper's sweep: len=L, count=N (10,485,760 / L, which is 40960, 2560, 320, 80 for 256,
+ *     table2    the aggregated MoE-Prefill workload: scale=S (1), rate=R (else all at 0),
+ * order=shuffled|siblings|grouped, high=, medium=, low= the prefix shares, siblings=N for high, medium_siblings=N.
+ * Orders: requests mixed one by one; mixed with siblings in a row, as when N candidates are asked for; data set by data
+ * set synthetic one cell of the paper's sweep: len=L, count=N (10,485,760 / L, which is 40960, 2560, 320, 80 for 256,
  *               4K, 32K, 128K), rate=R
  *     LENGTHS = N | fixed(N) | uniform(A,B) | lognormal(MEAN,SIGMA) | hist(FILE) | trace(NAME)
  *               lognormal: MEAN in tokens, SIGMA the standard deviation of ln(tokens); hist: CSV with header

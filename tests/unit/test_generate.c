@@ -184,6 +184,33 @@ static void table2_prefixes(void **state) {
     fr_trace_close(t);
 }
 
+/* Order siblings: every prefix of a high or medium set is one run of its requests; data sets are mixed. */
+static void siblings_stay_together(void **state) {
+    (void)state;
+    fr_trace *t = made("table2:scale=0.05,order=siblings", (fr_trace_options){.seed = 3});
+    fr_trace *plain = made("table2:scale=0.05", (fr_trace_options){.seed = 3});
+    const fr_request *r = fr_trace_requests(t);
+    int64_t count = fr_trace_count(t), runs = 0, prefixes = 0, changes = 0, sum = 0, plain_sum = 0;
+    assert_int_equal(count, fr_trace_count(plain));
+    char *seen = calloc((size_t)count * 2, 1);
+    for (int64_t i = 0; i < count; i++) {
+        sum += r[i].tokens * (r[i].source + 1);
+        plain_sum += fr_trace_requests(plain)[i].tokens * (fr_trace_requests(plain)[i].source + 1);
+        assert_int_equal(r[i].id, i);
+        changes += i && r[i].source != r[i - 1].source;
+        if (!fr_table2_at(r[i].source)->sharing) continue;
+        runs += i == 0 || r[i].prefix_id != r[i - 1].prefix_id;
+        prefixes += !seen[r[i].prefix_id];
+        seen[r[i].prefix_id] = 1;
+    }
+    assert_int_equal(runs, prefixes);
+    assert_true(changes > count / 3);
+    assert_int_equal(sum, plain_sum);
+    free(seen);
+    fr_trace_close(plain);
+    fr_trace_close(t);
+}
+
 static void synthetic_sweep(void **state) {
     (void)state;
     static const struct {
@@ -278,13 +305,10 @@ static void wrong_specs(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(arrival_laws),
-        cmocka_unit_test(lengths),
-        cmocka_unit_test(table2_totals),
-        cmocka_unit_test(table2_law),
-        cmocka_unit_test(table2_prefixes),
-        cmocka_unit_test(synthetic_sweep),
-        cmocka_unit_test(equal_seeds_give_equal_requests),
+        cmocka_unit_test(arrival_laws),    cmocka_unit_test(lengths),
+        cmocka_unit_test(table2_totals),   cmocka_unit_test(table2_law),
+        cmocka_unit_test(table2_prefixes), cmocka_unit_test(siblings_stay_together),
+        cmocka_unit_test(synthetic_sweep), cmocka_unit_test(equal_seeds_give_equal_requests),
         cmocka_unit_test(wrong_specs),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
