@@ -12,7 +12,7 @@ for grid in crossover context; do
 done
 
 view="CREATE TEMP VIEW c AS SELECT *, machine = 'gb200x4-nvfp4' AS nvfp4, json_extract(config, '\$.\"no-sharing\"') AS alone,
-    json_extract(config, '\$.\"no-interference\"') AS calm, json_extract(config, '\$.\"gather-chunk\"') AS slice,
+    json_extract(config, '\$.\"no-interference\"') AS calm, json_extract(config, '\$.\"gather-chunk\"') AS slice, json_extract(config, '\$.\"gather-streams\"') AS streams,
     tokens_per_gpu AS budget, replace(trace, 'batch:', '') AS work, tokens_per_s_per_gpu AS rate,
     hidden_comm_s + exposed_comm_s AS transfer_s FROM cells WHERE status = 'done';"
 table() { # grid, title, query
@@ -36,7 +36,7 @@ table context "Iteration: mean seconds per forward and rank, ISL 8K ratio 0.8, 3
      round(json_extract(result, '\$.busy_s.gemm') / k, 3) AS dense, round(json_extract(result, '\$.busy_s.memory') / k, 3) AS memory_bound,
      round(json_extract(result, '\$.busy_s.collective') / k, 3) AS collective, round(json_extract(result, '\$.busy_s.copy') / k, 3) AS p2p_copy,
      round(elapsed_s * gpus / k, 3) AS iteration FROM (SELECT *, CASE strategy WHEN 'ep' THEN forwards * gpus ELSE forwards END AS k FROM c)
-     WHERE work = 'count=1024,len=uniform(6554,8192)' AND budget = 32768 AND NOT nvfp4 AND slice = 0"
+     WHERE work = 'count=1024,len=uniform(6554,8192)' AND budget = 32768 AND NOT nvfp4 AND slice = 0 AND streams = 0"
 ratio="round(d.rate) AS dwdp_rate, round(e.rate) AS ep_rate, round(d.rate / e.rate, 3) AS gain, round(e.ttft_mean_s / d.ttft_mean_s, 2) AS ttft_gain"
 join="JOIN c e ON e.strategy = 'ep' AND e.work = d.work AND e.budget = d.budget AND e.machine = d.machine AND e.routing = 'deepseek-v3'
      AND e.overlap = 'none'"
@@ -44,11 +44,13 @@ table context "Throughput per GPU against ep, by lengths and tokens per forward 
     "SELECT d.work, d.budget AS mnt, d.precision || CASE d.nvfp4 WHEN 1 THEN ' as nvfp4' ELSE '' END AS weights, $ratio,
      round(d.rate / v.rate, 3) AS gain_even, round(d.exposed_comm_s / d.elapsed_s, 2) AS exposed_share
      FROM c d $join LEFT JOIN c v ON v.strategy = 'ep' AND v.work = d.work AND v.budget = d.budget AND v.machine = d.machine AND v.routing = 'even'
-     WHERE d.strategy = 'dwdp' AND d.gpus = 4 AND d.slice = 0 ORDER BY d.nvfp4, d.cell"
-table context "Slices of 2 MiB, one at a time" \
-    "SELECT s.work, s.budget AS mnt, round(d.rate) AS whole, round(s.rate) AS sliced, round(s.rate / d.rate, 3) AS change
-     FROM c s JOIN c d ON d.strategy = 'dwdp' AND d.slice = 0 AND d.work = s.work AND d.budget = s.budget AND d.machine = s.machine
-     AND d.gpus = 4 WHERE s.slice > 0"
+     WHERE d.strategy = 'dwdp' AND d.gpus = 4 AND d.slice = 0 AND d.streams = 0 ORDER BY d.nvfp4, d.cell"
+table context "Source contention: whole pulls one at a time, one per copy engine in flight, and those in slices of 2 MiB" \
+    "SELECT d.work, d.budget AS mnt, round(o.rate) AS one_at_a_time, round(d.rate) AS in_flight, round(s.rate) AS sliced,
+     round(o.rate / e.rate, 3) AS gain_one, round(d.rate / e.rate, 3) AS gain_in_flight, round(s.rate / e.rate, 3) AS gain_sliced
+     FROM c d JOIN c o ON o.strategy = 'dwdp' AND o.streams = 1 AND o.work = d.work AND o.budget = d.budget
+     JOIN c s ON s.strategy = 'dwdp' AND s.slice > 0 AND s.work = d.work AND s.budget = d.budget $join
+     WHERE d.strategy = 'dwdp' AND d.slice = 0 AND d.streams = 0 AND NOT d.nvfp4 ORDER BY d.work DESC, d.budget"
 table context "Group of 3 against a group of 4, per GPU, both against ep of 4" \
     "SELECT d.gpus, round(d.rate) AS rate, round(d.rate / e.rate, 3) AS gain FROM c d JOIN c e ON e.strategy = 'ep' AND e.budget = d.budget
      AND e.work = 'count=512,len=uniform(13107,16384)' AND e.routing = 'deepseek-v3' AND e.overlap = 'none'
