@@ -71,10 +71,12 @@ static fr_status add_text(fr_cost_model *c, int slot, const char *text, size_t l
     if (slot != T_EXTRA && strcmp(t->gpu, c->machine.gpu) != 0) cap = FR_FROM_TRANSFERRED;
     c->sources[c->source_count++] = (fr_source){t, cap};
     size_t used = strlen(c->source);
+    char seeds[32] = "";
+    if (t->seeds && t->seeds < t->count) snprintf(seeds, sizeof seeds, ", %u of them seeded", t->seeds);
     snprintf(c->source + used, sizeof c->source - used, "%s%.80s, %u rows%s", used ? "; " : "", where, t->count,
              cap == FR_FROM_TRANSFERRED ? ", transferred"
-             : t->seeded                ? ", seeded"
-                                        : "");
+             : t->seeds == t->count     ? ", seeded"
+                                        : seeds);
     return FR_OK;
 }
 
@@ -206,10 +208,10 @@ static double rate_of(const fr_cost_model *c, fr_op_kind kind, uint8_t ways, dou
     return factor * (double)s.bytes / ns * 1e9;
 }
 
-/* EMBED stands for a plain streaming kernel: it has no special cost of its own. Links: both directions busy. */
+/* HBM: what a device-to-device copy reads and writes. Links: both directions busy. */
 static void set_capacity(fr_cost_model *c) {
     double link = c->ceilings.link > 0 || c->ceilings.pcie > 0 ? rate_of(c, FR_OP_PULL, 2, 1) : 0;
-    c->capacity = (fr_capacity){.hbm = rate_of(c, FR_OP_EMBED, 1, 1),
+    c->capacity = (fr_capacity){.hbm = rate_of(c, FR_OP_DRAIN, 1, 2),
                                 .link_out = link,
                                 .link_in = link,
                                 .pcie_h2d = c->ceilings.pcie > 0 ? rate_of(c, FR_OP_H2D, 1, 1) : 0,
@@ -286,17 +288,19 @@ void fr_cost_op(const fr_cost_model *c, const fr_shape *shape, const fr_pair *pa
     }
     if (class == FR_CLASS_HOST) host_cost(c, &s, &e);
     bool crowd = (s.kind == FR_OP_PULL || s.kind == FR_OP_PUSH) && s.ranks > 1;
+    /* Inside the grid what was measured stands, under a what-if too: L2 serves small tensors faster than HBM could. */
+    if (e.provenance > FR_FROM_INTERPOLATED && e.ns < base.bound) e.ns = base.bound;
     if (c->scaled && e.provenance < FR_FROM_EXTRAPOLATED) e.provenance = FR_FROM_EXTRAPOLATED;
     if (crowd && e.provenance < FR_FROM_EXTRAPOLATED) e.provenance = FR_FROM_EXTRAPOLATED;
-    if (e.provenance != FR_FROM_MEASURED && e.provenance != FR_FROM_INTERPOLATED && e.ns < base.bound)
-        e.ns = base.bound;
     widen(&e, least_width[e.provenance]);
     if (crowd) widen(&e, 0.25);
     out->ns = fr_max_i64(1, llround(e.ns));
     out->low = fr_min_i64(out->ns, llround(fmax(0, e.low)));
     out->high = fr_max_i64(out->ns, llround(e.high));
     out->provenance = e.provenance;
-    out->hbm_bytes = base.hbm_bytes;
+    /* An op that moves its bytes faster than HBM does found part of them in L2 (the copy of a row that permute gathered
+     * before): only what HBM can have carried counts for sharing, or it would slow down when alone. */
+    out->hbm_bytes = fmin(base.hbm_bytes, c->capacity.hbm * 1e-9 * (double)out->ns);
     out->link_bytes = base.link_bytes;
 }
 

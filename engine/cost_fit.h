@@ -25,7 +25,6 @@ typedef struct {
     double error;        /* leave-one-out, rms of log T */
     int residuals;       /* rows with a feature: where they lie and what they deviate by, in log; 0 = none */
     double *rx, *rf, *rr;
-    double nearness; /* rows nearer than this share one residual */
 } fr_curve;
 
 /* One row to fit: how long it ideally takes, how long it took. */

@@ -51,18 +51,19 @@ typedef enum {
     F_SAMPLES,
     F_CLOCK,
     F_WATTS,
+    F_PROVENANCE,
     F_COUNT
 } field_id;
 
 static const char *const field_names[F_COUNT] = {
-    "precision", "regime",   "m",         "n",          "k",      "bytes",   "rows",        "seqs",
-    "heads",     "kv_heads", "head_dim",  "v_head_dim", "window", "ranks",   "hosts",       "transport",
-    "ways",      "victim",   "aggressor", "alone",      "beside", "overlap", "hbm_traffic", "ns",
-    "p10",       "p90",      "samples",   "clock_mhz",  "watts"};
+    "precision", "regime",   "m",         "n",          "k",      "bytes",     "rows",        "seqs",
+    "heads",     "kv_heads", "head_dim",  "v_head_dim", "window", "ranks",     "hosts",       "transport",
+    "ways",      "victim",   "aggressor", "alone",      "beside", "overlap",   "hbm_traffic", "ns",
+    "p10",       "p90",      "samples",   "clock_mhz",  "watts",  "provenance"};
 
 #define BIT(f)          (UINT32_C(1) << (f))
 #define TIMED           (BIT(F_REGIME) | BIT(F_NS))
-#define ALWAYS_OPTIONAL (BIT(F_P10) | BIT(F_P90) | BIT(F_SAMPLES) | BIT(F_CLOCK) | BIT(F_WATTS))
+#define ALWAYS_OPTIONAL (BIT(F_P10) | BIT(F_P90) | BIT(F_SAMPLES) | BIT(F_CLOCK) | BIT(F_WATTS) | BIT(F_PROVENANCE))
 
 typedef struct {
     const char *where;
@@ -181,7 +182,7 @@ static fr_status read_vector(const reader *r, const char *field, char *text, boo
 
 static fr_status read_field(const reader *r, fr_row *row, field_id f, char *text) {
     static const char *const precisions[] = {"bf16", "fp8"}, *const regimes[] = {"burst", "sustained"},
-                             *const transports[] = {"ce", "nccl", "nccl-ce"},
+                             *const transports[] = {"ce", "nccl", "nccl-ce"}, *const origins[] = {"measured", "seeded"},
                              *const aggressors[] = {"pull", "nccl", "h2d"}, *const victims[] = {"other",      "host",
                                                                                                 "memory",     "gemm",
                                                                                                 "attention",  "grouped",
@@ -189,11 +190,16 @@ static fr_status read_field(const reader *r, fr_row *row, field_id f, char *text
     const char *name = field_names[f];
     fr_shape *s = &row->shape;
     int64_t v = 0;
+    uint8_t origin;
     switch (f) {
     case F_PRECISION:
         return read_name(r, name, text, precisions, FR_PRECISIONS, &s->precision);
     case F_REGIME:
         return read_name(r, name, text, regimes, 2, &row->regime);
+    case F_PROVENANCE:
+        FR_TRY(read_name(r, name, text, origins, 2, &origin));
+        row->provenance = (uint8_t)(origin ? FR_FROM_SEEDED : FR_FROM_MEASURED);
+        return FR_OK;
     case F_TRANSPORT:
         return read_name(r, name, text, transports, 3, &s->transport);
     case F_VICTIM:
@@ -365,6 +371,7 @@ static fr_status read_row(const reader *r, char *line) {
     if (t->count >= ROW_LIMIT) return bad(r, "op", "more than 16384 rows");
     FR_GROW(t->rows, t->cap, t->count + 1);
     t->rows[t->count++] = row;
+    t->seeds += row.provenance == FR_FROM_SEEDED;
     return FR_OK;
 }
 

@@ -17,7 +17,7 @@ typedef enum {
 typedef struct {
     uint8_t type;       /* fr_row_type */
     uint8_t regime;     /* fr_regime */
-    uint8_t provenance; /* FR_FROM_MEASURED, or FR_FROM_SEEDED where the table says so */
+    uint8_t provenance; /* FR_FROM_MEASURED, or FR_FROM_SEEDED where the table or the row says so */
     uint8_t ways;       /* copies: 1 = one direction busy, 2 = both at once */
     uint8_t victim;     /* slowdown: fr_op_class */
     uint8_t aggressor;  /* slowdown: fr_aggressor */
@@ -45,6 +45,7 @@ typedef struct {
     fr_row *rows;
     fr_pair *pairs;
     uint32_t count, cap, pairs_count, pairs_cap;
+    uint32_t seeds; /* rows among them that are seeded */
     fr_ceilings ceilings;
     char gpu[32];
     bool seeded;

@@ -1,0 +1,226 @@
+#!/usr/bin/env python3
+"""Makes a cost table (kernels/measured/FORMAT.md) from the rows that bench_kernels writes.
+
+    tests/tools/raw_to_table.py kernels/measured/raw/h200-2026-11-22.txt tests/data/seeds/h200.txt \
+        >kernels/measured/h200.txt
+
+The second file is an older, seeded table: its header gives the ceilings, and of its rows those stay, marked
+provenance=seeded, that the bench does not measure (SEEDS below). Whole layers (layer, layer_*) are never used: they
+judge the cost model, they do not feed it.
+
+Which reading is the burst: a compute-bound kernel draws more than the power limit allows, and the limit sets in some
+50 ms into a burst, so a median of 0.12 s of launches lies on either side of it (645, 723 and 759 TFLOP/s for one
+kernel in three turns), while the first decile repeats within 1 %. A table's burst is the full clock, so for products
+and attention it is the least first decile of all turns of a shape; p90 stays and makes the interval. Sustained rows
+and everything bound by memory or latency are medians. Rows that were in the limit from their first launch on are left
+out: those whose rate falls more than HOT below that of a smaller shape of their series, which full-clock physics does
+not explain. They are listed at the end of the table.
+"""
+import bisect
+import re
+import sys
+
+HOT = 0.04  # three times what first deciles of cool turns differ by, and less than what the limit takes (10-20 %)
+
+# what one machine and one bench cannot give: peers, collectives, interference, FP8, latent attention, read-backs
+SEEDS = re.compile(r"^(allgather|alltoall|allreduce|pull|readback|slowdown|memory) |precision=fp8|head_dim=192")
+
+MASK = (1 << 64) - 1
+
+
+class Random:
+    """splitmix64, as in tests/gpu/gpu.h"""
+
+    def __init__(self, seed):
+        self.s = seed
+
+    def next(self):
+        self.s = (self.s + 0x9E3779B97F4A7C15) & MASK
+        z = self.s
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
+        return z ^ (z >> 31)
+
+    def uniform(self):
+        return (self.next() >> 11) * 2.0**-53
+
+    def below(self, n):
+        return self.next() % n
+
+
+def expert_rows(experts, mean, pattern):
+    """rows= of make_offsets in tests/gpu/bench_kernels.cu; the power law is drawn again"""
+    if pattern == "equal":
+        return f"{mean}x{experts}"
+    if pattern == "multinomial":  # even routing: the format's own word for its spread
+        return f"random:{mean * experts}/{experts}"
+    share, low, high = [], 0.0, 3.0  # (i + 1)^-s, s such that the hottest expert has six times the mean
+    for _ in range(60):
+        s = (low + high) / 2
+        total = sum((i + 1) ** -s for i in range(experts))
+        share = [(i + 1) ** -s / total for i in range(experts)]
+        low, high = (s, high) if share[0] * experts < 6 else (low, s)
+    r = Random(3)
+    for i in range(experts - 1, 0, -1):
+        j = r.below(i + 1)
+        share[i], share[j] = share[j], share[i]
+    r, up, total = Random(11), [], 0.0
+    for x in share:
+        total += x
+        up.append(total)
+    count = [0] * experts
+    for _ in range(experts * mean):
+        count[min(bisect.bisect_right(up, r.uniform() * total), experts - 1)] += 1
+    return ",".join(map(str, count))
+
+
+def fields(shape):
+    """E=128,N=3072,multinomial -> {E: 128, N: 3072}, [multinomial]"""
+    parts = shape.split(":", 1)[-1].split(",")
+    return dict(p.split("=") for p in parts if "=" in p), [p for p in parts if "=" not in p]
+
+
+def grouped(op, shape):
+    f, words = fields(shape)
+    e, n, k, mean = (int(f[x]) for x in ("E", "N", "K", "rows"))
+    if op != ("grouped_cluster_skew" if mean >= 512 else "grouped"):
+        return None  # not what fr_k_grouped_default takes
+    name = {"up": "expert_up", "do": "expert_down", "pl": "grouped"}[shape[:2]]
+    return f"{name} precision=bf16 rows={expert_rows(e, mean, words[0])} n={n} k={k}", (name, n, k, words[0])
+
+
+def gemm(op, shape):
+    """The output projection was measured with its residual added (2 % more bytes), but for one shape."""
+    f, _ = fields(shape)
+    m, n, k = (int(f[x]) for x in "MNK")
+    name = {(9216, 4096): "gemm_qkv", (5120, 2048): "gemm_qkv", (4096, 8192): "gemm_o", (2048, 4096): "gemm_o"}
+    kind = "gemm_router" if op == "gemm_f32" else name.get((n, k), "gemm")
+    series = None if op == "gemm_f32" else ("gemm", n, k)  # the router's reads its input at memory speed
+    return f"{kind} precision=bf16 m={m} n={n} k={k}", series
+
+
+def attention(op, shape):
+    """The graph that engine/cuda takes: without padding masks for two and more sequences of up to 1,024, else packed."""
+    f, _ = fields(shape)
+    b, length = int(f["b"]), int(f["len"])
+    if (op == "attention_uniform") != (b > 1 and length <= 1024):
+        return None
+    q, kv = f["heads"].split("/")
+    row = f"attention precision=bf16 seqs={length}+0x{b} heads={q} kv_heads={kv} head_dim={f['D']}"
+    return row, ("attention", q, b * length if b > 1 else 1)
+
+
+def memory(op, shape):
+    """HBM bytes as engine/strategy/layer.c counts them, which is what a cost is asked with."""
+    f, _ = fields(shape)
+    t = int(f.get("T", f.get("rows", 0)))
+    h, k = int(f.get("H", 0)), int(f.get("k", 0))
+    if op == "embedding":
+        return f"embed m={t} n={h} bytes={t * (4 + 4 * h)}", None
+    if op in ("rmsnorm", "add_rmsnorm"):  # with the residual: delta in, stream in and out, rows out
+        return f"norm m={t} n={h} bytes={t * h * (8 if op[0] == 'a' else 4)}", None
+    if op == "qk_norm_rope":
+        q, kv = map(int, f["heads"].split("/"))
+        d = int(f["D"])
+        return f"rope m={t} n={q * d} bytes={4 * t * (q + kv) * d}", None
+    if op == "router":
+        e = int(f["E"])
+        return f"topk m={t} n={e} bytes={t * (4 * e + 8 * k)}", None
+    if op == "route":
+        e = int(f["E"])
+        return f"sort m={t * k} n={e} bytes={12 * t * k + 8 * e}", None
+    if op == "permute":  # a row in for each row out, though ours reads each token's row once
+        return f"permute m={t * k} n={h} bytes={4 * h * t * k}", None
+    if op == "combine":  # k rows, the residual in and out; the norm behind it is an op of its own in a plan
+        return f"combine m={t} n={h} bytes={2 * h * t * (k + 2)}", None
+    if op == "swiglu":
+        i = int(f["I"])
+        return f"swiglu m={t} n={i} bytes={6 * t * i}", None
+    return None
+
+
+def other(op, shape):
+    f, _ = fields(shape)
+    if op == "launch_host":
+        return "launch m=1", None
+    if op == "launch_graph":  # one block, back to back: the shortest that a kernel takes on the device
+        return "kernel_floor", None
+    name = {"copy_h2d": "h2d", "copy_d2h": "d2h", "copy_d2d": "drain"}.get(op)
+    return (f"{name} bytes={f['bytes']}", None) if name else None
+
+
+def convert(op, shape):
+    """-> (row up to the regime, series for the power rule or None), or None: not used"""
+    if op.startswith("layer") or op.startswith("dense_own") or op.startswith("grouped_gather") or op.endswith("loop"):
+        return None
+    if op.startswith("grouped"):
+        return grouped(op, shape)
+    if op.startswith("gemm"):
+        return gemm(op, shape)
+    if op.startswith("attention"):
+        return attention(op, shape)
+    return other(op, shape) or memory(op, shape)
+
+
+def main():
+    raw, seeds = sys.argv[1:3]
+    rows = {}  # (row, regime) -> list of readings
+    for line in open(raw, encoding="ascii"):
+        if line.startswith("#") or not line.strip():
+            continue
+        op, shape, regime, *numbers = line.split()
+        made = convert(op, shape)
+        if made:
+            rows.setdefault((made[0], regime), (made[1], []))[1].append([float(x) for x in numbers])
+
+    out, series = [], {}
+    for (row, regime), (kind, turns) in rows.items():
+        if kind and regime == "burst":
+            turn = min(turns, key=lambda t: t[1])
+            ns, p10, p90 = turn[1], turn[1], max(t[2] for t in turns)
+            series.setdefault(kind, []).append((turn[5], turn[5] / ns, len(out)))
+        else:
+            turn = sorted(turns)[len(turns) // 2]
+            ns, p10, p90 = turn[:3]
+        text = f"{row} regime={regime} ns={ns:.0f} p10={p10:.0f} p90={p90:.0f}"
+        if regime == "sustained":  # those of a burst are read after it
+            text += f" clock_mhz={turn[3]:.0f} watts={turn[4]:.0f}"
+        out.append(text + (f"  ## {len(turns)} turns" if len(turns) > 1 else ""))
+    hot = set()
+    for points in series.values():
+        best = 0.0
+        for _, rate, at in sorted(points):
+            if rate < best * (1 - HOT):
+                hot.add(at)
+            best = max(best, rate)
+
+    print("""# gpu: h200
+# driver: 580.159.04
+# cuda: 13.0
+# cublas: 13.1.0
+# cudnn: 9.19.0
+# nccl: 2.28.9
+# date: 2026-11-22
+# kernels: grouped GEMM with a scheduler warp and clusters of two
+# source: raw/h200-2026-11-22.txt by tests/tools/raw_to_table.py; rows marked seeded: first readings and published figures
+# grouped_tile: 64""")
+    kept = []
+    for line in open(seeds, encoding="utf-8"):
+        if re.match(r"# (sms|peak_|hbm_|link_|pcie_)", line):
+            print(line, end="")
+        elif line[0] not in "#\n" and SEEDS.search(line):
+            head, *comment = line.rstrip("\n").split("  ##", 1)
+            kept.append(head + " provenance=seeded" + "".join("  ##" + c for c in comment))
+    print("""## Made from raw rows: do not edit. Ceilings are datasheet figures; pcie_rate is what pinned memory reaches.
+## Burst: full clock; for products and attention the first decile of a burst's launches (see the converter's head).
+## gemm_o: measured with the residual added, but at m=16384. Bytes of memory-bound rows: engine/strategy/layer.c.
+""")
+    print("\n".join(x for i, x in enumerate(out) if i not in hot))
+    print("\n## Not measured by the bench: first readings of other libraries, and published figures")
+    print("\n".join(kept))
+    print("\n## Left out, in the power limit from the first launch on:")
+    for i in sorted(hot):
+        print("##", out[i])
+
+
+main()
