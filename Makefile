@@ -90,7 +90,7 @@ demo:
 	@FORERUN=$(BUILD)/forerun experiments/demo/demo.sh $(BUILD)/demo
 
 engine-check:
-	@if command -v nvcc >/dev/null 2>&1 && [ -f kernels/kernels.mk ]; then $(MAKE) --no-print-directory -j2 gpu-test-build; \
+	@if command -v nvcc >/dev/null 2>&1 && [ -f kernels/kernels.mk ]; then $(MAKE) --no-print-directory -j2 gpu-test-build engine; \
 	else echo "no nvcc here: the engine is not compiled"; fi
 
 clean:
