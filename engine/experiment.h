@@ -5,6 +5,7 @@
 #ifndef FR_EXPERIMENT_H
 #define FR_EXPERIMENT_H
 
+#include "engine/audit.h"
 #include "engine/cost.h"
 #include "engine/layout.h"
 #include "engine/sched/sched.h"
@@ -126,6 +127,7 @@ typedef struct fr_result {
     bool fits;
     char reason[256];
     fr_provenance_share provenance;
+    fr_audit audit; /* of the first forward of every unit: shapes that nobody has measured */
     int64_t class_ns[FR_CLASS_COUNT];
     int64_t ops_played, ops_folded, ops_skipped, solves;
     int64_t sent_bytes, received_bytes, host_bytes; /* busiest rank, per forward in batch mode, in all in trace mode */

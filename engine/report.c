@@ -96,6 +96,21 @@ static void put_head(json_t *o, const fr_setup *s) {
     put_int(o, "seed", (int64_t)e->seed);
 }
 
+/* What was never measured: text, provenance and share of the audited ops' time. */
+static json_t *audit_json(const fr_audit *a) {
+    json_t *list = json_array();
+    for (int i = 0; i < a->count; i++) {
+        char text[128];
+        fr_audit_text(&a->rows[i], text);
+        json_t *o = json_object();
+        put(o, "shape", json_string(text));
+        put(o, "provenance", json_string(fr_provenance_name((fr_provenance)a->rows[i].provenance)));
+        put_real(o, "share", a->ns > 0 ? (double)a->rows[i].ns / (double)a->ns : 0);
+        json_array_append_new(list, o);
+    }
+    return list;
+}
+
 static json_t *provenance_json(const fr_provenance_share *p) {
     int64_t sum = 0;
     for (int i = 0; i < FR_FROM_KINDS; i++) sum += p->ns[i];
@@ -151,6 +166,7 @@ static void put_times(json_t *o, const fr_setup *s, const fr_result *r) {
     put_real(i, "forward_high_s", r->forward_high_s);
     put(o, "interval", i);
     put(o, "cost_provenance", provenance_json(&r->provenance));
+    put(o, "unmeasured", audit_json(&r->audit));
     json_t *c = json_object();
     for (int k = 0; k < FR_CLASS_COUNT; k++) put_ns(c, class_names[k], played, r->class_ns[k]);
     put(o, "busy_s", c);

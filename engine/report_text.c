@@ -97,6 +97,20 @@ static void add_provenance(const fr_result *r, fr_text *out) {
     fr_text_add(out, "\n");
 }
 
+/* Shapes that the costs were asked for and that nobody has measured, the heaviest first. */
+static void add_audit(const fr_audit *a, fr_text *out) {
+    enum { SHOWN = 8 };
+    if (!a->count || a->ns <= 0) return;
+    fr_text_add(out, "never measured, share of the ops' time\n");
+    for (int i = 0; i < a->count && i < SHOWN; i++) {
+        char text[128];
+        fr_audit_text(&a->rows[i], text);
+        fr_text_add(out, "  %5.1f %%  %-12s %s\n", 100.0 * (double)a->rows[i].ns / (double)a->ns,
+                    fr_provenance_name((fr_provenance)a->rows[i].provenance), text);
+    }
+    if (a->count > SHOWN) fr_text_add(out, "  and %d more (--json lists them)\n", a->count - SHOWN);
+}
+
 static void add_money(const fr_setup *s, const fr_result *r, fr_text *out) {
     if (isfinite(r->price_per_mtoken))
         fr_text_add(out, "price            %.4f %s per million tokens\n", r->price_per_mtoken, s->machine.currency);
@@ -128,6 +142,7 @@ void fr_report_result(const fr_setup *s, const fr_result *r, fr_text *out) {
     if (r->idle_ranks) fr_text_add(out, "idle ranks       %d: too few whole sequences for every GPU\n", r->idle_ranks);
     add_parts(s, r, out);
     add_provenance(r, out);
+    add_audit(&r->audit, out);
     fr_text_add(out,
                 "ops              %" PRId64 " played, %" PRId64 " folded, %" PRId64 " skipped, %" PRId64
                 " bandwidth solves",

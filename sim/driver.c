@@ -50,6 +50,7 @@ typedef struct {
     uint32_t requests_cap;
     fr_forward_record *forwards;
     uint32_t forwards_count, forwards_cap;
+    fr_audit audit;
     int64_t forwards_done, tokens, cached, first_release, last_end, last_answer, expected;
     double flops, low_ns, high_ns, service_ns;
     fr_traffic *traffic; /* [plan ranks], of finished forwards */
@@ -90,6 +91,7 @@ static void give(drive *d, int unit, const fr_batch *batches, const fr_sched_bat
     FR_GROW(d->flights, d->flights_cap, d->flights_count + 1);
     d->flights[d->flights_count++] =
         (flight){f, now, tickets, fr_alloc((size_t)d->slots * sizeof *d->flights->answers)};
+    if (d->unit_given[unit] == 0) fr_audit_fragment(&d->audit, d->setup->cost, f);
     d->unit_held[unit]++;
     d->unit_given[unit]++;
     fr_player_append(d->player, f, now);
@@ -449,6 +451,8 @@ static void fill_result(drive *d, fr_result *out) {
     fr_player_stats stats;
     fr_player_stats_get(d->player, &stats);
     out->provenance = stats.provenance;
+    fr_audit_sort(&d->audit);
+    out->audit = d->audit;
     memcpy(out->class_ns, stats.class_ns, sizeof out->class_ns);
     out->ops_played = stats.played;
     out->ops_skipped = stats.skipped;
