@@ -23,6 +23,7 @@ typedef const char *(*enum_names)(int); /* NULL at the end */
 NAMES(attention_names, "dp", "tp")
 NAMES(wait_names, "layer", "moe")
 NAMES(chunking_names, "fixed", "balanced")
+NAMES(spread_names, "even", "uniform", "none")
 NAMES(route_names, "round-robin", "least-tokens", "vllm", "prefix")
 NAMES(regime_names, "burst", "sustained")
 static const char *precision_names(int i) {
@@ -124,6 +125,8 @@ static const char *overlap_names(int i) {
       T_TEXT, trace, 0, 0, NULL)                                                                                       \
     X("format", "NAME", "Trace", "format of the trace file, where it is not to be detected", T_TEXT, format, 0, 0,     \
       NULL)                                                                                                            \
+    X("spread", "even|uniform|none", "Trace", "mooncake: how arrivals are spread within a recorded 3 s step", T_ENUM,  \
+      spread, 0, 0, spread_names)                                                                                      \
     X("rate", "R", "Trace", "requests per second in place of the recorded arrivals; 0 = as recorded", T_REAL, rate, 0, \
       1e9, NULL)                                                                                                       \
     X("duration", "S", "Trace", "take the arrivals of the first S seconds; 0 = all", T_REAL, duration_s, 0, 1e9, NULL) \

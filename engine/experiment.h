@@ -29,6 +29,7 @@ typedef struct fr_experiment {
     /* trace mode */
     char trace[512];      /* file or built-in name or generator spec; "" = batch mode */
     char format[32];      /* "" = detect */
+    int spread;           /* fr_spread (traces/trace.h): mooncake's steps; default even */
     double rate;          /* requests/s; 0 = as recorded */
     double duration_s;    /* of arrivals taken; 0 = all */
     int64_t max_requests; /* 0 = all */

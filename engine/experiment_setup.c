@@ -108,6 +108,7 @@ static fr_status refuse_unused(const fr_experiment *e, fr_error *err) {
         {"prefix", !trace, "equal batches: a trace has its own prefixes"},
         {"forwards", !trace, "equal batches: with --trace use --requests or --duration"},
         {"format", trace, "--trace"},
+        {"spread", trace && strchr(e->trace, ':') == NULL, "a trace file with stepped arrivals (mooncake)"},
         {"rate", trace, "--trace"},
         {"duration", trace, "--trace"},
         {"requests", trace, "--trace"},

@@ -340,6 +340,7 @@ static fr_status open_sched(drive *d) {
 static fr_status open_trace(const fr_setup *s, const fr_drive_options *options, fr_trace **out, fr_error *err) {
     const fr_experiment *e = &s->experiment;
     fr_trace_options o = {.format = e->format[0] ? e->format : NULL,
+                          .spread = (fr_spread)e->spread,
                           .rate = e->rate,
                           .duration_s = e->duration_s,
                           .max_requests = e->max_requests,
