@@ -179,8 +179,9 @@ static void close_flight(drive *d, flight *fl, fr_forward_record *r) {
             for (int i = 0; i < batch->count; i++) {
                 r->tokens += (int64_t)batch->sequences[i].queries * d->stands_for;
                 r->cached += (int64_t)batch->sequences[i].prefix * d->stands_for;
-                FR_GROW(d->ttft, d->ttft_cap, d->ttft_count + 1);
-                d->ttft[d->ttft_count++] = (double)(answered - fl->given) * 1e-9;
+                FR_GROW(d->ttft, d->ttft_cap, d->ttft_count + (uint32_t)d->stands_for);
+                for (int k = 0; k < d->stands_for; k++)
+                    d->ttft[d->ttft_count++] = (double)(answered - fl->given) * 1e-9;
             }
             d->last_answer = fr_max_i64(d->last_answer, answered);
         }
@@ -419,7 +420,7 @@ static void fill_result(drive *d, fr_result *out) {
     out->gpus = fr_layout_gpus(&e->layout);
     out->stage_ranks = fr_layout_stage_ranks(&e->layout);
     out->requests = d->sched ? d->requests_count : d->ttft_count;
-    out->forwards = d->forwards_done;
+    out->forwards = d->forwards_done * fr_planner_real_units(d->planner) / d->units;
     out->tokens = d->tokens;
     out->cached_tokens = d->cached;
     out->elapsed_ns = d->last_end - d->first_release;
@@ -454,7 +455,7 @@ static void fill_result(drive *d, fr_result *out) {
     out->provenance = stats.provenance;
     fr_audit_sort(&d->audit);
     out->audit = d->audit;
-    memcpy(out->class_ns, stats.class_ns, sizeof out->class_ns);
+    for (int c = 0; c < FR_CLASS_COUNT; c++) out->class_ns[c] = stats.class_ns[c] * plan->fold;
     out->ops_played = stats.played;
     out->ops_skipped = stats.skipped;
     out->ops_folded = stats.folded;

@@ -304,6 +304,9 @@ fr_plan *fr_planner_plan(fr_planner *p) {
 int fr_planner_units(const fr_planner *p) {
     return p->units;
 }
+int fr_planner_real_units(const fr_planner *p) {
+    return p->units * p->plan->fold / (p->folded ? p->real_unit_ranks : 1);
+}
 int fr_planner_slots(const fr_planner *p) {
     return p->slots;
 }

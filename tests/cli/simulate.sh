@@ -34,6 +34,16 @@ for fold in "" --no-fold; do
     json "json_extract(j,'\$.traffic.received_bytes')" $((7 * 112 * 3 * 2048 * 768 * 2))
     json "json_extract(j,'\$.traffic.sent_bytes')" $((7 * 112 * 3 * 2048 * 768 * 2))
 done
+# folding identical ranks changes no byte of a result but the count of ops that were played and folded
+for options in "--strategy dp" "--strategy tp" "--strategy ep" "--strategy ep --overlap tbo" "--strategy asyncep" \
+    "--strategy asyncep --gather nccl" "--strategy dwdp --gather-chunk 4M" "--strategy offload" "--strategy offload --ep 1" \
+    "--attention tp --tp 4 --dp 2 --experts ep --ep 8"; do
+    for fold in "" --no-fold; do
+        expect 0 simulate $small --skew even $options $fold --json
+        sqlite3 :memory: "SELECT json_remove(CAST(readfile('$out') AS TEXT), '\$.ops', '\$.experiment.no-fold')" >"$work/fold$fold.json"
+    done
+    same "$work/fold.json" "$work/fold--no-fold.json" "folding of $options"
+done
 # what-ifs act, and print both
 expect 0 simulate $small --strategy ep --what-if nvlink=2x --json
 json "json_extract(j,'\$.what_if')" "nvlink=2x"
