@@ -50,6 +50,7 @@ struct fr_cost_model {
     bool fp8_attention;
     double slowdown[FR_CLASS_COUNT][FR_AGGRESSORS];
     fr_capacity capacity;
+    bool from_folder; /* a table of the folder that was asked for is in use */
     uint64_t hash;
     char source[256];
 };
@@ -94,7 +95,7 @@ static fr_status add_gpu(fr_cost_model *c, int slot, const char *gpu, fr_provena
             char *text;
             size_t length;
             FR_TRY(fr_read_file(where, TABLE_LIMIT, &text, &length, err));
-            *found = true;
+            *found = c->from_folder = true;
             fr_status status = add_text(c, slot, text, length, where, cap, err);
             free(text);
             return status;
@@ -124,6 +125,10 @@ static fr_status open_tables(fr_cost_model *c, fr_error *err) {
     FR_TRY(add_gpu(c, T_OWN, c->machine.gpu, FR_FROM_MEASURED, &found, err));
     if (strcmp(c->machine.gpu, FALLBACK_GPU) != 0)
         FR_TRY(add_gpu(c, T_FALLBACK, FALLBACK_GPU, FR_FROM_TRANSFERRED, &found, err));
+    if (c->options.tables && !c->from_folder)
+        return fr_fail(err, FR_BAD_INPUT,
+                       "%.256s: no such folder, or it holds neither %.64s.txt nor " FALLBACK_GPU ".txt",
+                       c->options.tables, c->machine.gpu);
     return FR_OK;
 }
 

@@ -36,6 +36,8 @@ refuse --precision --strategy tp --precision fp4
 refuse --precision --strategy tp --machine a100x8 --precision fp8
 refuse no-such-model --strategy tp --model no-such-model
 refuse no-such-machine --strategy tp --machine no-such-machine
+refuse no-such-folder --strategy tp --costs no-such-folder
+refuse /dev/null --strategy tp --costs /dev/null
 refuse --what-if --strategy tp --what-if warp=2x
 expect 2 plan --strategy tp --trace azure-code && says --trace
 

@@ -521,9 +521,10 @@ static void folder(void **state) {
     assert_non_null(mkdtemp(dir));
     fr_machine m = machine("h200");
     fr_cost_options o = {.tables = dir, .what_if = FR_WHAT_IF_NONE};
-    fr_cost_model *c = open_with(&m, &o);
-    assert_int_equal(cost(c, gemm(4096, 9216, 4096), NULL).ns, 399360); /* the shipped table's row */
-    fr_cost_close(c);
+    fr_cost_model *c;
+    fr_error none = {0};
+    assert_int_equal(fr_cost_open(&m, &o, &c, &none), FR_BAD_INPUT); /* no table in it: not silently the shipped ones */
+    assert_non_null(strstr(none.text, "h200.txt"));
     static const char *const gpus[] = {"h200", "h100", "h200"};
     static const char *const ns[] = {"444000", "444000", "bad"};
     for (int i = 0; i < 3; i++) {
