@@ -96,6 +96,11 @@ engine-check:
 clean:
 	rm -rf $(BUILD)
 
+# the README's list of options, from the program's own tables
+reference: $(BUILD)/forerun
+	FORERUN=$(BUILD)/forerun tests/tools/readme_reference.sh
+.PHONY: reference
+
 FORMATTED = $(filter-out kernels/% engine/cuda/% tests/gpu/%,$(shell git ls-files '*.c' '*.h'))
 format:
 	clang-format -i $(FORMATTED)
