@@ -101,6 +101,14 @@ reference: $(BUILD)/forerun
 	FORERUN=$(BUILD)/forerun tests/tools/readme_reference.sh
 .PHONY: reference
 
+# on a machine with Hopper GPUs: kernels against CPU references, the engine against itself and transformers; then the figures
+.PHONY: gpu-test gpu-bench
+gpu-test: gpu-test-build engine
+	$(BUILD)/gpu/test_kernels
+	bash tests/gpu/test_engine.sh $(BUILD)/forerun-cuda
+gpu-bench: gpu-test-build
+	$(BUILD)/gpu/bench_kernels --out $(BUILD)/gpu-bench.txt
+
 FORMATTED = $(filter-out kernels/% engine/cuda/% tests/gpu/%,$(shell git ls-files '*.c' '*.h'))
 format:
 	clang-format -i $(FORMATTED)
