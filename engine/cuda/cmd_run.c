@@ -75,11 +75,29 @@ static fr_status open_prompts(job *j, const char *path, fr_error *err) {
         j->prompt_requests[i] = (fr_request){.id = i,
                                              .tokens = j->prompts.prompts[i].tokens,
                                              .prefix_id = -1,
+                                             .blocks = j->prompts.prompts[i].blocks,
+                                             .blocks_count = j->prompts.prompts[i].tokens / FR_PROMPT_BLOCK,
+                                             .block_tokens = FR_PROMPT_BLOCK,
                                              .candidates = j->prompts.prompts[i].candidates_count};
     j->options.requests = j->prompt_requests;
     j->options.requests_count = j->prompts.count;
     j->options.prompts = &j->prompts;
     return FR_OK;
+}
+
+/*
+ * The default prefix cache: what the simulator would take (memory that the layout leaves), less a tenth for what memory
+ * estimates leave out; nothing where no request shares anything. Set in the setup, so that the prediction has the same.
+ */
+static void size_cache(job *j) {
+    fr_experiment *e = &j->setup.experiment;
+    bool shares = false;
+    if (e->cache_tokens >= 0) return;
+    for (int64_t i = 0; i < j->options.requests_count && !shares; i++)
+        shares = j->options.requests[i].blocks_count > 0 || j->options.requests[i].prefix_id >= 0;
+    const int64_t left = j->setup.machine.hbm_bytes - j->setup.memory.total;
+    const int64_t each = fr_model_kv_bytes_layer(&j->setup.model) * fr_layout_layers(&e->layout, &j->setup.model);
+    e->cache_tokens = shares && e->layout.kv_cache && left > 0 ? left / each * 9 / 10 : 0;
 }
 
 static fr_status open_requests(job *j, const cli_args *a, const char *exe, fr_error *err) {
@@ -93,7 +111,9 @@ static fr_status open_requests(job *j, const cli_args *a, const char *exe, fr_er
     int64_t longest = 0;
     for (int64_t i = 0; i < j->options.requests_count; i++)
         longest = fr_max_i64(longest, j->options.requests[i].tokens);
-    return fr_setup_size(&j->setup, longest, err);
+    FR_TRY(fr_setup_size(&j->setup, longest, err));
+    size_cache(j);
+    return FR_OK;
 }
 
 /* Prompts are a trace of their own, all there at once; nothing is kept between forwards. */
@@ -109,7 +129,7 @@ static fr_status make_setup(job *j, const cli_args *a, fr_error *err) {
         e.offline = true;
     }
     if (weights && !fr_experiment_given(&e, "model")) snprintf(e.model, sizeof e.model, "%s/config.json", weights);
-    if (e.trace[0] && e.cache_tokens < 0) e.cache_tokens = 0;
+    if (prompts && e.cache_tokens < 0) e.cache_tokens = 0;
     j->options.weights = weights;
     return fr_setup_open(&e, &j->setup, err);
 }

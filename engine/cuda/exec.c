@@ -38,6 +38,7 @@ typedef struct {
 typedef struct {
     const fr_fragment *f;
     int32_t *staging; /* pinned */
+    int64_t staging_ints;
     float *logits;    /* pinned */
     int32_t *offsets; /* pinned, [layers][E + 1] */
     int32_t *counts;
@@ -74,7 +75,19 @@ int64_t fr_exec_now(const fr_exec *x) {
 }
 
 int64_t fr_exec_bytes(const fr_exec *x) {
-    return x->rank.arena_bytes + (int64_t)x->rank.attention_workspace_bytes;
+    const fr_device_rank *r = &x->rank;
+    return r->arena_bytes + (int64_t)r->attention_workspace_bytes + 4 * r->batch_ints +
+           2 * r->kv_width * (r->context_capacity + (r->kv ? r->layers * r->kv_capacity : 0));
+}
+
+void fr_exec_kv_trim(fr_exec *x, int32_t handle, int32_t tokens) {
+    if (x->rank.kv_rows) fr_kv_rows_trim(x->rank.kv_rows, handle, tokens);
+}
+int32_t fr_exec_kv_available(const fr_exec *x) {
+    return x->rank.kv_rows ? fr_kv_rows_available(x->rank.kv_rows) : 0;
+}
+int32_t fr_exec_kv_handles(const fr_exec *x) {
+    return x->rank.kv_rows ? fr_kv_rows_handles(x->rank.kv_rows) : 0;
 }
 
 fr_status fr_exec_replan(fr_exec *x, const fr_plan *plan, bool spans, fr_error *err) {
@@ -114,8 +127,6 @@ static fr_status open_slot(fr_exec *x, flight *f, fr_error *err) {
     const size_t offsets = (size_t)r->layers * (size_t)(r->model->experts + 1);
     cudaEvent_t *events[4] = {&f->begin, &f->entry, &f->answer, &f->end};
     for (int i = 0; i < 4; i++) FR_TRY(check(x, cudaEventCreate(events[i]), "cudaEventCreate", err));
-    FR_TRY(check(x, cudaHostAlloc((void **)&f->staging, (size_t)r->batch_ints * 4, cudaHostAllocDefault),
-                 "cudaHostAlloc", err));
     FR_TRY(check(x, cudaHostAlloc((void **)&f->logits, (size_t)r->most_logits * 4, cudaHostAllocDefault),
                  "cudaHostAlloc", err));
     if (!x->o.counts) return FR_OK;
@@ -390,6 +401,15 @@ static cudaStream_t compute_stream(const fr_exec *x) {
 static fr_status issue_forward(fr_exec *x, flight *f, const fr_exec_batch *batch, fr_error *err) {
     const cudaStream_t stream = compute_stream(x);
     const fr_device_rank *r = &x->rank;
+    int64_t ints = 0;
+    FR_TRY(fr_batch_plan(&x->rank, batch, &ints, err));
+    if (ints > f->staging_ints) { /* this flight is out of use: its staging may go */
+        if (f->staging) FR_TRY(check(x, cudaFreeHost(f->staging), "cudaFreeHost", err));
+        f->staging = NULL;
+        f->staging_ints = ints + ints / 2;
+        FR_TRY(check(x, cudaHostAlloc((void **)&f->staging, (size_t)f->staging_ints * 4, cudaHostAllocDefault),
+                     "cudaHostAlloc", err));
+    }
     FR_TRY(check(x, cudaEventRecord(f->begin, stream), "cudaEventRecord", err));
     FR_TRY(fr_batch_upload(&x->rank, batch, f->staging, stream, err));
     for (uint32_t i = 0; i < x->o.plan->lanes_count; i++) x->lanes[i].last = NULL; /* the tables stand between */

@@ -26,13 +26,15 @@ typedef struct {
     const fr_weights *weights;
     fr_load load;
     int rank;
-    int64_t positions; /* longest sequence, cached prefix included */
-    int candidates;    /* most candidates of one sequence */
-    bool vocabulary;   /* some sequences want the logits of the whole vocabulary */
-    bool varied;       /* batches differ in their number of sequences: prepare for it */
-    bool spans;        /* time every op */
-    bool counts;       /* read back tokens per expert */
-    bool check_ops;    /* wait after every op: a failure of the device is named exactly; for finding faults only */
+    int64_t positions;   /* longest sequence, cached prefix included */
+    int candidates;      /* most candidates of one sequence */
+    bool vocabulary;     /* some sequences want the logits of the whole vocabulary */
+    int64_t kv_tokens;   /* room of the KV cache; 0 = none: every sequence is computed whole in one forward */
+    bool made_up_prefix; /* a prefix that no forward computed is there all the same (equal batches with --prefix) */
+    bool varied;         /* batches differ in their number of sequences: prepare for it */
+    bool spans;          /* time every op */
+    bool counts;         /* read back tokens per expert */
+    bool check_ops;      /* wait after every op: a failure of the device is named exactly; for finding faults only */
     double timeout_s;
 } fr_exec_options;
 
@@ -52,11 +54,17 @@ typedef struct {
     int32_t count;
     const int32_t *ids;
     const int32_t *candidates;
+    const int64_t *owners; /* with a KV cache: who each sequence's handle belongs to now (request ids) */
 } fr_exec_batch;
 
 /* Issues a forward's ops; at most FR_EXEC_FLIGHTS may be out. The fragment stays the caller's, and must live until it
  * is collected. */
 fr_status fr_exec_append(fr_exec *x, const fr_fragment *f, const fr_exec_batch *batch, fr_error *err);
+
+/* With a KV cache: keeps the first `tokens` of a handle's context (0 = none), whose later rows nobody will read. */
+void fr_exec_kv_trim(fr_exec *x, int32_t handle, int32_t tokens);
+int32_t fr_exec_kv_available(const fr_exec *x);
+int32_t fr_exec_kv_handles(const fr_exec *x);
 
 /* What has become of the oldest forward that is out. */
 typedef enum { FR_EXEC_NONE = 0, FR_EXEC_RUNNING, FR_EXEC_ENTERED, FR_EXEC_DONE } fr_exec_state;

@@ -103,26 +103,37 @@ static fr_status gemm_qkv(call *c) {
     return gemm(c, c->w->qkv, c->shape->m, qkv_width(m), m->hidden, false);
 }
 
-/* In place; v stays where it is. */
+/* K and V of one layer's cache. */
+static fr_bf16 *kv_layer(const call *c) {
+    return c->r->kv + c->op->layer * c->r->kv_capacity * c->r->kv_width;
+}
+
+/* In place, v stays where it is; with a KV cache k and v go to their tokens' rows there. */
 static fr_status rope(call *c) {
     const fr_device_rank *r = c->r;
     const fr_model *m = r->model;
     const int64_t width = qkv_width(m), q = (int64_t)m->heads * m->head_dim;
     FR_TRY(expect(c, 1, 1, c->shape->m, r->batch.tokens));
-    const fr_k_qk_args a = {.qkv = c->in[0],
-                            .q_weight = c->w->q_norm,
-                            .k_weight = c->w->k_norm,
-                            .position = r->batch.position,
-                            .rope = r->rope,
-                            .q_out = c->out[0],
-                            .k_out = (fr_bf16 *)c->out[0] + q,
-                            .q_stride = width,
-                            .kv_stride = width,
-                            .T = r->batch.tokens,
-                            .heads_q = m->heads,
-                            .heads_kv = m->kv_heads,
-                            .D = m->head_dim,
-                            .eps = (float)m->norm_eps};
+    fr_k_qk_args a = {.qkv = c->in[0],
+                      .q_weight = c->w->q_norm,
+                      .k_weight = c->w->k_norm,
+                      .position = r->batch.position,
+                      .rope = r->rope,
+                      .q_out = c->out[0],
+                      .k_out = (fr_bf16 *)c->out[0] + q,
+                      .q_stride = width,
+                      .kv_stride = width,
+                      .T = r->batch.tokens,
+                      .heads_q = m->heads,
+                      .heads_kv = m->kv_heads,
+                      .D = m->head_dim,
+                      .eps = (float)m->norm_eps};
+    if (r->kv) {
+        a.kv_row = r->batch.kv_row;
+        a.k_out = kv_layer(c);
+        a.v_out = a.k_out + r->kv_width / 2;
+        a.kv_stride = r->kv_width;
+    }
     return done(c, fr_k_qk_norm_rope(&a, c->stream), "fr_k_qk_norm_rope");
 }
 
@@ -144,7 +155,7 @@ static fr_attention_args attention_args(const fr_device_rank *r, int32_t b, int3
     const int64_t width = qkv_width(m);
     return (fr_attention_args){.meta = equal ? NULL : r->batch.meta,
                                .q_stride = width,
-                               .kv_stride = width,
+                               .kv_stride = r->kv ? r->kv_width : width,
                                .o_stride = (int64_t)m->heads * m->head_dim,
                                .b = b,
                                .max_q = max_q,
@@ -168,6 +179,14 @@ static fr_status attention(call *c) {
     a.k = qkv + q;
     a.v = qkv + q + kv;
     a.out = c->out[0];
+    if (r->kv) { /* rows of the cache, one sequence's after the other's */
+        FR_TRY(done(c,
+                    fr_k_embedding(kv_layer(c), b->context_rows, r->context, b->context, r->kv_width, r->kv_capacity,
+                                   c->stream),
+                    "gathering the context"));
+        a.k = r->context;
+        a.v = r->context + r->kv_width / 2;
+    }
     FR_TRY(fr_attention_workspace(r->attention, &a, &need, c->err));
     FR_TRY(grow_workspace(r, need, c->err));
     a.workspace = r->attention_workspace;

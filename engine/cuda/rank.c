@@ -41,7 +41,6 @@ static void cut_arena(fr_device_rank *r, const fr_plan *plan, char *base) {
     CUT(r->rope, r->positions * m->head_dim / 2 * 4);
     CUT(r->offsets, (int64_t)r->layers * (m->experts + 1) * 4);
     CUT(r->counter, 16);
-    CUT(r->batch_memory, r->batch_ints * 4);
     CUT(r->batch.meta, fr_k_attention_meta_bytes(2 * (int32_t)r->most_sequences));
 #undef CUT
     r->arena_bytes = at;
@@ -68,6 +67,28 @@ static fr_status open_arena(fr_device_rank *r, const fr_plan *plan, fr_error *er
     return check(cudaMemset(r->counter, 0, 16), "cudaMemset", err);
 }
 
+/* Filled with noise: what is read of a made-up prefix must be numbers like any. */
+static fr_status open_kv(fr_device_rank *r, fr_error *err) {
+    if (r->kv_capacity == 0) return FR_OK;
+    if (r->kv_capacity > INT32_MAX) return fr_fail(err, FR_BAD_INPUT, "a KV cache of more than 2^31 tokens");
+    const int64_t elements = r->layers * r->kv_capacity * r->kv_width;
+    const cudaError_t e = cudaMalloc((void **)&r->kv, (size_t)elements * sizeof *r->kv);
+    if (e == cudaErrorMemoryAllocation) {
+        size_t available = 0, total = 0;
+        cudaGetLastError();
+        cudaMemGetInfo(&available, &total);
+        return fr_fail(
+            err, FR_FAILED,
+            "a KV cache of %lld tokens needs %.2f GB of GPU memory, %.2f of %.1f GB are free: --cache-tokens "
+            "%lld would fit",
+            (long long)r->kv_capacity, 2e-9 * (double)elements, (double)available * 1e-9, (double)total * 1e-9,
+            (long long)((int64_t)available / (2 * r->layers * r->kv_width)));
+    }
+    FR_TRY(check(e, "cudaMalloc of the KV cache", err));
+    r->kv_rows = fr_kv_rows_new((int32_t)r->kv_capacity);
+    return check(fr_k_fill_normal(r->kv, elements, 1, 0, 1.0f, NULL), "filling the KV cache", err);
+}
+
 fr_status fr_rank_open(const fr_exec_options *o, fr_device_rank *r, fr_error *err) {
     *r = (fr_device_rank){.model = o->model, .layout = o->layout, .weights = o->weights, .rank = o->rank};
     r->layers = fr_layout_layers(o->layout, o->model);
@@ -76,11 +97,14 @@ fr_status fr_rank_open(const fr_exec_options *o, fr_device_rank *r, fr_error *er
     r->positions = fr_max_i64(o->positions, 1);
     r->most_picks = r->most_sequences * fr_max_i64(o->candidates, 0);
     r->most_logits = r->most_sequences * fr_max_i64(o->vocabulary ? o->model->vocab : 1, o->candidates);
-    r->batch_ints = fr_batch_ints(r);
+    r->kv_width = 2 * (int64_t)o->model->kv_heads * o->model->head_dim;
+    r->kv_capacity = o->kv_tokens;
+    r->made_up_prefix = o->made_up_prefix;
     r->buffers_count = o->plan->buffers_count;
     r->buffers = fr_alloc(r->buffers_count * sizeof *r->buffers);
     r->buffer_bytes = fr_alloc(r->buffers_count * sizeof *r->buffer_bytes);
     FR_TRY(open_arena(r, o->plan, err));
+    FR_TRY(open_kv(r, err));
     FR_TRY(check(fr_k_rope_table(r->rope, r->positions, r->model->head_dim, (float)r->model->rope_theta, NULL),
                  "rope table", err));
     FR_TRY(check(cudaDeviceSynchronize(), "rope table", err));
@@ -93,6 +117,11 @@ void fr_rank_close(fr_device_rank *r) {
     fr_gemm_close(r->gemm);
     if (r->attention_workspace) cudaFree(r->attention_workspace);
     if (r->arena) cudaFree(r->arena);
+    if (r->batch_memory) cudaFree(r->batch_memory);
+    if (r->kv) cudaFree(r->kv);
+    if (r->context) cudaFree(r->context);
+    fr_kv_rows_free(r->kv_rows);
+    free(r->kv_owner);
     free(r->buffers);
     free(r->buffer_bytes);
     *r = (fr_device_rank){0};
@@ -111,45 +140,91 @@ static int32_t padded_sequences(int64_t n) {
     return p;
 }
 
-int64_t fr_batch_ints(const fr_device_rank *r) {
-    return 2 * padded(r->most_tokens) + padded(padded_sequences(r->most_sequences) + 1) + padded(r->most_sequences) +
-           2 * padded(r->most_picks);
-}
-
-static fr_status check_batch(const fr_device_rank *r, const fr_exec_batch *b, fr_error *err) {
-    int64_t tokens = 0, picks = 0, logits = 0;
+static fr_status check_batch(const fr_device_rank *r, const fr_exec_batch *b, const fr_batch_tables *t, fr_error *err) {
     for (int32_t i = 0; i < b->count; i++) {
         const fr_sequence *s = &b->sequences[i];
-        const bool all = s->candidates < 0;
-        tokens += s->queries;
-        picks += all ? 0 : s->candidates;
-        logits += all ? r->model->vocab : s->candidates;
-        if (s->prefix != 0)
-            return fr_fail(err, FR_FAILED,
-                           "sequence %d continues %d cached tokens: the engine keeps no KV cache yet (no --prefix, "
-                           "--cache-tokens or --chunk-tokens)",
-                           i, s->prefix);
-        if (s->queries < 1 || s->queries > r->positions)
-            return fr_fail(err, FR_FAILED, "sequence %d has %d tokens, 1 to %lld were planned for", i, s->queries,
-                           (long long)r->positions);
+        if (s->prefix != 0 && !r->kv)
+            return fr_fail(err, FR_FAILED, "sequence %d continues %d cached tokens, but no KV cache was opened", i,
+                           s->prefix);
+        if (s->queries < 1 || s->queries + (int64_t)s->prefix > r->positions)
+            return fr_fail(err, FR_FAILED, "sequence %d has %d + %d tokens, 1 to %lld were planned for", i, s->prefix,
+                           s->queries, (long long)r->positions);
     }
-    if (b->count < 1 || b->count > r->most_sequences || tokens > r->most_tokens || picks > r->most_picks ||
-        logits > r->most_logits)
+    if (b->count < 1 || b->count > r->most_sequences || t->tokens > r->most_tokens || t->picks > r->most_picks ||
+        t->logits > r->most_logits)
         return fr_fail(err, FR_FAILED,
-                       "a batch of %d sequences, %lld tokens and %lld logits: room was made for %lld, %lld and %lld",
-                       b->count, (long long)tokens, (long long)logits, (long long)r->most_sequences,
+                       "a batch of %d sequences, %d tokens and %lld logits: room was made for %lld, %lld and %lld",
+                       b->count, t->tokens, (long long)t->logits, (long long)r->most_sequences,
                        (long long)r->most_tokens, (long long)r->most_logits);
     return FR_OK;
 }
 
+static void count_batch(const fr_device_rank *r, const fr_exec_batch *b, fr_batch_tables *t) {
+    t->equal = true;
+    for (int32_t i = 0; i < b->count; i++) {
+        const fr_sequence *s = &b->sequences[i];
+        t->tokens += s->queries;
+        t->equal = t->equal && s->queries == b->sequences[0].queries;
+        t->rows_all += s->candidates < 0;
+        t->rows_some += s->candidates > 0;
+        t->picks += s->candidates > 0 ? s->candidates : 0;
+        t->context += s->queries + s->prefix;
+        t->max_q = s->queries > t->max_q ? s->queries : t->max_q;
+        t->max_kv = s->queries + s->prefix > t->max_kv ? s->queries + s->prefix : t->max_kv;
+    }
+    /* Equal lengths need no masks: faster up to 1,024 tokens, slower above (kernels/measured/README.md). */
+    t->equal = t->equal && !r->kv && t->sequences > 1 && t->max_q <= 1024;
+    t->logits = (int64_t)t->rows_all * r->model->vocab + t->picks;
+}
+
+/* One sequence's rows: a new owner of the handle begins with what it shares, an old one goes on. */
+static fr_status plan_rows(fr_device_rank *r, const fr_sequence *s, int64_t owner, fr_error *err) {
+    const uint32_t had = r->kv_owner_cap;
+    int32_t held;
+    if (s->kv < 0) return fr_fail(err, FR_FAILED, "a sequence has no KV handle");
+    FR_GROW(r->kv_owner, r->kv_owner_cap, (uint32_t)s->kv + 1);
+    for (uint32_t i = had; i < r->kv_owner_cap; i++) r->kv_owner[i] = -1;
+    fr_kv_rows_context(r->kv_rows, s->kv, &held);
+    if (r->kv_owner[s->kv] == owner && held >= s->prefix) {
+        fr_kv_rows_trim(r->kv_rows, s->kv, s->prefix);
+    } else if (r->made_up_prefix) {
+        FR_TRY(fr_kv_rows_begin(r->kv_rows, s->kv, -1, 0, err));
+        FR_TRY(fr_kv_rows_append(r->kv_rows, s->kv, s->prefix, err));
+    } else {
+        FR_TRY(fr_kv_rows_begin(r->kv_rows, s->kv, s->kv_prefix, s->prefix, err));
+    }
+    r->kv_owner[s->kv] = owner;
+    return fr_kv_rows_append(r->kv_rows, s->kv, s->queries, err);
+}
+
+static int64_t table_ints(const fr_device_rank *r, const fr_batch_tables *t) {
+    const int64_t plain = 2 * padded(t->tokens) + padded(t->padded + 1) + padded(t->sequences) + 2 * padded(t->picks);
+    return r->kv ? plain + padded(t->tokens) + 2 * padded(t->padded) + padded(t->context) : plain;
+}
+
+fr_status fr_batch_plan(fr_device_rank *r, const fr_exec_batch *b, int64_t *ints, fr_error *err) {
+    fr_batch_tables t = {.sequences = b->count, .padded = padded_sequences(b->count), .meta = r->batch.meta};
+    count_batch(r, b, &t);
+    FR_TRY(check_batch(r, b, &t, err));
+    for (int32_t i = 0; i < b->count && r->kv; i++)
+        FR_TRY(plan_rows(r, &b->sequences[i], b->owners ? b->owners[i] : i, err));
+    *ints = table_ints(r, &t);
+    r->batch = t;
+    return FR_OK;
+}
+
 /* The same places on the host and on the device. */
-static void place(fr_batch_tables *t, int32_t *base) {
+static void place(fr_batch_tables *t, int32_t *base, bool kv) {
     t->ids = base;
     t->position = t->ids + padded(t->tokens);
     t->q_start = t->position + padded(t->tokens);
     t->rows = t->q_start + padded(t->padded + 1);
     t->pick_row = t->rows + padded(t->sequences);
     t->pick_token = t->pick_row + padded(t->picks);
+    t->kv_row = kv ? t->pick_token + padded(t->picks) : NULL;
+    t->kv_start = kv ? t->kv_row + padded(t->tokens) : NULL;
+    t->kv_len = kv ? t->kv_start + padded(t->padded) : NULL;
+    t->context_rows = kv ? t->kv_len + padded(t->padded) : NULL;
 }
 
 static void fill(fr_batch_tables *h, const fr_exec_batch *b) {
@@ -171,35 +246,52 @@ static void fill(fr_batch_tables *h, const fr_exec_batch *b) {
     memcpy(h->ids, b->ids, (size_t)row * sizeof *b->ids);
 }
 
+/* A later sequence of the batch may share rows that an earlier one computes now: contexts are read after all is
+ * planned. */
+static void fill_kv(const fr_device_rank *r, fr_batch_tables *h, const fr_exec_batch *b) {
+    int32_t at = 0, token = 0;
+    for (int32_t i = 0; i < h->padded; i++) {
+        int32_t held = 0;
+        const int32_t *rows = i < b->count ? fr_kv_rows_context(r->kv_rows, b->sequences[i].kv, &held) : NULL;
+        h->kv_start[i] = at;
+        h->kv_len[i] = held;
+        for (int32_t k = 0; k < held; k++) h->context_rows[at++] = rows[k];
+        for (int32_t k = 0; rows && k < b->sequences[i].queries; k++)
+            h->kv_row[token++] = rows[held - b->sequences[i].queries + k];
+    }
+}
+
+static fr_status grow(void **memory, int64_t *have, int64_t need, int64_t size, const char *what, fr_error *err) {
+    if (need <= *have) return FR_OK;
+    const int64_t room = need + need / 2;
+    FR_TRY(check(cudaDeviceSynchronize(), "cudaDeviceSynchronize", err)); /* the old one may be in use */
+    if (*memory) FR_TRY(check(cudaFree(*memory), "cudaFree", err));
+    *memory = NULL;
+    *have = 0;
+    const cudaError_t e = cudaMalloc(memory, (size_t)(room * size));
+    if (e != cudaSuccess)
+        return fr_fail(err, FR_FAILED, "%s of %.3f GB: %s", what, (double)(room * size) * 1e-9, cudaGetErrorString(e));
+    *have = room;
+    return FR_OK;
+}
+
 fr_status fr_batch_upload(fr_device_rank *r, const fr_exec_batch *b, int32_t *staging, cudaStream_t stream,
                           fr_error *err) {
-    FR_TRY(check_batch(r, b, err));
     const fr_model *m = r->model;
-    fr_batch_tables t = {.sequences = b->count, .padded = padded_sequences(b->count), .meta = r->batch.meta};
-    t.equal = true;
-    for (int32_t i = 0; i < b->count; i++) {
-        const fr_sequence *s = &b->sequences[i];
-        t.tokens += s->queries;
-        t.equal = t.equal && s->queries == b->sequences[0].queries && s->prefix == 0;
-        t.rows_all += s->candidates < 0;
-        t.rows_some += s->candidates > 0;
-        t.picks += s->candidates > 0 ? s->candidates : 0;
-        t.max_q = s->queries > t.max_q ? s->queries : t.max_q;
-        t.max_kv = s->queries + s->prefix > t.max_kv ? s->queries + s->prefix : t.max_kv;
-    }
-    /* Equal lengths need no masks: faster up to 1,024 tokens, slower above (kernels/measured/README.md). */
-    t.equal = t.equal && t.sequences > 1 && t.max_q <= 1024;
-    t.logits = (int64_t)t.rows_all * m->vocab + t.picks;
-    place(&t, staging);
-    fill(&t, b);
-    const int64_t ints = t.pick_token + padded(t.picks) - staging;
-    place(&t, r->batch_memory);
-    r->batch = t;
+    fr_batch_tables *t = &r->batch;
+    const int64_t ints = table_ints(r, t), width = (int64_t)(m->heads + 2 * m->kv_heads) * m->head_dim;
+    FR_TRY(grow((void **)&r->batch_memory, &r->batch_ints, ints, 4, "tables of a batch", err));
+    if (r->kv)
+        FR_TRY(grow((void **)&r->context, &r->context_capacity, t->context, 2 * r->kv_width, "the context of a batch",
+                    err));
+    place(t, staging, r->kv != NULL);
+    fill(t, b);
+    if (r->kv) fill_kv(r, t, b);
+    place(t, r->batch_memory, r->kv != NULL);
     FR_TRY(check(cudaMemcpyAsync(r->batch_memory, staging, (size_t)ints * 4, cudaMemcpyHostToDevice, stream),
                  "cudaMemcpyAsync of the batch", err));
-    const int64_t width = (int64_t)(m->heads + 2 * m->kv_heads) * m->head_dim;
-    if (t.equal) return FR_OK; /* attention.h: no tables are needed then */
-    return check(fr_k_attention_meta(t.q_start, NULL, NULL, t.padded, width, width, (int64_t)m->heads * m->head_dim,
-                                     t.meta, stream),
+    if (t->equal) return FR_OK; /* attention.h: no tables are needed then */
+    return check(fr_k_attention_meta(t->q_start, t->kv_start, t->kv_len, t->padded, width, r->kv ? r->kv_width : width,
+                                     (int64_t)m->heads * m->head_dim, t->meta, stream),
                  "fr_k_attention_meta", err);
 }

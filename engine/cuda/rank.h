@@ -5,6 +5,7 @@
 #define FR_CUDA_RANK_H
 
 #include "engine/cuda/exec.h"
+#include "engine/kv_rows.h"
 #include "kernels/attention.h"
 #include "kernels/gemm.h"
 
@@ -23,6 +24,10 @@ typedef struct {
     int32_t *rows;                  /* last row of each sequence that wants logits: rows_all first */
     int32_t *pick_row, *pick_token; /* [picks]: index into `rows`, token */
     int32_t *meta;                  /* attention.h */
+    /* with a KV cache: row of each new token [T], first and number of each sequence's keys in the gathered context [S],
+     * rows of that context [context] */
+    int32_t *kv_row, *kv_start, *kv_len, *context_rows;
+    int64_t context;
 } fr_batch_tables;
 
 typedef struct fr_device_rank {
@@ -42,11 +47,18 @@ typedef struct fr_device_rank {
     size_t attention_workspace_bytes;
     uint32_t *rope; /* [positions][D / 2] */
     int64_t positions;
-    uint32_t *counter;    /* the grouped product's, zero between launches */
-    const int32_t *order; /* where the layer's sort put each slot's row */
-    int32_t *offsets;     /* [layers][E + 1] rows of each expert, kept for all layers */
-    int32_t *batch_memory;
+    uint32_t *counter;     /* the grouped product's, zero between launches */
+    const int32_t *order;  /* where the layer's sort put each slot's row */
+    int32_t *offsets;      /* [layers][E + 1] rows of each expert, kept for all layers */
+    int32_t *batch_memory; /* grows with the batches */
     int64_t batch_ints;
+    /* KV cache: [layers][kv_capacity][K, V of all heads], and a batch's context gathered from it */
+    fr_bf16 *kv, *context;
+    int64_t kv_capacity, context_capacity, kv_width; /* kv_width: elements of a row */
+    fr_kv_rows *kv_rows;
+    int64_t *kv_owner; /* per handle */
+    uint32_t kv_owner_cap;
+    bool made_up_prefix;
     fr_batch_tables batch;
     /* largest batch */
     int64_t most_tokens, most_sequences, most_picks, most_logits;
@@ -55,9 +67,10 @@ typedef struct fr_device_rank {
 fr_status fr_rank_open(const fr_exec_options *o, fr_device_rank *r, fr_error *err);
 void fr_rank_close(fr_device_rank *r);
 
-/* Ints that the tables of the largest batch take (host staging and device alike). */
-int64_t fr_batch_ints(const fr_device_rank *r);
-/* Fills `staging` and r->batch for this batch, and copies it on `stream`. */
+/* Checks a batch, gives its sequences their rows of the KV cache, and returns the ints that its tables take (host
+ * staging and device alike). */
+fr_status fr_batch_plan(fr_device_rank *r, const fr_exec_batch *b, int64_t *ints, fr_error *err);
+/* Fills `staging` with the tables of the batch planned last, and copies them on `stream`. */
 fr_status fr_batch_upload(fr_device_rank *r, const fr_exec_batch *b, int32_t *staging, cudaStream_t stream,
                           fr_error *err);
 

@@ -37,7 +37,8 @@ typedef struct {
     fr_sequence *sequences;
     fr_batch batch;
     int32_t *ids, *candidates;
-    uint32_t ids_cap, candidates_cap;
+    int64_t *owners;
+    uint32_t ids_cap, candidates_cap, owners_cap;
     double *ttft;
     uint32_t ttft_count, ttft_cap;
     int64_t last_end, last_answer, tokens, cached, busy;
@@ -78,12 +79,31 @@ static void fill_tokens(run *r, const fr_batch *b, const fr_part *parts, int64_t
 
 /* ---- forwards in and out ------------------------------------------------------------------------------------------*/
 
+/* Before the KV cache runs full: takes back what handles hold that nobody names any more. */
+static void reclaim(run *r, int64_t tokens) {
+    const int32_t handles = fr_exec_kv_handles(r->exec);
+    if (fr_exec_kv_available(r->exec) >= tokens) return;
+    for (int32_t h = 0; h < handles; h++)
+        if (!fr_sched_handle_live(r->sched, 0, h)) fr_exec_kv_trim(r->exec, h, 0);
+}
+
+/* Tokens of an answered request that later ones may share: its whole blocks, or the prefix that it names. */
+static int32_t shareable(const run *r, int64_t id) {
+    const fr_request *q = &r->o->requests[id];
+    const int64_t blocks = (int64_t)q->blocks_count * q->block_tokens;
+    if (r->setup->experiment.cache_tokens <= 0) return 0;
+    return (int32_t)fr_min_i64(q->tokens, fr_max_i64(blocks, q->prefix_id >= 0 ? q->prefix_tokens : 0));
+}
+
 static fr_status give(run *r, const fr_batch *b, const fr_sched_batch *ticket) {
     flight *f = &r->flights[r->given % FR_EXEC_FLIGHTS];
     *f = (flight){.ticket = ticket, .given = fr_exec_now(r->exec)};
     FR_TRY(fr_planner_forward(r->planner, 0, b, &f->fragment, r->err));
     fill_tokens(r, b, ticket ? ticket->parts : NULL, r->given);
-    const fr_exec_batch batch = {b->sequences, b->count, r->ids, r->candidates};
+    FR_GROW(r->owners, r->owners_cap, (uint32_t)b->count + 1);
+    for (int32_t i = 0; i < b->count; i++) r->owners[i] = ticket ? ticket->parts[i].request : i;
+    if (ticket) reclaim(r, ticket->tokens);
+    const fr_exec_batch batch = {b->sequences, b->count, r->ids, r->candidates, r->owners};
     r->given++;
     return fr_exec_append(r->exec, f->fragment, &batch, r->err);
 }
@@ -159,6 +179,9 @@ static fr_status take(run *r) {
     FR_TRY(fr_exec_collect(r->exec, r->timed ? &r->out->spans : NULL, &d, r->err));
     r->taken++;
     if (r->timed) record_forward(r, f, &d);
+    for (int i = 0; f->ticket && i < f->ticket->count; i++)
+        if (f->ticket->parts[i].last)
+            fr_exec_kv_trim(r->exec, f->ticket->sequences[i].kv, shareable(r, f->ticket->parts[i].request));
     if (f->ticket) fr_sched_done(r->sched, f->ticket, d.record.end);
     fr_fragment_free(f->fragment);
     f->fragment = NULL;
@@ -197,7 +220,11 @@ static fr_status play_batches(run *r, int64_t forwards, int64_t until_ns) {
 
 static fr_status open_sched(run *r) {
     const fr_experiment *e = &r->setup->experiment;
-    const fr_sched_options o = {.queues = 1, .budget = e->budget, .chunk_tokens = 0, .route = FR_ROUTE_ROUND_ROBIN};
+    const fr_sched_options o = {.queues = 1,
+                                .budget = e->budget,
+                                .chunk_tokens = e->layout.chunk_tokens,
+                                .route = e->route,
+                                .cache_tokens = fr_max_i64(e->cache_tokens, 0)};
     return fr_sched_new(&o, &r->sched, r->err);
 }
 
@@ -258,6 +285,21 @@ static fr_status open_planner(run *r) {
     return fr_planner_open(&po, &r->planner, r->err);
 }
 
+/*
+ * Room of the KV cache in tokens, 0 where every request is computed whole at once. Beside what the scheduler keeps:
+ * batches in flight, and requests that are cut: at most one for each chunk of a budget, each up to the longest.
+ */
+static int64_t kv_room(const run *r, int64_t longest) {
+    const fr_experiment *e = &r->setup->experiment;
+    const int64_t chunk = e->layout.chunk_tokens, cache = fr_max_i64(e->cache_tokens, 0), load = r->setup->load.tokens;
+    if (!r->o->requests) return e->prefix > 0 ? fr_max_i64(e->tokens / e->seq, 1) * (e->seq + e->prefix) : 0;
+    if (chunk == 0 && cache == 0) return 0;
+    int64_t all = 0;
+    for (int64_t i = 0; i < r->o->requests_count; i++) all += r->o->requests[i].tokens;
+    const int64_t cut = chunk ? (e->budget / chunk + 2) * longest : 0;
+    return cache + fr_max_i64(fr_min_i64(all, cut), 0) + FR_EXEC_FLIGHTS * load;
+}
+
 static fr_status open_exec(run *r) {
     const fr_setup *s = r->setup;
     const fr_prompts *p = r->o->prompts;
@@ -282,6 +324,8 @@ static fr_status open_exec(run *r) {
                                .positions = positions,
                                .candidates = candidates,
                                .vocabulary = vocabulary,
+                               .kv_tokens = kv_room(r, positions),
+                               .made_up_prefix = !r->o->requests,
                                .varied = r->o->requests && !p,
                                .spans = false,
                                .counts = true,
@@ -353,7 +397,10 @@ static fr_status warm_up(run *r) {
     if (!r->batch.count) r->batch = spare;
     FR_TRY(play_batches(r, 1, 0));
     if (r->o->warmup_s > 0) FR_TRY(play_batches(r, 0, fr_exec_now(r->exec) + (int64_t)(r->o->warmup_s * 1e9)));
-    if (r->o->requests) r->batch = (fr_batch){0};
+    if (r->o->requests) {
+        r->batch = (fr_batch){0};
+        fr_exec_kv_trim(r->exec, 0, 0);
+    }
     return FR_OK;
 }
 
@@ -469,6 +516,7 @@ static void close_run(run *r) {
     free(r->sequences);
     free(r->ids);
     free(r->candidates);
+    free(r->owners);
     free(r->ttft);
 }
 
@@ -492,11 +540,6 @@ static fr_status check_setup(const fr_setup *s, fr_error *err) {
     if (fr_layout_gpus(&e->layout) != 1)
         return fr_fail(err, FR_BAD_INPUT, "the layout needs %d GPUs: this version of run drives one",
                        fr_layout_gpus(&e->layout));
-    if (e->prefix > 0 || e->cache_tokens > 0 || e->layout.chunk_tokens > 0)
-        return fr_fail(err, FR_BAD_INPUT, "%s: the engine keeps no KV cache between forwards yet",
-                       e->prefix > 0         ? "--prefix"
-                       : e->cache_tokens > 0 ? "--cache-tokens"
-                                             : "--chunk-tokens");
     if (!s->fits) return fr_fail(err, FR_FAILED, "does not fit: %s", s->reason);
     return FR_OK;
 }

@@ -7,8 +7,8 @@
 #define FR_CUDA_RUN_H
 
 #include "engine/cuda/device.h"
-#include "engine/cuda/prompts.h"
 #include "engine/experiment.h"
+#include "engine/prompts.h"
 #include "engine/timeline.h"
 
 typedef struct {

@@ -246,6 +246,10 @@ int64_t fr_prefix_cache_evicted(const fr_prefix_cache *c) {
 int64_t fr_prefix_cache_blocks(const fr_prefix_cache *c) {
     return c->known;
 }
+bool fr_prefix_cache_handle_live(const fr_prefix_cache *c, int32_t h) {
+    return h >= 0 && h < c->handles_made && c->handles[h].uses > 0;
+}
+
 int32_t fr_prefix_cache_handles(const fr_prefix_cache *c) {
     return c->handles_made;
 }

@@ -45,6 +45,8 @@ int32_t fr_prefix_cache_handle(fr_prefix_cache *c);
 void fr_prefix_cache_handle_parent(fr_prefix_cache *c, int32_t handle, int32_t parent);
 void fr_prefix_cache_handle_release(fr_prefix_cache *c, int32_t handle);
 
+bool fr_prefix_cache_handle_live(const fr_prefix_cache *c, int32_t handle); /* something still names it */
+
 int64_t fr_prefix_cache_tokens(const fr_prefix_cache *c);  /* resident, never above the capacity */
 int64_t fr_prefix_cache_evicted(const fr_prefix_cache *c); /* blocks, so far */
 int64_t fr_prefix_cache_blocks(const fr_prefix_cache *c);  /* known blocks: resident or pending */

@@ -414,6 +414,10 @@ bool fr_sched_has_work(const fr_sched *s, int to) {
     return s->queues[to].head != NONE;
 }
 
+bool fr_sched_handle_live(const fr_sched *s, int q, int32_t handle) {
+    return fr_prefix_cache_handle_live(s->queues[q].cache, handle);
+}
+
 int64_t fr_sched_pending(const fr_sched *s) {
     return s->counters.arrived - s->counters.answered;
 }

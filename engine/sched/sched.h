@@ -106,6 +106,9 @@ bool fr_sched_next(fr_sched *s, int queue, int64_t now, const fr_sched_batch **o
 /* The forward that carried the batch has ended: the requests it answered are gone, their blocks may be evicted, its
  * memory is reused. */
 void fr_sched_done(fr_sched *s, const fr_sched_batch *batch, int64_t now);
+/* Whether a request in flight, a resident block or a later sequence names this KV handle: if not, nobody will read what
+ * it holds and an executor may take its memory back. */
+bool fr_sched_handle_live(const fr_sched *s, int queue, int32_t handle);
 /* Requests waiting or in flight over all queues. */
 int64_t fr_sched_pending(const fr_sched *s);
 

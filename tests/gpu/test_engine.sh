@@ -1,53 +1,76 @@
 #!/usr/bin/env bash
-# The engine on one Hopper GPU: what it stands on, its logits against transformers, then its speed.
-#   tests/gpu/test_engine.sh [ENGINE [OUT]]       PARTS="doctor logits speed depth idle trace comparators" picks parts
+# The engine on one Hopper GPU: what it stands on, its logits against transformers, how it fails, then its speed.
+#   tests/gpu/test_engine.sh [ENGINE [OUT]]       PARTS="doctor logits failures speed depth idle trace comparators"
 # The libraries are those of CUDA 13 that the program was built against; where PyTorch brings them, its folders come first.
 set -u
-engine=${1:-build/forerun-cuda} out=${2:-build/gpu/engine} parts=${PARTS:-doctor logits speed depth idle trace}
+engine=${1:-build/forerun-cuda} out=${2:-build/gpu/engine}
+parts=${PARTS:-doctor logits failures speed depth idle trace comparators}
 python=${PYTHON:-python3} here=$(cd "$(dirname "$0")/../.." && pwd)
 mkdir -p "$out"
 for d in $($python -c 'import os, nvidia; print(*[os.path.join(p, x, "lib") for p in nvidia.__path__ for x in os.listdir(p)])' 2>/dev/null); do
     [ -d "$d" ] && LD_LIBRARY_PATH="$d:${LD_LIBRARY_PATH:-}"
 done
 export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:-}
-failed=0
+passed=0 failed=0
+ok() { passed=$((passed + 1)); }
+bad() { failed=$((failed + 1)); echo "FAILED: $*"; }
 has() { case " $parts " in *" $1 "*) return 0 ;; *) return 1 ;; esac; }
 line() { # NAME JSON: one line of the result
     $python - "$1" "$2" <<'PY'
 import json, sys
-try:
-    r = json.load(open(sys.argv[2]))
-except Exception as e:
-    print(f"{sys.argv[1]:<34} no result: {e}"); sys.exit()
+r = json.load(open(sys.argv[2]))
 d, p, layers = r["device"], r.get("predicted") or {}, r["layers"]
 f, pf = r["forward_s"] * 1e3, (p.get("forward_s") or 0) * 1e3
-print(f"{sys.argv[1]:<34} forward {f:9.3f} ms (predicted {pf:9.3f}), layer {f/layers:7.3f}, MFU {r['mfu']*100:5.1f} %, "
-      f"idle {100*r['idle_s']/max(r['forward_s'],1e-9):5.2f} %, late {100*d['host_late_s']/max(r['forward_s']*r['forwards'],1e-9):5.2f} %, "
-      f"{d['sm_mhz']:.0f} MHz, {d['watts']:.0f} W, routing off {r['routing_error']}")
+t, pt = (r["ttft_s"]["p50"] or 0) * 1e3, (p.get("ttft_p50_s") or 0) * 1e3
+print(f"{sys.argv[1]:<26} forward {f:9.3f} ms (predicted {pf:9.3f}), layer {f/layers:7.3f}, MFU {r['mfu']*100:5.1f} %, "
+      f"TTFT p50 {t:8.2f} ({pt:8.2f}), late host {100*d['host_late_s']/max(r['forward_s']*r['forwards'],1e-9):5.2f} %, "
+      f"{d['sm_mhz']:.0f} MHz, {d['watts']:.0f} W, routing off {r['routing_error'] or 0:.3f}, weights {d['weights_s']:.2f} s")
 PY
 }
 measure() { # NAME flags...
     local name=$1; shift
-    if ! timeout 100 "$engine" run --machine h200x1 --strategy dp --json --db "$out/engine.db" "$@" >"$out/$name.json" 2>"$out/$name.err"; then
-        echo "$name FAILED: $(tail -n 3 "$out/$name.err")"; failed=$((failed + 1)); return
-    fi
-    line "$name" "$out/$name.json"
+    if timeout 100 "$engine" run --machine h200x1 --strategy dp --json --db "$out/engine.db" "$@" >"$out/$name.json" 2>"$out/$name.err" &&
+        line "$name" "$out/$name.json"; then ok; else bad "$name: $(tail -n 3 "$out/$name.err")"; fi
 }
-has doctor && { timeout 30 "$engine" doctor || failed=$((failed + 1)); }
-has logits && { timeout 280 $python "$here/tests/tools/hf_logits.py" --engine "$engine" --dir "$out/hf" 2>&1 | grep -v "Loading weights\|Writing model" || failed=$((failed + 1)); }
+refuses() { # EXIT TEXT flags...: ends within 30 s, with that exit code and that text
+    local code=$1 text=$2; shift 2
+    timeout 30 "$engine" run --machine h200x1 --strategy dp --no-predict --warmup 0 "$@" >"$out/refused" 2>&1
+    local got=$?
+    if [ $got -eq "$code" ] && grep -q "$text" "$out/refused"; then ok; else bad "exit $got: $(tail -n 2 "$out/refused")"; fi
+    grep "forerun run:" "$out/refused" | cut -c 1-240
+}
+if has doctor; then if timeout 30 "$engine" doctor; then ok; else bad doctor; fi; fi
+if has logits; then
+    if timeout 280 $python "$here/tests/tools/hf_logits.py" --engine "$engine" --dir "$out/hf" >"$out/logits.txt" 2>&1; then ok; else bad logits; fi
+    grep -v "Loading weights\|Writing model" "$out/logits.txt"
+fi
+if has failures; then
+    refuses 1 "is at op" --model qwen3-30b-a3b --layers 8 --tokens 16K --forwards 2 --timeout 0.001
+    refuses 1 "are free: --resident-layers" --machine b200x8 --gpus 1 --model qwen3-235b-a22b --layers 31 --tokens 1K --seq 1K
+    refuses 1 "does not fit" --model qwen3-235b-a22b
+    NCCL_NVLS_ENABLE=1 refuses 2 "NCCL_NVLS_ENABLE" --model qwen3-30b-a3b --layers 1
+fi
 big="--model qwen3-235b-a22b --tokens 16K --seq 4K --skew uniform"
-has speed && {
+if has speed; then
     measure layer-16k-burst $big --layers 8 --forwards 4 --regime burst
-    measure layer-16k-burst-nospans $big --layers 8 --forwards 4 --regime burst --no-spans
-    measure layer-16k-sustained $big --layers 8 --forwards 24 --regime sustained
-}
-has depth && measure depth-94-resident-24 $big --layers 94 --resident-layers 24 --forwards 3 --regime sustained
-has idle && {
-    measure qwen3-30b-512 --model qwen3-30b-a3b --tokens 512 --seq 512 --forwards 32 --regime burst --skew uniform
-    measure qwen3-30b-512-nospans --model qwen3-30b-a3b --tokens 512 --seq 512 --forwards 32 --regime burst --skew uniform --no-spans
-    measure qwen3-30b-16k --model qwen3-30b-a3b --tokens 16K --seq 4K --forwards 8 --regime sustained --skew uniform
-}
-has trace && measure trace --model qwen3-30b-a3b --trace "poisson:rate=20,len=uniform(200,1000)" --duration 5 --skew uniform --warmup 1
-has comparators && timeout 200 $python "$here/tests/tools/hf_layers.py"
-echo "$failed failed"
-exit $failed
+    measure layer-16k-sustained $big --layers 8 --forwards 24
+    measure layer-16k-skewed $big --layers 8 --forwards 4 --regime burst --skew deepseek-v3
+fi
+if has depth; then
+    measure depth-94-resident-24 $big --layers 94 --resident-layers 24 --forwards 3
+    measure depth-30b-48-layers --model qwen3-30b-a3b --tokens 16K --seq 4K --forwards 8 --skew uniform
+    measure depth-30b-8-layers --model qwen3-30b-a3b --layers 8 --tokens 16K --seq 4K --forwards 48 --skew uniform
+fi
+if has idle; then
+    small="--model qwen3-30b-a3b --tokens 512 --seq 512 --forwards 32 --regime burst --skew uniform"
+    measure qwen3-30b-512 $small
+    measure qwen3-30b-512-nospans $small --no-spans
+fi
+if has trace; then
+    measure trace-poisson --model qwen3-30b-a3b --trace "poisson:rate=20,len=uniform(200,1000)" --duration 5 --skew uniform --warmup 1
+    measure trace-siblings --model qwen3-30b-a3b --trace "batch:count=40,len=4K,prefix=3K,groups=4" --skew uniform --warmup 1
+    measure prefix --model qwen3-30b-a3b --tokens 8K --seq 1K --prefix 3K --forwards 8 --skew uniform --warmup 1
+fi
+if has comparators; then if timeout 200 $python "$here/tests/tools/hf_layers.py" 2>&1 | grep transformers; then ok; else bad comparators; fi; fi
+echo "$passed passed, $failed failed"
+exit $((failed > 0))

@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, MixtralConfig, Qwen3MoeConfig
 
 LENGTHS = [1, 2, 3, 7, 8, 17, 64, 100, 127, 128, 129, 255, 500, 1000, 1023, 2048, 3001, 4096]
 SHORT = 40  # further prompts of 1 to 300 tokens
+SIBLINGS = 12  # prompts that begin with the same 600 tokens
 MARGIN = 2.0**-7
 
 COMMON = dict(max_position_embeddings=8192, tie_word_embeddings=False, bos_token_id=None, eos_token_id=None)
@@ -62,6 +63,9 @@ def prompts(config, path):
     lengths = LENGTHS + [rng.randint(1, 300) for _ in range(SHORT)]
     rng.shuffle(lengths)
     rows = [[rng.randrange(config.vocab_size) for _ in range(n)] for n in lengths]
+    shared = [rng.randrange(config.vocab_size) for _ in range(600)]
+    for _ in range(SIBLINGS):
+        rows.append(shared + [rng.randrange(config.vocab_size) for _ in range(rng.randint(1, 90))])
     everything = list(range(config.vocab_size))
     with open(path, "w") as f:
         for i, ids in enumerate(rows):
@@ -149,6 +153,15 @@ def check(name, config, args):
           f"{int(same[clear].sum())} of {int(clear.sum())}; above 1x and different: {int(literal.sum())}")
     worst = sorted(((rms(ours[i] - full[i]), len(rows[i])) for i in range(len(rows))), reverse=True)[:4]
     print("  worst requests (rms, tokens):", ", ".join(f"{e:.4f} {n}" for e, n in worst))
+    for what, extra in (("cut in chunks", ["--chunk-tokens", "192", "--budget", "700"]),
+                        ("from a prefix cache", ["--cache-tokens", "30000", "--budget", "2000"])):
+        other = run_engine(args.engine, path, prompt_file, answers + ".3", extra)
+        if other is None:
+            return False
+        theirs = torch.tensor([other[f"r{i}"]["logits"] for i in range(len(rows))], dtype=torch.float32)
+        their_error = rms((theirs - full)[~apart])
+        good[what] = their_error <= 1.5 * allowed and bool((theirs.argmax(1) == full.argmax(1))[clear].all())
+        print(f"  {what}: rms error {their_error:.5f} (ratio {their_error / allowed:.3f})")
     print("  two runs:", "identical bits" if identical else "DIFFERENT BITS")
     print(" ", "PASS" if all(good.values()) else "FAIL " + ", ".join(k for k, v in good.items() if not v))
     return all(good.values())

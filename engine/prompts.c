@@ -1,4 +1,4 @@
-#include "engine/cuda/prompts.h"
+#include "engine/prompts.h"
 
 #include "engine/json.h"
 
@@ -26,6 +26,14 @@ static fr_status read_tokens(const fr_json *line, const char *key, int32_t vocab
     return FR_OK;
 }
 
+static void name_blocks(fr_prompt *p) {
+    const int32_t n = p->tokens / FR_PROMPT_BLOCK;
+    uint64_t hash = FR_HASH_SEED;
+    p->blocks = fr_alloc((size_t)(n + 1) * sizeof *p->blocks);
+    for (int32_t i = 0; i < n; i++)
+        p->blocks[i] = hash = fr_hash(p->ids + (size_t)i * FR_PROMPT_BLOCK, FR_PROMPT_BLOCK * sizeof *p->ids, hash);
+}
+
 static fr_status read_prompt(const fr_json *line, int32_t vocab, fr_prompt *p, fr_error *err) {
     static const char *const known[] = {"id", "ids", "candidates", NULL};
     FR_TRY(fr_json_only(line, known, err));
@@ -34,6 +42,7 @@ static fr_status read_prompt(const fr_json *line, int32_t vocab, fr_prompt *p, f
         return fr_json_fail(line, "id", err, "expected a text or a whole number");
     p->id = json_dumps(id, JSON_ENCODE_ANY | JSON_COMPACT);
     FR_TRY(read_tokens(line, "ids", vocab, &p->ids, &p->tokens, err));
+    name_blocks(p);
     p->candidates_count = -1;
     if (fr_json_has(line, "candidates"))
         FR_TRY(read_tokens(line, "candidates", vocab, &p->candidates, &p->candidates_count, err));
@@ -93,6 +102,7 @@ void fr_prompts_free(fr_prompts *p) {
         free(p->prompts[i].ids);
         free(p->prompts[i].candidates);
         free(p->prompts[i].logits);
+        free(p->prompts[i].blocks);
     }
     free(p->prompts);
     *p = (fr_prompts){0};
