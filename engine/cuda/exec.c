@@ -8,6 +8,8 @@
 #include <string.h>
 #include <time.h>
 
+#define SLOW_NS 50000 /* an ordinary launch takes 3 to 10 us; the two clocks agree to some 10 us */
+
 enum { RING = 8, SLOTS = FR_EXEC_FLIGHTS + 1 }; /* one more: a forward's begin is measured from the one before it */
 
 /* A counter of the plan: how far it was raised by ops issued so far, and the marks of the latest raises. */
@@ -26,13 +28,16 @@ typedef struct {
     uint64_t last_id;
 } lane;
 
-/* One timed op. `late`: the device had nothing to do when it was issued, so its start has an event of its own; else it
- * starts where the op before it on the lane ends. */
+/*
+ * One timed op: it starts where the op before it on the lane ends, but for two cases. `late`: the device had nothing to
+ * do when it was issued: its start has an event of its own. `slow`: the host took so long to issue it (a library chose
+ * or compiled something) that the device ran dry meanwhile: it started when the host was done.
+ */
 typedef struct {
     uint32_t op;
-    bool late, host;
+    bool late, slow, host;
     cudaEvent_t start, end;
-    int64_t host_start, host_end;
+    int64_t host_start, host_end; /* slow: host_end is when it was issued */
 } timed;
 
 typedef struct {
@@ -61,7 +66,7 @@ struct fr_exec {
     /* clock */
     int64_t epoch;      /* CLOCK_MONOTONIC of time 0 */
     cudaEvent_t anchor; /* an event at time anchor_ns */
-    int64_t anchor_ns;
+    int64_t anchor_ns, last_end;
 };
 
 static int64_t monotonic(void) {
@@ -201,6 +206,7 @@ fr_status fr_exec_start(fr_exec *x, fr_error *err) {
     }
     FR_TRY(check(x, e, "cudaEventQuery", err));
     x->epoch = monotonic();
+    x->last_end = 0;
     x->anchor_ns = (before - x->epoch) / 2; /* it was recorded between the two */
     return FR_OK;
 }
@@ -235,7 +241,7 @@ static fr_status await(fr_exec *x, flight *f, cudaEvent_t event, fr_error *err) 
             name_current(x, f, op);
             x->lost = true;
             return fr_fail(err, FR_FAILED,
-                           "the host waited %.0f s for rank %d, which is at op %s: given up (--timeout sets the limit)",
+                           "the host waited %.3g s for rank %d, which is at op %s: given up (--timeout sets the limit)",
                            x->o.timeout_s, x->o.rank, op);
         }
         const struct timespec pause = {.tv_nsec = 20000};
@@ -311,7 +317,7 @@ static fr_status next_timed(fr_exec *x, flight *f, uint32_t op, timed **out, fr_
     }
     f->count++;
     t->op = op;
-    t->late = t->host = false;
+    t->late = t->slow = t->host = false;
     *out = t;
     return FR_OK;
 }
@@ -322,6 +328,8 @@ static fr_status issue_device_op(fr_exec *x, flight *f, uint32_t index, fr_error
     timed *t = NULL;
     FR_TRY(issue_waits(x, f->f, op, err));
     const bool works = fr_op_shape(f->f, op)->kind != FR_OP_NONE && op->kind != FR_OP_FENCE;
+    const cudaEvent_t before = l->last;
+    const int64_t begun = f->spans ? fr_exec_now(x) : 0;
     if (works && f->spans) {
         FR_TRY(next_timed(x, f, index, &t, err));
         t->late = !l->last || cudaEventQuery(l->last) != cudaErrorNotReady;
@@ -329,6 +337,8 @@ static fr_status issue_device_op(fr_exec *x, flight *f, uint32_t index, fr_error
     }
     if (works) FR_TRY(fr_op_launch(&x->rank, f->f, op, l->stream, err));
     if (t) {
+        t->host_end = fr_exec_now(x);
+        t->slow = !t->late && t->host_end - begun > SLOW_NS && cudaEventQuery(before) == cudaSuccess;
         FR_TRY(check(x, cudaEventRecord(t->end, l->stream), "cudaEventRecord", err));
         l->last = t->end;
     }
@@ -495,6 +505,7 @@ static fr_status take_spans(fr_exec *x, flight *f, fr_timeline *out, int64_t *bu
             if (t->late) s = since_begin(x, f, t->start, &start, err);
             if (s == FR_OK) s = since_begin(x, f, t->end, &end, err);
             if (s != FR_OK) break;
+            if (t->slow) start = fr_min_i64(fr_max_i64(start, t->host_end), end);
             end = fr_max_i64(end, start);
             *busy += end - start;
             if (before && start > before) *late += start - before;
@@ -536,25 +547,26 @@ fr_status fr_exec_collect(fr_exec *x, fr_timeline *spans, fr_exec_done *out, fr_
     x->anchor_ns = f->begin_ns;
     f->begin = swap;
     if (x->o.counts) take_counts(x, f);
+    const int64_t since = fr_max_i64(f->release, x->last_end); /* as the simulator's records: fr_forward_record.parts */
+    x->last_end = end;
     double flops = 0;
     for (uint32_t i = 0; i < f->f->ops_count; i++) flops += fr_op_shape(f->f, &f->f->ops[i])->flops;
-    *out = (fr_exec_done){
-        .fragment = f->f,
-        .record = {.forward = f->f->forward,
-                   .unit = f->f->unit,
-                   .release = f->release,
-                   .start = f->begin_ns,
-                   .end = end,
-                   .last_rank = x->o.rank,
-                   .parts = {.elapsed = end - f->begin_ns, .compute = busy, .idle = end - f->begin_ns - busy},
-                   .flops = flops,
-                   .low = end - f->begin_ns,
-                   .high = end - f->begin_ns},
-        .answer = answer,
-        .late_ns = late,
-        .logits = f->logits,
-        .logits_count = f->logits_count,
-        .counts = x->o.counts ? f->counts : NULL};
+    *out = (fr_exec_done){.fragment = f->f,
+                          .record = {.forward = f->f->forward,
+                                     .unit = f->f->unit,
+                                     .release = f->release,
+                                     .start = f->release,
+                                     .end = end,
+                                     .last_rank = x->o.rank,
+                                     .parts = {.elapsed = end - since, .compute = busy, .idle = end - since - busy},
+                                     .flops = flops,
+                                     .low = end - f->release,
+                                     .high = end - f->release},
+                          .answer = answer,
+                          .late_ns = late,
+                          .logits = f->logits,
+                          .logits_count = f->logits_count,
+                          .counts = x->o.counts ? f->counts : NULL};
     x->collected++;
     return FR_OK;
 }

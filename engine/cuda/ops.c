@@ -33,6 +33,11 @@ static fr_status expect(call *c, int ins, int outs, int64_t m, int64_t wanted) {
                    c->ins, c->outs, (long long)m, ins, outs, (long long)wanted);
 }
 
+int64_t fr_bucket(const fr_device_rank *r, int64_t rows) {
+    const int64_t step = rows <= 2048 ? 128 : 256;
+    return r->varied ? fr_min_i64(fr_ceil_div(rows, step) * step, r->most_tokens) : rows;
+}
+
 static fr_status gemm(call *c, const fr_bf16 *w, int64_t M, int64_t N, int64_t K, bool f32) {
     const fr_gemm_args a = {.x = c->in[0],
                             .w = w,
@@ -100,7 +105,7 @@ static fr_status head(call *c) {
 static fr_status gemm_qkv(call *c) {
     const fr_model *m = c->r->model;
     FR_TRY(expect(c, 1, 1, c->shape->m, c->r->batch.tokens));
-    return gemm(c, c->w->qkv, c->shape->m, qkv_width(m), m->hidden, false);
+    return gemm(c, c->w->qkv, fr_bucket(c->r, c->shape->m), qkv_width(m), m->hidden, false);
 }
 
 /* K and V of one layer's cache. */
@@ -194,7 +199,39 @@ static fr_status attention(call *c) {
     return fr_attention_run(r->attention, &a, c->stream, c->err);
 }
 
+/* Each product once for every number of rows, on whatever the arena holds: the rows go nowhere. */
+static fr_status prepare_products(fr_device_rank *r, fr_error *err) {
+    const fr_model *m = r->model;
+    const int64_t q = (int64_t)m->heads * m->head_dim, width = qkv_width(m);
+    const int64_t widest = fr_max_i64(width, m->hidden), rows = r->most_tokens;
+    const fr_layer_weights *w = &r->weights->layer[0];
+    fr_bf16 *x = NULL, *out = NULL;
+    cudaError_t e = cudaMalloc((void **)&x, (size_t)(2 * rows * fr_max_i64(q, m->hidden)));
+    if (!e) e = cudaMalloc((void **)&out, (size_t)(rows * fr_max_i64(2 * widest, 4 * m->experts)));
+    fr_status s = e ? fr_fail(err, FR_FAILED, "cudaMalloc: %s", cudaGetErrorString(e)) : FR_OK;
+    for (int64_t M = 0; M < rows && s == FR_OK;) {
+        M = fr_bucket(r, M + 1);
+        const fr_gemm_args a[3] = {{.w = w->qkv, .N = width, .K = m->hidden},
+                                   {.w = w->o, .N = m->hidden, .K = q},
+                                   {.w = w->router, .N = m->experts, .K = m->hidden, .out_f32 = true}};
+        for (int i = 0; i < 3 && s == FR_OK; i++) {
+            fr_gemm_args g = a[i];
+            g.x = x;
+            g.out = out;
+            g.M = M;
+            g.workspace = r->gemm_workspace;
+            g.workspace_bytes = FR_GEMM_WORKSPACE;
+            s = fr_gemm_run(r->gemm, &g, NULL, err);
+        }
+    }
+    e = cudaDeviceSynchronize();
+    if (x) cudaFree(x);
+    if (out) cudaFree(out);
+    return s == FR_OK && e ? fr_fail(err, FR_FAILED, "preparing products: %s", cudaGetErrorString(e)) : s;
+}
+
 fr_status fr_rank_prepare(fr_device_rank *r, fr_error *err) {
+    FR_TRY(prepare_products(r, err));
     const int64_t most = r->most_sequences < PREPARED ? r->most_sequences : PREPARED;
     for (int32_t b = 1; b < 2 * most; b *= 2) {
         const fr_attention_args a = attention_args(r, b, (int32_t)r->positions, (int32_t)r->positions, false);
@@ -208,7 +245,7 @@ fr_status fr_rank_prepare(fr_device_rank *r, fr_error *err) {
 static fr_status gemm_o(call *c) {
     const fr_model *m = c->r->model;
     FR_TRY(expect(c, 1, 1, c->shape->m, c->r->batch.tokens));
-    return gemm(c, c->w->o, c->shape->m, m->hidden, (int64_t)m->heads * m->head_dim, false);
+    return gemm(c, c->w->o, fr_bucket(c->r, c->shape->m), m->hidden, (int64_t)m->heads * m->head_dim, false);
 }
 
 /* ---- experts ------------------------------------------------------------------------------------------------------*/
@@ -225,7 +262,7 @@ static int32_t *offsets(const call *c) {
 static fr_status gemm_router(call *c) {
     const fr_model *m = c->r->model;
     FR_TRY(expect(c, 1, 1, c->shape->m, c->r->batch.tokens));
-    return gemm(c, c->w->router, c->shape->m, m->experts, m->hidden, true);
+    return gemm(c, c->w->router, fr_bucket(c->r, c->shape->m), m->experts, m->hidden, true);
 }
 
 static fr_status topk(call *c) {

@@ -100,6 +100,7 @@ fr_status fr_rank_open(const fr_exec_options *o, fr_device_rank *r, fr_error *er
     r->kv_width = 2 * (int64_t)o->model->kv_heads * o->model->head_dim;
     r->kv_capacity = o->kv_tokens;
     r->made_up_prefix = o->made_up_prefix;
+    r->varied = o->varied;
     r->buffers_count = o->plan->buffers_count;
     r->buffers = fr_alloc(r->buffers_count * sizeof *r->buffers);
     r->buffer_bytes = fr_alloc(r->buffers_count * sizeof *r->buffer_bytes);

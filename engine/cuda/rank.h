@@ -58,7 +58,7 @@ typedef struct fr_device_rank {
     fr_kv_rows *kv_rows;
     int64_t *kv_owner; /* per handle */
     uint32_t kv_owner_cap;
-    bool made_up_prefix;
+    bool made_up_prefix, varied;
     fr_batch_tables batch;
     /* largest batch */
     int64_t most_tokens, most_sequences, most_picks, most_logits;
@@ -74,8 +74,14 @@ fr_status fr_batch_plan(fr_device_rank *r, const fr_exec_batch *b, int64_t *ints
 fr_status fr_batch_upload(fr_device_rank *r, const fr_exec_batch *b, int32_t *staging, cudaStream_t stream,
                           fr_error *err);
 
-/* Compiles attention for batches of 1 to 128 sequences (up to 0.9 s each), so that a trace's first ones do not wait. */
+/* For batches of any size: compiles attention for 1 to 128 sequences (up to 0.9 s each), and lets cublasLt choose for
+ * every number of rows that fr_bucket gives (some 3 ms each), so that a trace's first batches do not wait for either.
+ */
 fr_status fr_rank_prepare(fr_device_rank *r, fr_error *err);
+
+/* Rows that a product of `rows` rows computes where batches vary: the next multiple of 128, of 256 above 2,048. The
+ * rows beyond are of no matter: nobody reads them. */
+int64_t fr_bucket(const fr_device_rank *r, int64_t rows);
 
 /* Launches one op; the message says which call failed. */
 fr_status fr_op_launch(fr_device_rank *r, const fr_fragment *f, const fr_op *op, cudaStream_t stream, fr_error *err);

@@ -97,7 +97,9 @@ static int32_t shareable(const run *r, int64_t id) {
 
 static fr_status give(run *r, const fr_batch *b, const fr_sched_batch *ticket) {
     flight *f = &r->flights[r->given % FR_EXEC_FLIGHTS];
-    *f = (flight){.ticket = ticket, .given = fr_exec_now(r->exec)};
+    /* Batch mode: released when there was room for it, as in the simulator; issuing a long forward can block the host.
+     */
+    *f = (flight){.ticket = ticket, .given = r->o->requests ? fr_exec_now(r->exec) : r->last_end};
     FR_TRY(fr_planner_forward(r->planner, 0, b, &f->fragment, r->err));
     fill_tokens(r, b, ticket ? ticket->parts : NULL, r->given);
     FR_GROW(r->owners, r->owners_cap, (uint32_t)b->count + 1);
@@ -168,6 +170,10 @@ static void record_forward(run *r, const flight *f, const fr_exec_done *d) {
     r->flops += rec.flops;
     r->service += (double)(rec.end - rec.start);
     r->busy += rec.parts.compute;
+    if (!b) {
+        rec.release = rec.start = f->given;
+        rec.low = rec.high = rec.end - rec.start;
+    }
     r->last_end = fr_max_i64(r->last_end, rec.end);
     out->late_ns += d->late_ns;
     add_counts(r, d->counts);

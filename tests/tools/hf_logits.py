@@ -103,7 +103,9 @@ def run_engine(engine, path, prompt_file, answers, extra):
         for line in f:
             row = json.loads(line)
             rows[row["id"]] = row
-    print(f"  engine {' '.join(extra)}: {time.time() - begin:.1f} s")
+    result = json.loads(done.stdout)
+    print(f"  engine {' '.join(extra)}: {time.time() - begin:.1f} s, {result['forwards']} forwards, "
+          f"{result['cached_tokens']} tokens from the cache")
     return rows
 
 
