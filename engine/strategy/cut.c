@@ -113,8 +113,14 @@ typedef struct {
     int32_t done; /* of its tokens */
 } cursor;
 
-/* Takes up to `limit` tokens, and with a target no more than cost `target` (at least one token); NULL work: only looks.
+/*
+ * A balanced chunk is never less than this part of the largest. Behind a long context a chunk reads the whole KV cache
+ * and all experts however few tokens it has: chasing the first chunk's cost there ends at single tokens, each of which
+ * costs more than that anyway.
  */
+#define LEAST_PART 8
+
+/* Takes up to `limit` tokens, and with a target no more than cost `target` (see LEAST_PART); NULL work: only looks. */
 static double take(fr_planner *p, cursor *c, int64_t limit, double per_token, double target, fr_work *into,
                    uint32_t *cuts) {
     double cost = 0;
@@ -134,7 +140,8 @@ static double take(fr_planner *p, cursor *c, int64_t limit, double per_token, do
                 else
                     high = t.queries - 1;
             }
-            if (low == 0 && left == limit) low = 1;
+            int64_t least = fr_ceil_div(limit, LEAST_PART) - (limit - left);
+            if (low < least) low = (int32_t)fr_min_i64(least, s.queries);
             if (low < s.queries) {
                 whole = false;
                 s.queries = low;
@@ -212,7 +219,8 @@ fr_status fr_forward_works(fr_planner *p, const fr_batch *batches, int *micros, 
     for (int s = 0; s < used && chunked; s++)
         for (int m = chunks[s]; m < made; m++) *work_at(p, m, s) = (fr_work){0};
     if (made > UINT8_MAX + 1)
-        return fr_fail(err, FR_FAILED, "a forward of %d chunks or micro-batches: at most 256; use larger chunks", made);
+        return fr_fail(err, FR_FAILED,
+                       "--chunk-tokens, --micro-batches: a forward of %d chunks or micro-batches: at most 256", made);
     for (int m = 0; m < made; m++)
         for (int s = 0; s < used; s++) {
             fr_work *w = &p->works[m * p->slots + s];

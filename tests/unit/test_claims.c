@@ -180,6 +180,17 @@ static void ep_is_its_slowest_rank(void **state) {
     fr_timeline_free(&t);
 }
 
+/* Balanced chunks of a long prompt get smaller, not endlessly many: an eighth of the largest is the least. */
+static void balanced_chunks_stay_chunks(void **state) {
+    (void)state;
+    const char *cell = ALONE "skew=even strategy=pp layers=8 tokens=%s seq=%s chunk-tokens=2K chunking=%s";
+    int64_t fixed = playf(cell, "8K", "64K", "fixed").ops_played;
+    int64_t balanced = playf(cell, "8K", "64K", "balanced").ops_played;
+    assert_true(balanced > fixed && balanced <= 8 * fixed);
+    fixed = playf(cell, "4K", "32K", "fixed").ops_played;
+    assert_true(playf(cell, "4K", "32K", "balanced").ops_played <= 8 * fixed);
+}
+
 /* dp with everything local is the bound of all that bring the weights to the tokens; newer GPUs and fp8 are faster. */
 static void plain_orders(void **state) {
     (void)state;
@@ -201,8 +212,11 @@ static void plain_orders(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(knee_of_asyncep),    cmocka_unit_test(more_bandwidth_is_never_slower),
-        cmocka_unit_test(skew_only_costs_ep), cmocka_unit_test(ep_is_its_slowest_rank),
+        cmocka_unit_test(knee_of_asyncep),
+        cmocka_unit_test(more_bandwidth_is_never_slower),
+        cmocka_unit_test(skew_only_costs_ep),
+        cmocka_unit_test(ep_is_its_slowest_rank),
+        cmocka_unit_test(balanced_chunks_stay_chunks),
         cmocka_unit_test(plain_orders),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
