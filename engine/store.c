@@ -22,6 +22,21 @@ static fr_status run_sql(fr_store *s, const char *sql, const char *doing, fr_err
     return sqlite3_exec(s->db, sql, NULL, NULL, NULL) == SQLITE_OK ? FR_OK : fail(s, err, doing);
 }
 
+/*
+ * Statements whose wait for another process SQLite ends at once instead of by the busy timeout (a change of journal
+ * mode; a lock whose holder waits for us in turn): tried again for the same 20 s.
+ */
+static fr_status run_patiently(fr_store *s, const char *sql, const char *doing, fr_error *err) {
+    for (int i = 0; i < 2000; i++) {
+        int rc = sqlite3_exec(s->db, sql, NULL, NULL, NULL);
+        if (rc == SQLITE_OK) return FR_OK;
+        if (rc != SQLITE_BUSY && rc != SQLITE_LOCKED) break;
+        if (!sqlite3_get_autocommit(s->db)) sqlite3_exec(s->db, "ROLLBACK", NULL, NULL, NULL);
+        sqlite3_sleep(10);
+    }
+    return fail(s, err, doing);
+}
+
 /* ---- schema
  * ---------------------------------------------------------------------------------------------------------------- */
 
@@ -58,7 +73,7 @@ static fr_status create_schema(fr_store *s, fr_error *err) {
         "result TEXT");
     add_columns(&sql);
     fr_text_add(&sql, ") WITHOUT ROWID;COMMIT;");
-    fr_status status = run_sql(s, sql.text, "create tables", err);
+    fr_status status = run_patiently(s, sql.text, "create tables", err);
     fr_text_free(&sql);
     return status;
 }
@@ -66,11 +81,15 @@ static fr_status create_schema(fr_store *s, fr_error *err) {
 /* Whether the file is ours: an empty file is (in write mode), one without our info table is not. */
 static fr_status check_schema(fr_store *s, fr_store_mode mode, fr_error *err) {
     sqlite3_stmt *q = NULL;
-    int tables = -1;
-    if (sqlite3_prepare_v2(s->db, "SELECT count(*) FROM sqlite_master", -1, &q, NULL) == SQLITE_OK &&
-        sqlite3_step(q) == SQLITE_ROW)
-        tables = sqlite3_column_int(q, 0);
-    sqlite3_finalize(q);
+    int tables = -1, rc = SQLITE_BUSY;
+    for (int i = 0; i < 2000 && (rc == SQLITE_BUSY || rc == SQLITE_LOCKED); i++) {
+        if (i) sqlite3_sleep(10); /* as run_patiently: another process is making the file */
+        rc = sqlite3_prepare_v2(s->db, "SELECT count(*) FROM sqlite_master", -1, &q, NULL);
+        if (rc == SQLITE_OK) rc = sqlite3_step(q);
+        if (rc == SQLITE_ROW) tables = sqlite3_column_int(q, 0);
+        sqlite3_finalize(q);
+        q = NULL;
+    }
     if (tables < 0)
         return fr_fail(err, FR_BAD_INPUT, "%s: expected a forerun result file (SQLite): %s", s->path,
                        sqlite3_errmsg(s->db));
@@ -116,7 +135,7 @@ fr_status fr_store_open(const char *path, fr_store_mode mode, fr_store **out, fr
         status = check_schema(s, mode, err);
     }
     if (status == FR_OK && mode == FR_STORE_WRITE)
-        status = run_sql(s, "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;", "set up the journal", err);
+        status = run_patiently(s, "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;", "set up the journal", err);
     if (status == FR_OK && mode == FR_STORE_WRITE) status = create_schema(s, err);
     if (status == FR_OK && mode == FR_STORE_WRITE) status = check_columns(s, "runs", 9, err);
     if (status == FR_OK && mode == FR_STORE_WRITE) status = check_columns(s, "cells", 6, err);
@@ -138,7 +157,7 @@ void fr_store_close(fr_store *s) {
 }
 
 fr_status fr_store_begin(fr_store *s, fr_error *err) {
-    return run_sql(s, "BEGIN IMMEDIATE", "begin a transaction", err);
+    return run_patiently(s, "BEGIN IMMEDIATE", "begin a transaction", err);
 }
 fr_status fr_store_commit(fr_store *s, fr_error *err) {
     return run_sql(s, "COMMIT", "commit", err);
