@@ -13,24 +13,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-
-const fr_option cmd_run_options[] = {
-    {"json", NULL, NULL, "one JSON object"},
-    {"weights", "DIR", NULL, "a checkpoint's folder (config.json, safetensors); default: seeded random weights"},
-    {"prompts", "FILE", NULL, "requests as JSONL {id, ids, candidates}, in place of --tokens or --trace"},
-    {"answers", "FILE", NULL, "where the prompts' answers go, JSONL {id, logits, argmax}"},
-    {"record-routing", "FILE", NULL, "write tokens per expert and layer, for simulate --routing file:FILE"},
-    {"warmup", "S", NULL, "seconds back to back before the clock starts; default 10 sustained, 0 burst"},
-    {"timeout", "S", NULL, "longest wait for the device, default 60"},
-    {"device", "N", NULL, "GPU to use, default 0"},
-    {"no-spans", NULL, NULL, "do not time single ops"},
-    {"no-predict", NULL, NULL, "do not simulate the same cell beside it"},
-    {"check-ops", NULL, NULL, "wait after every op, so that a failing one is named; slow"},
-    {"db", "FILE", NULL, "store the run with its forwards, requests and timeline (SQLite)"},
-    {"perfetto", "FILE", NULL, "write the timeline for Perfetto or chrome://tracing (JSON)"},
-    {"csv", "FILE", NULL, "write the timeline as CSV"},
-    {NULL, NULL, NULL, NULL},
-};
+#include <unistd.h>
 
 /* A run, what it ran on, and the simulator's opinion of it. */
 typedef struct {
@@ -322,10 +305,16 @@ static fr_status run_job(job *j, const cli_args *a, const char *exe, fr_error *e
     return FR_OK;
 }
 
+/* Runs before the CUDA runtime's own handler, which would wait for the device. Output is flushed by then. */
+static void leave(void) {
+    _exit(FR_FAILED);
+}
+
 fr_status cmd_run(const cli_args *a, fr_error *err) {
     job j = {0};
     char *exe = cli_exe_dir();
     fr_status s = run_job(&j, a, exe, err);
+    if (j.out.device_lost) atexit(leave);
     job_free(&j);
     free(exe);
     return s;

@@ -4,7 +4,6 @@
 
 #include "engine/experiment.h"
 
-extern const fr_option cmd_run_options[];
 /* The GPUs, libraries and peers of this machine, for `forerun doctor`. */
 fr_status cuda_doctor(fr_error *err);
 

@@ -79,6 +79,10 @@ int64_t fr_exec_now(const fr_exec *x) {
     return monotonic() - x->epoch;
 }
 
+bool fr_exec_lost(const fr_exec *x) {
+    return x->lost;
+}
+
 int64_t fr_exec_bytes(const fr_exec *x) {
     const fr_device_rank *r = &x->rank;
     return r->arena_bytes + (int64_t)r->attention_workspace_bytes + 4 * r->batch_ints +

@@ -40,6 +40,8 @@ typedef struct {
 
 fr_status fr_exec_open(const fr_exec_options *o, fr_exec **out, fr_error *err);
 void fr_exec_close(fr_exec *x);
+/* The device failed or did not answer: freeing its memory would wait for it. */
+bool fr_exec_lost(const fr_exec *x);
 
 /* Starts the clock: waits until the device is idle. */
 fr_status fr_exec_start(fr_exec *x, fr_error *err);

@@ -513,12 +513,13 @@ static fr_status play(run *r) {
 }
 
 static void close_run(run *r) {
+    r->out->device_lost = r->exec && fr_exec_lost(r->exec);
     fr_exec_close(r->exec);
     for (int i = 0; i < FR_EXEC_FLIGHTS; i++)
         if (r->flights[i].fragment) fr_fragment_free(r->flights[i].fragment);
     fr_planner_close(r->planner);
     fr_sched_free(r->sched);
-    fr_weights_close(r->weights);
+    if (!r->out->device_lost) fr_weights_close(r->weights);
     free(r->sequences);
     free(r->ids);
     free(r->candidates);

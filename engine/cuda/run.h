@@ -30,6 +30,7 @@ typedef struct {
     uint32_t requests_count, requests_cap, forwards_count, forwards_cap;
     int64_t *counts; /* [layers executed][experts] tokens per expert, over all forwards */
     int layers;
+    bool device_lost; /* also after a failure: the process should end without waiting for the device */
     fr_meter_reading meter;
     fr_device_facts device;
     fr_versions versions;

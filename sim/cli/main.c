@@ -12,12 +12,9 @@
 #include <unistd.h>
 
 #ifdef FR_CUDA
-#include "engine/cuda/commands.h"
-#define NO_CUDA     NULL
-#define RUN_OPTIONS cmd_run_options
+#define NO_CUDA NULL
 #else
-#define RUN_OPTIONS NULL
-#define NO_CUDA     "This build has no CUDA: make engine builds build/forerun-cuda, which has it."
+#define NO_CUDA "This build has no CUDA: make engine builds build/forerun-cuda, which has it."
 #endif
 
 static const cli_command commands[] = {
@@ -62,7 +59,7 @@ static const cli_command commands[] = {
      .summary = "the same as simulate, on real GPUs (CUDA build)",
      .details = NO_CUDA,
      .example = "forerun run --model qwen3-30b-a3b --machine h200x2 --strategy asyncep --json",
-     .options = RUN_OPTIONS,
+     .options = cmd_run_options,
      .experiment = true,
      .most = 1,
      .run = cmd_run},
