@@ -1,6 +1,8 @@
 # A sweep over MPI ranks stores the rows of the threaded one.
-mpi=$(dirname "$forerun")/forerun-mpi
-[ -x "$mpi" ] || ! command -v mpicc >/dev/null || make -s mpi BUILD="$(dirname "$forerun")" >"$work/mpi.log" 2>&1 || fail "make mpi" "$(cat "$work/mpi.log")"
+mpi=build/forerun-mpi # made anew: one of yesterday would store yesterday's rows
+if command -v mpicc >/dev/null; then
+    make -s mpi BUILD=build >"$work/mpi.log" 2>&1 || fail "make mpi" "$(cat "$work/mpi.log")"
+fi
 if ! command -v mpirun >/dev/null || [ ! -x "$mpi" ]; then
     echo "no mpirun here: the sweep over several hosts is not tested"
 else
