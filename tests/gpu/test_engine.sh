@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # The engine on one Hopper GPU: what it stands on, its logits against transformers, how it fails, then its speed.
-#   tests/gpu/test_engine.sh [ENGINE [OUT]]       PARTS="doctor logits failures speed depth idle trace comparators"
+#   tests/gpu/test_engine.sh [ENGINE [OUT]]       PARTS="doctor logits failures speed depth lengths idle trace comparators"
 # The libraries are those of CUDA 13 that the program was built against; where PyTorch brings them, its folders come first.
 set -u
 engine=${1:-build/forerun-cuda} out=${2:-build/gpu/engine}
-parts=${PARTS:-doctor logits failures speed depth idle trace comparators}
+parts=${PARTS:-doctor logits failures speed depth lengths idle trace comparators}
 python=${PYTHON:-python3} here=$(cd "$(dirname "$0")/../.." && pwd)
 mkdir -p "$out"
 for d in $($python -c 'import os, nvidia; print(*[os.path.join(p, x, "lib") for p in nvidia.__path__ for x in os.listdir(p)])' 2>/dev/null); do
@@ -60,6 +60,11 @@ if has depth; then
     measure depth-94-resident-24 $big --layers 94 --resident-layers 24 --forwards 3
     measure depth-30b-48-layers --model qwen3-30b-a3b --tokens 16K --seq 4K --forwards 8 --skew uniform
     measure depth-30b-8-layers --model qwen3-30b-a3b --layers 8 --tokens 16K --seq 4K --forwards 48 --skew uniform
+fi
+if has lengths; then # MFU by tokens and by sequence length; 3 s back to back before the clock starts
+    cell="--model qwen3-235b-a22b --layers 8 --skew uniform --warmup 3"
+    for t in 4K 16K 32K; do measure tokens-$t-of-4K $cell --tokens $t --seq 4K --forwards 16; done
+    for s in 256 1K 16K; do measure tokens-32K-of-$s $cell --tokens 32K --seq $s --forwards 12; done
 fi
 if has idle; then
     small="--model qwen3-30b-a3b --tokens 512 --seq 512 --forwards 32 --regime burst --skew uniform"
