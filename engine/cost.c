@@ -292,7 +292,8 @@ void fr_cost_op(const fr_cost_model *c, const fr_shape *shape, const fr_pair *pa
         e.provenance = FR_FROM_ROOFLINE;
     }
     if (class == FR_CLASS_HOST) host_cost(c, &s, &e);
-    bool crowd = (s.kind == FR_OP_PULL || s.kind == FR_OP_PUSH) && s.ranks > 1;
+    /* Two ranks that pull from each other were measured; how more share a switch is a law. */
+    bool crowd = (s.kind == FR_OP_PULL || s.kind == FR_OP_PUSH) && s.ranks > 2;
     /* Inside the grid what was measured stands, under a what-if too: L2 serves small tensors faster than HBM could. */
     if (e.provenance > FR_FROM_INTERPOLATED && e.ns < base.bound) e.ns = base.bound;
     if (c->scaled && e.provenance < FR_FROM_EXTRAPOLATED) e.provenance = FR_FROM_EXTRAPOLATED;

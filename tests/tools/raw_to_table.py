@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Makes a cost table (kernels/measured/FORMAT.md) from the rows that bench_kernels writes.
+"""Makes a cost table (kernels/measured/FORMAT.md) from the rows that bench_kernels and bench_links write.
 
-    tests/tools/raw_to_table.py kernels/measured/raw/h200-2026-11-22.txt tests/data/seeds/h200.txt \
-        >kernels/measured/h200.txt
+    tests/tools/raw_to_table.py kernels/measured/raw/h200-2026-11-22.txt kernels/measured/raw/h200x2-2026-11-22.txt \
+        tests/data/seeds/h200.txt >kernels/measured/h200.txt
 
-The second file is an older, seeded table: its header gives the ceilings, and of its rows those stay, marked
-provenance=seeded, that the bench does not measure (SEEDS below). Whole layers (layer, layer_*) are never used: they
+The last file is an older, seeded table: its header gives the ceilings, and of its rows those stay, marked
+provenance=seeded, that neither bench measures (SEEDS below). Whole layers (layer, layer_*) are never used: they
 judge the cost model, they do not feed it.
 
 Which reading is the burst: a compute-bound kernel draws more than the power limit allows, and the limit sets in some
@@ -15,6 +15,8 @@ and attention it is the least first decile of all turns of a shape; p90 stays an
 and everything bound by memory or latency are medians. Rows that were in the limit from their first launch on are left
 out: those whose rate falls more than HOT below that of a smaller shape of their series, which full-clock physics does
 not explain. They are listed at the end of the table.
+
+Transfers (bench_links, two GPUs): see links() and slowdowns().
 """
 import bisect
 import re
@@ -22,8 +24,8 @@ import sys
 
 HOT = 0.04  # three times what first deciles of cool turns differ by, and less than what the limit takes (10-20 %)
 
-# what one machine and one bench cannot give: peers, collectives, interference, FP8, latent attention, read-backs
-SEEDS = re.compile(r"^(allgather|alltoall|allreduce|pull|readback|slowdown|memory) |precision=fp8|head_dim=192")
+# what the benches don't give: FP8, latent attention, a memory-bound kernel of no name
+SEEDS = re.compile(r"^memory |precision=fp8|head_dim=192")
 
 MASK = (1 << 64) - 1
 
@@ -162,16 +164,91 @@ def convert(op, shape):
     return other(op, shape) or memory(op, shape)
 
 
+def mean(values):
+    values = list(values)
+    return sum(values) / len(values)
+
+
+def links(raw):
+    """Pulls, collectives and read-backs.
+
+    A pull is a row of copies on two streams over their number: between copies of one stream the bench has an event,
+    whose reading steps by 9 us; the median of that is p90, what a lone small pull may take. ways=2: the mean of both
+    GPUs. An all-to-all is what goes to the peer (exchange), without the share that stays. A receive takes what the
+    send takes. The read-back is what the engine does: copy, event, poll.
+    """
+    pulls, out = {}, []
+    for op, shape, regime, *numbers in raw:
+        f, _ = fields(shape)
+        if op == "pull":
+            key = (int(f["bytes"]), int(f["ways"]))
+            pulls.setdefault(key, {}).setdefault(int(f["inflight"]), []).append(numbers)
+    for (size, ways), by in sorted(pulls.items(), key=lambda x: (x[0][1], x[0][0])):
+        ns, p10 = (mean(x[i] for x in by[2]) for i in (0, 1))
+        p90 = max(mean(x[0] for x in by[1]), mean(x[2] for x in by[2]))
+        out.append(f"pull bytes={size} ways={ways} regime=burst ns={ns:.0f} p10={min(p10, ns):.0f} p90={p90:.0f}")
+    names = {"allreduce": ["allreduce"], "allgather": ["allgather"], "reducescatter": ["reducescatter"],
+             "exchange": ["alltoall"], "send": ["send", "recv"]}
+    for op, shape, regime, *numbers in raw:
+        f, _ = fields(shape)
+        for name in names.get(op, []):
+            out.append(f"{name} bytes={f['bytes']} ranks={f['ranks']} transport=nccl regime={regime} "
+                       f"ns={numbers[0]:.0f} p10={numbers[1]:.0f} p90={numbers[2]:.0f}")
+        if op == "readback" and shape == "poll":
+            out.append(f"readback regime={regime} ns={numbers[0]:.0f} p10={numbers[1]:.0f} p90={numbers[2]:.0f}")
+    return out
+
+
+def slowdowns(raw):
+    """Interference: medians, of a burst's turns the lesser, the mean of both GPUs.
+
+    Pulls and host copies keep their rate beside compute. An all-gather does not (its kernel waits for SMs), and the
+    simulator lets it take what it takes alone; so overlap is the time that the bytes it moved meanwhile take alone,
+    by which the compute lost for each byte is the measured one.
+    """
+    turns, alone_rate, out = {}, 0.0, []
+    for op, shape, regime, *numbers in raw:
+        f, words = fields(shape)
+        if op == "allgather" and f["bytes"] == "1073741824":
+            alone_rate = 1e9 * 2**29 / numbers[0]
+        if op == "beside":
+            if words or "starved" in f:
+                sys.exit(f"{shape}: the transfer ended first")
+            key = (f["victim"], f["aggressor"], regime)
+            turns.setdefault(key, {}).setdefault(f["rank"], []).append(numbers)
+    best = {k: [min(t) for _, t in sorted(by.items())] for k, by in turns.items()}
+    for regime in ("burst", "sustained"):
+        for aggressor in ("pull", "nccl", "h2d"):
+            for victim in ("gemm", "grouped", "attention", "memory"):
+                a, b = (best[victim, x, regime] for x in ("none", aggressor))
+                alone, beside, rate = mean(x[0] for x in a), mean(x[0] for x in b), mean(x[6] for x in b)
+                ran = ""
+                if aggressor == "nccl":
+                    ran, rate = f" overlap={beside * rate / alone_rate:.0f}", alone_rate
+                traffic = rate * (1 if aggressor == "h2d" else 2)  # out of one HBM and into the other, both ways
+                mhz, watts = ([mean(x[i] for x in y) for y in (a, b)] for i in (3, 4))
+                note = f"{100 * (beside / alone - 1):+.1f} %, the transfer {mean(x[6] for x in b) / 1e9:.0f} GB/s"
+                if regime == "sustained":
+                    note += f"; {mhz[0]:.0f} -> {mhz[1]:.0f} MHz, {watts[0]:.0f} -> {watts[1]:.0f} W"
+                out.append(f"slowdown victim={victim} aggressor={aggressor} regime={regime} alone={alone:.0f} "
+                           f"beside={beside:.0f}{ran} hbm_traffic={traffic:.4g}  ## {note}")
+    return out
+
+
+def read(path):
+    for line in open(path, encoding="ascii"):
+        if not line.startswith("#") and line.strip():
+            op, shape, regime, *numbers = line.split()
+            yield op, shape, regime, *map(float, numbers)
+
+
 def main():
-    raw, seeds = sys.argv[1:3]
+    raw, pair, seeds = sys.argv[1:4]
     rows = {}  # (row, regime) -> list of readings
-    for line in open(raw, encoding="ascii"):
-        if line.startswith("#") or not line.strip():
-            continue
-        op, shape, regime, *numbers = line.split()
+    for op, shape, regime, *numbers in read(raw):
         made = convert(op, shape)
         if made:
-            rows.setdefault((made[0], regime), (made[1], []))[1].append([float(x) for x in numbers])
+            rows.setdefault((made[0], regime), (made[1], []))[1].append(numbers)
 
     out, series = [], {}
     for (row, regime), (kind, turns) in rows.items():
@@ -202,7 +279,7 @@ def main():
 # nccl: 2.28.9
 # date: 2026-11-22
 # kernels: grouped GEMM with a scheduler warp and clusters of two
-# source: raw/h200-2026-11-22.txt by tests/tools/raw_to_table.py; rows marked seeded: first readings and published figures
+# source: raw/h200-2026-11-22.txt, raw/h200x2-2026-11-22.txt by tests/tools/raw_to_table.py; rows marked seeded: first readings and published figures
 # grouped_tile: 64""")
     kept = []
     for line in open(seeds, encoding="utf-8"):
@@ -216,7 +293,12 @@ def main():
 ## gemm_o: measured with the residual added, but at m=16384. Bytes of memory-bound rows: engine/strategy/layer.c.
 """)
     print("\n".join(x for i, x in enumerate(out) if i not in hot))
-    print("\n## Not measured by the bench: first readings of other libraries, and published figures")
+    both = list(read(pair))
+    print("\n## Between two GPUs (NV18); pulls: several in flight, p90 what one alone may take")
+    print("\n".join(links(both)))
+    print("\n## Beside compute: the transfer runs all the time, on both GPUs")
+    print("\n".join(slowdowns(both)))
+    print("\n## Not measured by the benches: first readings of other libraries, and published figures")
     print("\n".join(kept))
     print("\n## Left out, in the power limit from the first launch on:")
     for i in sorted(hot):

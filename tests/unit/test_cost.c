@@ -149,7 +149,11 @@ static void shipped(void **state) {
     fr_cost_model *b = h200(FR_BURST), *s = h200(FR_SUSTAINED);
     assert_int_equal(cost(b, gemm(4096, 9216, 4096), NULL).provenance, FR_FROM_MEASURED);
     fr_shape pull = {.kind = FR_OP_PULL, .bytes = INT64_C(1) << 30};
-    assert_int_equal(cost(b, pull, NULL).provenance, FR_FROM_SEEDED);
+    assert_int_equal(cost(b, pull, NULL).provenance, FR_FROM_MEASURED);
+    fr_pair sequence = {4096, 0};
+    fr_shape latent = {
+        .kind = FR_OP_ATTENTION, .n = 128, .k = 128, .head_dim = 192, .v_head_dim = 128, .vector_count = 1};
+    assert_int_equal(cost(b, latent, &sequence).provenance, FR_FROM_SEEDED);
     fr_pair groups[128];
     for (int rows = 32; rows <= 1024; rows *= 32) {
         for (int e = 0; e < 128; e++) groups[e] = (fr_pair){rows, 0};
@@ -361,8 +365,8 @@ static void collectives(void **state) {
     assert_true(g.ns < x.ns);
     s.ranks = 2;
     fr_cost two = cost(c, s, NULL);
-    double bus = 0.5 * (double)s.bytes / (double)two.ns; /* GB/s; 246 at 512 MiB, 281 at 2 GiB */
-    assert_true(bus > 246 && bus < 281);
+    double bus = 0.5 * (double)s.bytes / (double)two.ns; /* GB/s; the raw row: 1 GiB in 1.832 ms */
+    assert_true(fabs(bus / 293 - 1) < 0.01);
     /* over hosts never faster than on one */
     fr_machine m = machine("h200");
     m.network_rate = 50e9;
@@ -377,7 +381,7 @@ static void collectives(void **state) {
     fr_cost_close(n);
     /* copy-engine gather beats NCCL's and costs its wire bytes at the pull rate */
     fr_shape ce = {.kind = FR_OP_GATHER_WEIGHTS, .transport = 2, .ranks = 2, .bytes = INT64_C(2) << 30};
-    assert_true(fabs((double)(INT64_C(1) << 30) / (double)cost(c, ce, NULL).ns - 389) < 5);
+    assert_true(fabs((double)(INT64_C(1) << 30) / (double)cost(c, ce, NULL).ns - 391.5) < 5);
     fr_cost_close(c);
 }
 
@@ -389,7 +393,7 @@ static void pulls_beyond_the_measured_ranks(void **state) {
     eight.ranks = push.ranks = 8;
     push.kind = FR_OP_PUSH;
     fr_cost a = cost(c, two, NULL), b = cost(c, eight, NULL), d = cost(c, push, NULL);
-    assert_int_equal(a.provenance, FR_FROM_SEEDED);
+    assert_int_equal(a.provenance, FR_FROM_MEASURED);
     assert_int_equal(b.provenance, FR_FROM_EXTRAPOLATED);
     assert_int_equal(d.provenance, FR_FROM_EXTRAPOLATED);
     assert_int_equal(a.ns, b.ns);
@@ -415,7 +419,7 @@ static void what_if(void **state) {
     fr_capacity x, y;
     fr_cost_capacity(a, &x);
     fr_cost_capacity(b, &y);
-    assert_true(fabs(x.hbm / 4.2e12 - 1) < 0.02 && fabs(x.link_in / 389e9 - 1) < 0.005);
+    assert_true(fabs(x.hbm / 4.2e12 - 1) < 0.02 && fabs(x.link_in / 392e9 - 1) < 0.005);
     assert_true(fabs(x.pcie_h2d / 55.4e9 - 1) < 0.01);
     assert_true(fabs(y.hbm / x.hbm - 2) < 0.05 && fabs(y.link_out / x.link_out - 2) < 0.05);
     fr_cost_close(a);
@@ -425,16 +429,17 @@ static void what_if(void **state) {
 static void slowdowns(void **state) {
     (void)state;
     fr_cost_model *b = h200(FR_BURST), *s = h200(FR_SUSTAINED);
-    const double pull[] = {0.084, 0.067, 0.095}, nccl[] = {1 / 0.58 - 1, 1 / 0.44 - 1};
+    /* raw/h200x2: GEMM, grouped GEMM, attention; NCCL while the bytes it moved would have taken by themselves */
+    const double pull[] = {0.076, 0.111, 0.117}, full_clock[] = {0.067, 0.088, 0.056}, nccl[] = {0.57, 0.346, 0.258};
     const fr_op_class victims[] = {FR_CLASS_GEMM, FR_CLASS_GROUPED, FR_CLASS_ATTENTION};
     for (int i = 0; i < 3; i++) {
-        assert_true(fr_cost_slowdown(b, victims[i], FR_AGGRESSOR_PULL) == 0);
+        assert_true(fabs(fr_cost_slowdown(b, victims[i], FR_AGGRESSOR_PULL) - full_clock[i]) < 0.001);
         assert_true(fabs(fr_cost_slowdown(s, victims[i], FR_AGGRESSOR_PULL) - pull[i]) < 0.001);
-        assert_true(fr_cost_slowdown(s, victims[i], FR_AGGRESSOR_H2D) == 0);
-        if (i < 2) assert_true(fabs(fr_cost_slowdown(b, victims[i], FR_AGGRESSOR_NCCL) - nccl[i]) < 0.03);
+        assert_true(fr_cost_slowdown(s, victims[i], FR_AGGRESSOR_H2D) < 0.015);
+        assert_true(fabs(fr_cost_slowdown(b, victims[i], FR_AGGRESSOR_NCCL) - nccl[i]) < 0.01);
     }
-    /* sharing HBM explains what pulls cost a memory-bound kernel: 22.8 % in a burst */
-    assert_true(fr_cost_slowdown(b, FR_CLASS_MEMORY, FR_AGGRESSOR_PULL) < 0.01);
+    /* sharing HBM explains what pulls cost a memory-bound kernel: 23.1 % in a burst */
+    assert_true(fr_cost_slowdown(b, FR_CLASS_MEMORY, FR_AGGRESSOR_PULL) < 0.02);
     assert_true(fr_cost_slowdown(b, FR_CLASS_COPY, FR_AGGRESSOR_NCCL) == 0);
     fr_cost_close(b);
     fr_cost_close(s);
