@@ -32,8 +32,8 @@ static int first_moe(const fr_walk *w) {
 
 /*
  * Pulls in flight. With one, ranks that have drifted apart meet at a source again and again, and a rank that shares a
- * source leaves its own link half idle (qwen3-235b fp8, P = 8, 12K tokens, skewed routing: 36 % exposed; with 3 in
- * flight none). Peers are dealt to the streams in turn.
+ * source leaves its own link half idle (arXiv 2604.01621 section 4.3; figures in experiments/moe-prefill). Peers are
+ * dealt to the streams in turn.
  */
 static void open_streams(fr_planner *p, fr_rank *r) {
     int most = p->layout.gather_streams ? p->layout.gather_streams : p->machine.copy_engines;
