@@ -7,7 +7,7 @@ here=experiments/moe-prefill
 out=build/experiments
 mkdir -p $out
 
-for grid in fig9 fig9-budget fig10 synthetic; do
+for grid in fig9 fig9-budget fig10 synthetic drift; do
     "$forerun" sweep $here/$grid.json --db $out/moe-prefill-$grid.db --top 1 >$out/moe-prefill-$grid.txt
 done
 
@@ -73,3 +73,10 @@ table synthetic "Transport: tokens/s of asyncep on 8xH100 fp8, prompts of 256 an
     "SELECT work, layout, max(CASE budget WHEN 8192 THEN round(rate) END) AS b8K, max(CASE budget WHEN 16384 THEN round(rate) END) AS b16K,
      max(CASE budget WHEN 32768 THEN round(rate) END) AS b32K FROM c WHERE gpus = 8 AND layout LIKE 'asyncep%'
      AND work NOT LIKE 'len=128K%' GROUP BY work, layout"
+table drift "Pulls in flight against drift: H200s, fp8, prompts of 1K: exposed share of the forward in %, tokens/s in thousands" \
+    "SELECT gpus, CASE strategy WHEN 'dp' THEN 'dp (bound)' ELSE CASE gather WHEN 'nccl' THEN 'nccl' ELSE
+     json_extract(config, '\$.\"gather-streams\"') || ' in flight' END || CASE routing WHEN 'even' THEN ', even' ELSE '' END END AS how,
+     max(CASE tokens_per_gpu WHEN 8192 THEN x END) AS b8K, max(CASE tokens_per_gpu WHEN 12288 THEN x END) AS b12K,
+     max(CASE tokens_per_gpu WHEN 16384 THEN x END) AS b16K, max(CASE tokens_per_gpu WHEN 32768 THEN x END) AS b32K
+     FROM (SELECT *, printf('%d %%, %.1f', round(100 * exposed_comm_s / forward_s), tokens_per_s / 1000) AS x FROM cells
+     WHERE status = 'done') GROUP BY gpus, how ORDER BY gpus DESC, strategy = 'dp', how"

@@ -52,15 +52,15 @@ double cli_number(const cli_table *t, uint32_t row, uint32_t column) {
 /* ---- results of a DB ----------------------------------------------------------------------------------------------
  */
 
-/* Layouts as people name them: "tp", "tp+ep" for custom ones; the degree that the name is about; variants that differ
- * from the plain form. */
+/* Layouts as people name them: "tp", "tp+ep" for custom ones; the degree that the name is about (experts split by width
+ * span all attention groups: tp*dp ranks); variants that differ from the plain form. */
 #define NAME                                                                                                           \
     "CASE WHEN strategy='custom' THEN attention||'+'||experts WHEN pp>1 AND strategy<>'pp' THEN strategy||'+pp' "      \
     "ELSE strategy END"
 #define DEGREE                                                                                                         \
     "CASE WHEN experts IN ('ep','asyncep','dwdp') THEN ep WHEN strategy='pp' THEN pp WHEN strategy='offload' THEN "    \
     "gpus "                                                                                                            \
-    "WHEN strategy='dp' THEN dp ELSE max(tp,pp,ep) END"
+    "WHEN strategy='dp' THEN dp WHEN experts='tp' THEN max(tp*dp,pp) ELSE max(tp,pp,ep) END"
 #define VARIANT                                                                                                        \
     "CASE WHEN overlap<>'none' THEN ' '||overlap ELSE '' END||CASE WHEN experts='ep' AND exchange<>'a2a' THEN ' '||"   \
     "exchange ELSE '' END||CASE WHEN gather<>'ce' THEN ' '||gather ELSE '' END"
@@ -189,6 +189,13 @@ static void add_series(const cli_table *t, fr_text *data, fr_text *settings) {
 static fr_status data_mfu(const cli_figure_source *s, fr_text *data, fr_text *settings, fr_error *err) {
     cli_table t;
     const char *where = PLAYED " AND " PLAIN " AND seq>0";
+    FR_TRY(fetch_results(s, where, "SELECT count(*) FROM c", &t, err));
+    bool none = cli_number(&t, 0, 0) == 0;
+    cli_table_free(&t);
+    if (none)
+        return fr_fail(err, FR_BAD_INPUT,
+                       "%s: holds no sweep of equal batches over --seq, which mfu needs (a trace has no one length)",
+                       s->path);
     FR_TRY(add_subject(s, where, settings, err));
     FR_TRY(fetch_results(s, where, "SELECT name, seq, 100*max(mfu) FROM c GROUP BY name, seq ORDER BY name, seq", &t,
                          err));
@@ -370,7 +377,7 @@ static fr_status data_whatif(const cli_figure_source *s, fr_text *data, fr_text 
 
 const cli_figure cli_figures[] = {
     {"throughput", "tokens/s per GPU by strategy and degree", "a sweep", false, data_throughput},
-    {"mfu", "MFU against sequence length", "a sweep over seq", false, data_mfu},
+    {"mfu", "MFU against sequence length", "a sweep of equal batches over --seq", false, data_mfu},
     {"breakdown", "where the time goes: compute, exposed communication, wait, bubble, idle; hidden beside", "a sweep",
      false, data_breakdown},
     {"gantt", "lanes of a rank over two layers", "a run with its timeline (simulate --db)", true, cli_data_gantt},

@@ -41,6 +41,17 @@ if command -v gnuplot >/dev/null 2>&1; then
     expect 0 plot ttft "$work/one.db" -o "$work/ttft.png" --data "$work/ttft.tsv"
     [ "$(tail -n 1 "$work/ttft.tsv" | cut -f 2)" = 1 ] && pass || fail "the CDF does not end at 1"
     expect 2 plot gantt "$work/one.db" -o "$work/x.png" --layer 900 && says 900
+    # experts split by width over attention groups: as many degrees as ranks; a sweep of traces has no MFU over lengths
+    cat >"$work/width.json" <<'J'
+{"title": "experts split by width, a trace",
+ "base": {"model": "qwen3-30b-a3b", "machine": "h200x8", "layers": 2, "trace": "batch:count=16,len=512"},
+ "cells": [{"gpus": 4, "attention": "dp", "experts": "tp"}]}
+J
+    expect 0 sweep "$work/width.json" --db "$work/width.db"
+    expect 0 plot breakdown "$work/width.db" -o "$work/x.svg" --data "$work/width.tsv"
+    rm "$work/x.svg"
+    grep -q 'dp+tp 4' "$work/width.tsv" && pass || fail "dp+tp on 4 GPUs has another degree" "$(cat "$work/width.tsv")"
+    expect 2 plot mfu "$work/width.db" -o "$work/x.png" && says --seq
     expect 1 plot throughput "$work/one.db" -o /no/such/folder/x.png && says /no/such/folder
 else
     echo "no gnuplot here: figures are not drawn"
