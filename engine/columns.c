@@ -1,6 +1,7 @@
 #include "engine/columns.h"
 
 #include <math.h>
+#include <string.h>
 
 /* Where time parts are reported per forward in batch mode and over the whole run in trace mode. */
 static double parts_share(const fr_result *r) {
@@ -129,4 +130,25 @@ void fr_result_row(const fr_setup *s, const fr_result *r, fr_value *values) {
 #define FILL(type, name, unit, about, value) values[n++] = FILL_##type(value);
     COLUMNS(FILL)
 #undef FILL
+}
+
+void fr_result_unplayed(const fr_setup *s, fr_result *out) {
+    *out = (fr_result){.memory = s->memory,
+                       .gpus = fr_layout_gpus(&s->experiment.layout),
+                       .fits = s->fits,
+                       .forward_s = NAN,
+                       .single_forward_s = NAN,
+                       .tokens_per_s = NAN,
+                       .tokens_per_s_per_gpu = NAN,
+                       .mfu = NAN,
+                       .flops = NAN,
+                       .forward_low_s = NAN,
+                       .forward_high_s = NAN,
+                       .ttft_s = {NAN, NAN, NAN, NAN},
+                       .sent_bytes = -1,
+                       .received_bytes = -1,
+                       .host_bytes = -1,
+                       .price_per_mtoken = NAN,
+                       .joules_per_mtoken = NAN};
+    memcpy(out->reason, s->reason, sizeof out->reason);
 }

@@ -29,4 +29,7 @@ int fr_result_column_count(void);
  * into `s`. */
 void fr_result_row(const fr_setup *s, const fr_result *r, fr_value *values);
 
+/* The result of a cell that was not played (it does not fit): memory and the reason, every timing NaN. */
+void fr_result_unplayed(const fr_setup *s, fr_result *out);
+
 #endif

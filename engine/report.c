@@ -1,5 +1,7 @@
 #include "engine/report.h"
 
+#include "engine/columns.h"
+
 #include <inttypes.h>
 #include <jansson.h>
 #include <math.h>
@@ -124,18 +126,9 @@ static const char *const class_names[FR_CLASS_COUNT] = {"other",     "host",    
                                                         "attention", "grouped", "collective", "copy"};
 
 static void put_times(json_t *o, const fr_setup *s, const fr_result *r) {
-    static const fr_result none = {.forward_s = NAN,
-                                   .single_forward_s = NAN,
-                                   .tokens_per_s = NAN,
-                                   .tokens_per_s_per_gpu = NAN,
-                                   .mfu = NAN,
-                                   .flops = NAN,
-                                   .forward_low_s = NAN,
-                                   .forward_high_s = NAN,
-                                   .ttft_s = {NAN, NAN, NAN, NAN},
-                                   .price_per_mtoken = NAN,
-                                   .joules_per_mtoken = NAN};
+    fr_result none;
     bool played = r != NULL, batch = s->experiment.trace[0] == 0;
+    fr_result_unplayed(s, &none);
     if (!r) r = &none;
     fr_parts p;
     fr_parts_per_forward(&r->parts, batch ? r->units_forwards : 1, &p);

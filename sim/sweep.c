@@ -75,24 +75,7 @@ static void play(fr_sweep_worker *w, const fr_setup *s, fr_cell_result *out) {
     fr_drive_options o = {.exe_dir = w->exe_dir};
     bool playable = s->fits || s->experiment.ignore_memory;
     fr_status status = playable ? fr_drive(s, &o, &r, &err) : FR_OK;
-    if (!playable) {
-        r = (fr_result){.memory = s->memory,
-                        .gpus = fr_layout_gpus(&s->experiment.layout),
-                        .forward_s = NAN,
-                        .single_forward_s = NAN,
-                        .tokens_per_s = NAN,
-                        .tokens_per_s_per_gpu = NAN,
-                        .mfu = NAN,
-                        .forward_low_s = NAN,
-                        .forward_high_s = NAN,
-                        .ttft_s = {NAN, NAN, NAN, NAN},
-                        .sent_bytes = -1,
-                        .received_bytes = -1,
-                        .host_bytes = -1,
-                        .price_per_mtoken = NAN,
-                        .joules_per_mtoken = NAN};
-        memcpy(r.reason, s->reason, sizeof r.reason);
-    }
+    if (!playable) fr_result_unplayed(s, &r);
     /* A trace's longest request may only show on opening it that the layout does not fit. */
     bool unfit = !playable || (status == FR_FAILED && !r.fits && !s->experiment.ignore_memory);
     strcpy(out->status, status == FR_BAD_INPUT ? "refused" : unfit ? "unfit" : status != FR_OK ? "failed" : "done");
