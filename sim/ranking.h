@@ -9,9 +9,8 @@
 #include "engine/store.h"
 
 typedef struct {
-    int most_rows;      /* layouts shown per workload; 0 = all */
-    int most_groups;    /* workloads shown in full; further ones as one line each (the winner) */
-    const char *source; /* the experiment's file for the ready command; NULL = flags only */
+    int most_rows;   /* layouts shown per workload; 0 = all */
+    int most_groups; /* workloads shown in full; further ones as one line each (the winner) */
 } fr_ranking_options;
 
 /* Text tables of all finished cells in the store. */

@@ -2,8 +2,6 @@
 #include "engine/cuda/commands.h"
 #include "engine/cuda/run.h"
 #include "engine/report.h"
-#include "engine/store.h"
-#include "engine/trace_json.h"
 #include "sim/cli/cli.h"
 #include "sim/driver.h"
 #include "traces/trace.h"
@@ -209,50 +207,18 @@ static void print_text(const job *j) {
     fr_text_free(&t);
 }
 
-static fr_status store_run(const job *j, const fr_plan *plan, const char *path, fr_error *err) {
-    json_t *o = result_json(j);
-    char *config = fr_experiment_json(&j->setup.experiment),
-         *result = json_dumps(o, JSON_COMPACT | JSON_REAL_PRECISION(15));
-    json_decref(o);
-    fr_store *s = NULL;
-    int64_t id = 0;
-    fr_status status = fr_store_open(path, FR_STORE_WRITE, &s, err);
-    if (status == FR_OK) status = fr_store_begin(s, err);
-    if (status == FR_OK) {
-        status = fr_store_add_run(s, "run", &j->setup, &j->out.result, config, result, &id, err);
-        if (status == FR_OK) status = fr_store_add_forwards(s, id, j->out.forwards, j->out.forwards_count, err);
-        if (status == FR_OK) status = fr_store_add_requests(s, id, j->out.requests, j->out.requests_count, err);
-        if (status == FR_OK) status = fr_store_add_spans(s, id, plan, &j->out.spans, err);
-        if (status == FR_OK)
-            status = fr_store_commit(s, err);
-        else
-            fr_store_rollback(s);
-    }
-    fr_store_close(s);
-    free(config);
-    free(result);
-    if (status == FR_OK) fprintf(stderr, "forerun: run %" PRId64 " stored in %s\n", id, path);
-    return status;
-}
-
-static fr_status write_timeline(const job *j, const cli_args *a, fr_error *err) {
-    const char *db = cli_value(a, "db"), *perfetto = cli_value(a, "perfetto"), *csv = cli_value(a, "csv");
-    if (!db && !perfetto && !csv) return FR_OK;
-    fr_planner *planner = NULL;
-    const fr_planner_options o = {.model = &j->setup.model,
-                                  .layout = &j->setup.experiment.layout,
-                                  .machine = &j->setup.machine,
-                                  .routing = j->setup.routing,
-                                  .cost = j->setup.cost,
-                                  .load = j->setup.load};
-    FR_TRY(fr_planner_open(&o, &planner, err));
-    const fr_plan *plan = fr_planner_plan(planner);
-    fr_status s = FR_OK;
-    if (db) s = store_run(j, plan, db, err);
-    if (s == FR_OK && perfetto) s = fr_trace_json_write(perfetto, plan, &j->out.spans, err);
-    if (s == FR_OK && csv) s = fr_trace_csv_write(csv, plan, &j->out.spans, err);
-    fr_planner_close(planner);
-    return s;
+static fr_status keep(const job *j, const cli_args *a, fr_error *err) {
+    if (!cli_keeps(a)) return FR_OK;
+    cli_kept k = {.kind = "run",
+                  .setup = &j->setup,
+                  .result = &j->out.result,
+                  .report = result_json(j),
+                  .forwards = j->out.forwards,
+                  .forwards_count = j->out.forwards_count,
+                  .requests = j->out.requests,
+                  .requests_count = j->out.requests_count,
+                  .spans = &j->out.spans};
+    return cli_keep(&k, a, err);
 }
 
 static fr_status write_files(const job *j, const cli_args *a, fr_error *err) {
@@ -270,7 +236,7 @@ static fr_status write_files(const job *j, const cli_args *a, fr_error *err) {
         s = fr_write_file(answers, t.text ? t.text : "", t.length, err);
         fr_text_free(&t);
     }
-    return s == FR_OK ? write_timeline(j, a, err) : s;
+    return s == FR_OK ? keep(j, a, err) : s;
 }
 
 /* ---- all of it ----------------------------------------------------------------------------------------------------*/

@@ -6,6 +6,7 @@
 #define FR_CLI_H
 
 #include "engine/experiment.h"
+#include "engine/timeline.h"
 
 #include <stdio.h>
 
@@ -51,6 +52,22 @@ void cli_usage(FILE *out);
 void cli_man(FILE *out);
 /* The README's reference of options, as Markdown tables. */
 void cli_reference(FILE *out);
+
+/* What a played or executed cell leaves in files. `report` is its JSON. */
+typedef struct {
+    const char *kind; /* "simulate" | "run" */
+    const fr_setup *setup;
+    const fr_result *result;
+    struct json_t *report; /* taken over */
+    const fr_forward_record *forwards;
+    int64_t forwards_count;
+    const fr_request_record *requests;
+    int64_t requests_count;
+    const fr_timeline *spans;
+} cli_kept;
+/* Writes it where --db, --perfetto and --csv say. */
+fr_status cli_keep(const cli_kept *k, const cli_args *a, fr_error *err);
+bool cli_keeps(const cli_args *a); /* whether any of the three was given */
 
 /* Folder of the running program; NULL when it cannot be told. The caller frees it. */
 char *cli_exe_dir(void);

@@ -3,8 +3,6 @@
 
 #include "engine/critical.h"
 #include "engine/report.h"
-#include "engine/store.h"
-#include "engine/trace_json.h"
 #include "sim/driver.h"
 
 #include <inttypes.h>
@@ -99,56 +97,23 @@ static void print_json(const play *p, bool played, const fr_critical *why, const
     free(text);
 }
 
-static fr_status store_run(const play *p, const fr_plan *plan, const char *path, fr_error *err) {
-    json_t *o = fr_report_json(&p->setup, &p->result);
-    char *config = fr_experiment_json(&p->setup.experiment),
-         *result = json_dumps(o, JSON_COMPACT | JSON_REAL_PRECISION(15));
-    json_decref(o);
-    fr_store *s = NULL;
-    int64_t id = 0;
-    fr_status status = fr_store_open(path, FR_STORE_WRITE, &s, err);
-    if (status == FR_OK) status = fr_store_begin(s, err);
-    if (status == FR_OK) {
-        status = fr_store_add_run(s, "simulate", &p->setup, &p->result, config, result, &id, err);
-        if (status == FR_OK) status = fr_store_add_forwards(s, id, p->forwards, p->forwards_count, err);
-        if (status == FR_OK) status = fr_store_add_requests(s, id, p->requests, p->requests_count, err);
-        if (status == FR_OK) status = fr_store_add_spans(s, id, plan, &p->spans, err);
-        if (status == FR_OK)
-            status = fr_store_commit(s, err);
-        else
-            fr_store_rollback(s);
-    }
-    fr_store_close(s);
-    free(config);
-    free(result);
-    if (status == FR_OK) fprintf(stderr, "forerun: run %" PRId64 " stored in %s\n", id, path);
-    return status;
-}
-
-/* Files that need lane names: the static part of the plan is built again, the same for the same setup. */
-static fr_status write_files(const play *p, const cli_args *a, fr_error *err) {
-    const char *db = cli_value(a, "db"), *perfetto = cli_value(a, "perfetto"), *csv = cli_value(a, "csv");
-    if (!db && !perfetto && !csv) return FR_OK;
-    fr_planner *planner = NULL;
-    fr_planner_options o = {.model = &p->setup.model,
-                            .layout = &p->setup.experiment.layout,
-                            .machine = &p->setup.machine,
-                            .routing = p->setup.routing,
-                            .cost = p->setup.cost,
-                            .load = p->setup.load};
-    FR_TRY(fr_planner_open(&o, &planner, err));
-    const fr_plan *plan = fr_planner_plan(planner);
-    fr_status status = FR_OK;
-    if (db) status = store_run(p, plan, db, err);
-    if (status == FR_OK && perfetto) status = fr_trace_json_write(perfetto, plan, &p->spans, err);
-    if (status == FR_OK && csv) status = fr_trace_csv_write(csv, plan, &p->spans, err);
-    fr_planner_close(planner);
-    return status;
+static fr_status keep(const play *p, const cli_args *a, fr_error *err) {
+    if (!cli_keeps(a)) return FR_OK;
+    cli_kept k = {.kind = "simulate",
+                  .setup = &p->setup,
+                  .result = &p->result,
+                  .report = fr_report_json(&p->setup, &p->result),
+                  .forwards = p->forwards,
+                  .forwards_count = p->forwards_count,
+                  .requests = p->requests,
+                  .requests_count = p->requests_count,
+                  .spans = &p->spans};
+    return cli_keep(&k, a, err);
 }
 
 static fr_status simulate(play *p, const cli_args *a, fr_error *err) {
     bool json = cli_value(a, "json") != NULL, batch = p->setup.experiment.trace[0] == 0;
-    bool files = cli_value(a, "db") || cli_value(a, "perfetto") || cli_value(a, "csv");
+    bool files = cli_keeps(a);
     bool show_why = cli_value(a, "why") || (batch && !json);
     if (!p->setup.fits && !p->setup.experiment.ignore_memory) {
         if (json) {
@@ -166,7 +131,7 @@ static fr_status simulate(play *p, const cli_args *a, fr_error *err) {
     fr_result base;
     bool what_if = p->setup.experiment.what_if[0] != 0;
     if (what_if) FR_TRY(play_baseline(p, a, &base, err));
-    FR_TRY(write_files(p, a, err));
+    FR_TRY(keep(p, a, err));
     fr_critical why;
     if (show_why) fr_critical_path(&p->spans, 0, fr_layout_layers(&p->setup.experiment.layout, &p->setup.model), &why);
     if (json)

@@ -77,8 +77,8 @@ static fr_status play(const fr_grid *grid, fr_store *store, const fr_sweep_optio
     return fr_sweep_run(grid, store, o, t, err);
 }
 
-static fr_status print_ranking(const cli_args *a, fr_store *store, int64_t top, fr_error *err) {
-    fr_ranking_options o = {.most_rows = (int)top, .most_groups = 8, .source = a->positional[0]};
+static fr_status print_ranking(fr_store *store, int64_t top, fr_error *err) {
+    fr_ranking_options o = {.most_rows = (int)top, .most_groups = 8};
     fr_text text = {0};
     fr_status status = fr_ranking_print(store, &o, &text, err);
     if (status == FR_OK && text.text) fputs(text.text, stdout);
@@ -121,7 +121,7 @@ static fr_status sweep(const cli_args *a, const fr_grid *grid, const char *db, f
                 t.done, t.cells, db, t.done - t.skipped, t.wall_s, t.skipped, t.unfit, t.refused, t.failed);
     if (status == FR_OK && interrupted)
         status = fr_fail(err, FR_FAILED, "stopped: the same command goes on where it stopped");
-    if (status == FR_OK) status = print_ranking(a, store, top, err);
+    if (status == FR_OK) status = print_ranking(store, top, err);
     if (status == FR_OK && cli_value(a, "csv")) status = export_cells(store, cli_value(a, "csv"), err);
     free(exe);
     fr_store_close(store);
