@@ -16,6 +16,9 @@
  * With CLUSTER = 2 two blocks take 256 rows of the same columns: each loads half of the weight tile and multicasts it
  * to both, a third less traffic from L2. 128 rows left over are a half tile each; 64 rows left over go to both blocks
  * with a column tile each. GATHER reads A through token_of_row with cp.async instead of TMA.
+ *
+ * Weights may lie in two places: a run of experts is read through a second tensor map. The producer picks the map once
+ * a tile; nothing else knows.
  */
 #include "kernels/device.cuh"
 #include "kernels/ptx.cuh"
@@ -45,9 +48,24 @@ struct Params {
     fr_bf16 *c;
     const int32_t *offsets, *token_of_row;
     uint32_t *counter;
-    int E, N, K, tiles; /* tiles: along N */
-    int skew;           /* steps that the second consumer starts after the first */
+    int E, N, K, tiles;     /* tiles: along N */
+    int skew;               /* steps that the second consumer starts after the first */
+    int own_first, own_end; /* experts whose weights are read through the second map; equal = none */
+    int gap;                /* experts that the first map leaves out there */
 };
+
+/* Where the weights of a tile are: the map to read them through and their first row in it. */
+struct Weights {
+    const CUtensorMap *map;
+    int row;
+};
+
+__device__ __forceinline__ Weights weights_of(const Params &p, const CUtensorMap *map_b, const CUtensorMap *map_own,
+                                              int expert) {
+    const bool own = expert >= p.own_first && expert < p.own_end;
+    const int place = expert - (own ? p.own_first : expert >= p.own_end ? p.gap : 0);
+    return {own ? map_own : map_b, place * p.N};
+}
 
 /* Blocks of 64 rows that expert e has. */
 __device__ __forceinline__ int row_blocks(const Params &p, int e) {
@@ -189,15 +207,16 @@ template <int CLUSTER> __device__ __forceinline__ int read_next(Shared &s, Turn 
 
 /* One thread feeds the ring by TMA. */
 template <int CLUSTER>
-__device__ void produce_tma(Shared &s, const Params &p, const CUtensorMap *map_a, const CUtensorMap *map_b, int cluster,
-                            int rank) {
+__device__ void produce_tma(Shared &s, const Params &p, const CUtensorMap *map_a, const CUtensorMap *map_b,
+                            const CUtensorMap *map_own, int cluster, int rank) {
     Ring ring;
     Turn turn;
     const int steps = (p.K + TILE_K - 1) / TILE_K, units = s.first_unit[p.E];
     int expert = 0;
     for (int unit = cluster; unit < units; unit = read_next<CLUSTER>(s, turn, false, true)) {
         const Tile t = decode<CLUSTER>(s, p, unit, expert, rank);
-        const int b_row = t.expert * p.N + t.column * TILE_N;
+        const Weights from = weights_of(p, map_b, map_own, t.expert);
+        const int b_row = from.row + t.column * TILE_N;
         for (int k = 0; k < steps; k++) {
             mbar_wait(smem_addr(&s.empty[ring.stage]), ring.phase ^ 1);
             const uint32_t full = smem_addr(&s.full[ring.stage]), a = smem_addr(s.a[ring.stage]);
@@ -206,13 +225,13 @@ __device__ void produce_tma(Shared &s, const Params &p, const CUtensorMap *map_a
             tma_load(a, map_a, k * TILE_K, t.row, full);
             if (!t.half) tma_load(a + A_HALF_BYTES, map_a, k * TILE_K, t.row + HALF_M, full);
             if (CLUSTER == 1) {
-                tma_load(b, map_b, k * TILE_K, b_row, full);
+                tma_load(b, from.map, k * TILE_K, b_row, full);
             } else if (t.shared_b) {
-                tma_load_multicast(b + static_cast<uint32_t>(rank) * (B_BYTES / 2), map_b, k * TILE_K,
+                tma_load_multicast(b + static_cast<uint32_t>(rank) * (B_BYTES / 2), from.map, k * TILE_K,
                                    b_row + rank * (TILE_N / 2), full, (1 << CLUSTER) - 1);
             } else {
-                tma_load(b, map_b, k * TILE_K, b_row, full);
-                tma_load(b + B_BYTES / 2, map_b, k * TILE_K, b_row + TILE_N / 2, full);
+                tma_load(b, from.map, k * TILE_K, b_row, full);
+                tma_load(b + B_BYTES / 2, from.map, k * TILE_K, b_row + TILE_N / 2, full);
             }
             ring.advance();
         }
@@ -223,7 +242,8 @@ __device__ void produce_tma(Shared &s, const Params &p, const CUtensorMap *map_a
  * 128 threads gather the rows of A with cp.async (8 lanes a row, 16 rows a step), thread 0 also loads B by TMA. The
  * arrival for a stage comes LAG stages later, once its copies are complete and fenced for the async proxy (wgmma).
  */
-__device__ void produce_gather(Shared &s, const Params &p, const CUtensorMap *map_b, int cluster, int clusters) {
+__device__ void produce_gather(Shared &s, const Params &p, const CUtensorMap *map_b, const CUtensorMap *map_own,
+                               int cluster, int clusters) {
     constexpr int LAG = 2, ROWS = TILE_M / 16;
     const int thread = static_cast<int>(threadIdx.x), chunk = thread % 8, first = thread / 8;
     /* row & 7 is the same for the rows first + 16 i, so one swizzled place serves all */
@@ -240,7 +260,8 @@ __device__ void produce_gather(Shared &s, const Params &p, const CUtensorMap *ma
         }
         if (unit < units) {
             const Tile t = decode<1>(s, p, unit, expert, 0);
-            const int b_row = t.expert * p.N + t.column * TILE_N;
+            const Weights weights = weights_of(p, map_b, map_own, t.expert);
+            const int b_row = weights.row + t.column * TILE_N;
             int token[ROWS];
 #pragma unroll
             for (int i = 0; i < ROWS; i++) {
@@ -252,7 +273,7 @@ __device__ void produce_gather(Shared &s, const Params &p, const CUtensorMap *ma
                 const uint32_t full = smem_addr(&s.full[ring.stage]), a = smem_addr(s.a[ring.stage]) + place;
                 if (thread == 0) {
                     mbar_expect(full, B_BYTES);
-                    tma_load(smem_addr(s.b[ring.stage]), map_b, k * TILE_K, b_row, full);
+                    tma_load(smem_addr(s.b[ring.stage]), weights.map, k * TILE_K, b_row, full);
                 }
                 const int x = k * TILE_K + chunk * 8;
 #pragma unroll
@@ -420,7 +441,7 @@ template <bool SWIGLU, int CLUSTER> __device__ void consume(Shared &s, const Par
 template <bool SWIGLU, int CLUSTER, bool GATHER>
 __global__ void __launch_bounds__(THREADS, 1)
     grouped_kernel(const __grid_constant__ CUtensorMap map_a, const __grid_constant__ CUtensorMap map_b,
-                   const __grid_constant__ Params p) {
+                   const __grid_constant__ CUtensorMap map_own, const __grid_constant__ Params p) {
     extern __shared__ __align__(1024) uint8_t raw[];
     Shared &s = *reinterpret_cast<Shared *>(raw);
     const int rank = CLUSTER == 1 ? 0 : static_cast<int>(cluster_rank());
@@ -437,6 +458,7 @@ __global__ void __launch_bounds__(THREADS, 1)
         fence_barrier_init();
         if (!GATHER) tma_prefetch(&map_a);
         tma_prefetch(&map_b);
+        if (p.own_end > p.own_first) tma_prefetch(&map_own);
     } else if (threadIdx.x / 32 == 1) {
         plan_units<CLUSTER>(s, p, static_cast<int>(threadIdx.x % 32));
     }
@@ -449,9 +471,9 @@ __global__ void __launch_bounds__(THREADS, 1)
     if (threadIdx.x < 128) { /* what the producers give up is what the consumers take: 128 * 128 or 112 * 128 */
         regs_fewer<GATHER ? 56 : 40>();
         if constexpr (GATHER)
-            produce_gather(s, p, &map_b, cluster, clusters);
+            produce_gather(s, p, &map_b, &map_own, cluster, clusters);
         else if (threadIdx.x == 0)
-            produce_tma<CLUSTER>(s, p, &map_a, &map_b, cluster, rank);
+            produce_tma<CLUSTER>(s, p, &map_a, &map_b, &map_own, cluster, rank);
         else if (threadIdx.x == 32 && rank == 0)
             schedule<CLUSTER>(s, p, clusters);
     } else {
@@ -502,13 +524,33 @@ cudaError_t launch(const fr_k_grouped_args &g, int skew, cudaStream_t stream) {
     sms = sms / CLUSTER * CLUSTER;
     if (!sms) return cudaErrorInvalidValue;
 
-    CUtensorMap map_a, map_b;
-    if (!make_map(&map_b, g.b, static_cast<int64_t>(g.E) * g.N, g.K, TILE_N / CLUSTER)) return cudaErrorInvalidValue;
+    CUtensorMap map_a, map_b, map_own;
+    const int own = g.own ? g.own_end - g.own_first : 0, gap = g.packed ? own : 0;
+    const int64_t others = static_cast<int64_t>(g.E - gap) * g.N;
+    if (own && !make_map(&map_own, g.own, static_cast<int64_t>(own) * g.N, g.K, TILE_N / CLUSTER))
+        return cudaErrorInvalidValue;
+    if (g.E == gap)
+        map_b = map_own; /* nothing lies there */
+    else if (!make_map(&map_b, g.b, others, g.K, TILE_N / CLUSTER))
+        return cudaErrorInvalidValue;
+    if (!own) map_own = map_b;
     if (GATHER)
         map_a = map_b; /* unused */
     else if (!make_map(&map_a, g.a, g.rows, g.K, HALF_M))
         return cudaErrorInvalidValue;
-    const Params p = {g.a, g.c, g.offsets, g.token_of_row, g.counter, g.E, g.N, g.K, (g.N + TILE_N - 1) / TILE_N, skew};
+    const Params p = {g.a,
+                      g.c,
+                      g.offsets,
+                      g.token_of_row,
+                      g.counter,
+                      g.E,
+                      g.N,
+                      g.K,
+                      (g.N + TILE_N - 1) / TILE_N,
+                      skew,
+                      own ? g.own_first : 0,
+                      own ? g.own_end : 0,
+                      gap};
 
     cudaLaunchAttribute attribute[1];
     attribute[0].id = cudaLaunchAttributeClusterDimension;
@@ -521,7 +563,7 @@ cudaError_t launch(const fr_k_grouped_args &g, int skew, cudaStream_t stream) {
     config.stream = stream;
     config.attrs = attribute;
     config.numAttrs = CLUSTER == 1 ? 0 : 1;
-    return cudaLaunchKernelEx(&config, kernel, map_a, map_b, p);
+    return cudaLaunchKernelEx(&config, kernel, map_a, map_b, map_own, p);
 }
 
 template <int CLUSTER, bool GATHER> cudaError_t launch_act(const fr_k_grouped_args &g, int skew, cudaStream_t stream) {
@@ -536,7 +578,8 @@ bool aligned(const void *p) {
 cudaError_t fr_k_grouped_gemm_variant(const fr_k_grouped_args *g, int variant, cudaStream_t stream) {
     if (g->rows < 0 || g->rows > INT32_MAX || g->E < 1 || g->E > MAX_E || g->N < 8 || g->K < 8 || g->K % 8 ||
         g->N % (g->swiglu ? 16 : 8) || static_cast<int64_t>(g->E) * g->N > INT32_MAX || !g->offsets || !g->counter ||
-        !aligned(g->a) || !aligned(g->b) || !aligned(g->c))
+        !aligned(g->a) || !aligned(g->b) || !aligned(g->c) || !aligned(g->own) ||
+        (g->own && (g->own_first < 0 || g->own_end < g->own_first || g->own_end > g->E)))
         return cudaErrorInvalidValue;
     if (g->rows == 0) return cudaSuccess;
     const int skew = variant == FR_K_GROUPED_SINGLE_SKEW || variant == FR_K_GROUPED_CLUSTER_SKEW ? 2 : 0;

@@ -108,6 +108,9 @@ cudaError_t fr_k_permute(const fr_bf16 *x, const int32_t *row_of_slot, fr_bf16 *
  * token_of_row [rows] or NULL: if given, row r of A is a[token_of_row[r],:] with a [a_rows, K]: the gather is fused.
  * rows is the capacity: offsets[E] <= rows < 2^31. K, N multiples of 8 (swiglu: N of 16). E <= 512. Rows >= offsets[E]
  * of c are not written.
+ * own: the weights of experts own_first .. own_end-1 lie there, [own_end - own_first, N, K], and not in b (a shard that
+ * is used in place while the other experts are in a gather buffer). b then has the places of all E experts, or, packed,
+ * those of the others only, in order. Where weights lie does not change a bit of c. NULL: all in b.
  */
 typedef struct {
     const fr_bf16 *a, *b;
@@ -118,6 +121,9 @@ typedef struct {
     int32_t E, N, K;
     int32_t sm_limit; /* blocks at most; 0: every SM */
     bool swiglu;
+    const fr_bf16 *own;
+    int32_t own_first, own_end;
+    bool packed;
 } fr_k_grouped_args;
 cudaError_t fr_k_grouped_gemm(const fr_k_grouped_args *args, cudaStream_t stream);
 

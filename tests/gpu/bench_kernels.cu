@@ -1,7 +1,7 @@
 /*
  * bench_kernels: how fast each kernel is, against what it could be.
  *
- * usage: bench_kernels [--out FILE] PART...   PART: grouped dense attention memory misc sustained layer layers
+ * usage: bench_kernels [--out FILE] PART...   PART: grouped own dense attention memory misc sustained layer layers
  * (default: all)
  *
  * burst: three warm-ups and then repetitions for about 0.12 s, where marked after 1 s of idling; sustained: 10 s back
@@ -253,7 +253,7 @@ static int live_experts(const std::vector<int32_t> &o) {
 }
 
 static void grouped_one(const Product &p, int mean, Pattern pattern, int variant, bool gather, const char *regime,
-                        const Arena &a, const Arena &b, const Arena &c) {
+                        const Arena &a, const Arena &b, const Arena &c, bool two_bases = false) {
     const auto offsets = make_offsets(p.E, mean, pattern);
     const int rows = offsets.back();
     Dev<int32_t> doff(offsets);
@@ -269,13 +269,17 @@ static void grouped_one(const Product &p, int mean, Pattern pattern, int variant
     g.a = a.p, g.b = b.p, g.c = c.p, g.offsets = doff.p, g.counter = counter, g.rows = rows, g.E = p.E, g.N = p.N,
     g.K = p.K;
     g.swiglu = p.swiglu, g.token_of_row = gather ? dtoken.p : nullptr, g.a_rows = tokens;
+    if (two_bases)
+        g.own = b.p + static_cast<size_t>(p.E / 2) * p.N * p.K, g.own_first = p.E / 2, g.own_end = p.E, g.packed = true;
     if (static_cast<size_t>(rows) * p.K > a.n || static_cast<size_t>(p.E) * p.N * p.K > b.n ||
         static_cast<size_t>(rows) * p.N > c.n)
         return;
     auto run = [&] { CUDA(fr_k_grouped_gemm_variant(&g, variant, stream)); };
     const bool hold = !strcmp(regime, "sustained");
     const Stat s = hold ? sustained(run) : burst(run, !strcmp(regime, "burst1s"));
-    report(gather ? (variant ? "grouped_gather_skew" : "grouped_gather") : variant_name[variant],
+    report(two_bases ? "grouped_own"
+           : gather  ? (variant ? "grouped_gather_skew" : "grouped_gather")
+                     : variant_name[variant],
            format("%s:E=%d,N=%d,K=%d,rows=%d,%s", p.name, p.E, p.N, p.K, mean, pattern_name[pattern]),
            hold ? "sustained" : "burst", s, 2.0 * rows * p.N * p.K, grouped_bytes(p, rows, live_experts(offsets)));
 }
@@ -305,6 +309,17 @@ static void part_variants() {
         for (int m : {32, 128, 256})
             for (int v = 0; v < FR_K_GROUPED_VARIANTS; v++) grouped_one(p, m, MULTINOMIAL, v, false, "burst", a, b, c);
     for (int v : {0, 2}) grouped_one(up235, 1024, MULTINOMIAL, v, true, "burst1s", a, b, c);
+}
+
+/* Weights in one array and in two places, in turns. */
+static void part_own() {
+    Arena a(131072ull * 4096, 1, 1), b(128ull * 3072 * 4096, 2, 0.02f), c(131072ull * 4096, 3, 1);
+    for (const Product &p : {up235, down235}) {
+        for (int turn = 0; turn < 3; turn++)
+            for (bool own : {false, true}) grouped_one(p, 1024, MULTINOMIAL, -1, false, "burst1s", a, b, c, own);
+        for (int turn = 0; turn < 3; turn++)
+            for (bool own : {false, true}) grouped_one(p, 64, MULTINOMIAL, -1, false, "burst", a, b, c, own);
+    }
 }
 
 static void part_held() {
@@ -734,6 +749,8 @@ int main(int argc, char **argv) {
             part_grouped();
         else if (p == "variants")
             part_variants();
+        else if (p == "own")
+            part_own();
         else if (p == "held")
             part_held();
         else if (p == "sustained")

@@ -619,6 +619,72 @@ static void test_grouped() {
     fr_grouped_loop_close(loop);
 }
 
+/*
+ * Weights in two places: a run of experts in a shard of its own, the others in a gather buffer that has all places or
+ * only theirs. What the buffer holds at the run's places is NaN; every split must give the bits of one array.
+ */
+static void test_grouped_own_case(const Grouped &c) {
+    const int E = static_cast<int>(c.rows.size()), width = c.swiglu ? c.N / 2 : c.N;
+    const size_t one = static_cast<size_t>(c.N) * c.K;
+    std::vector<int32_t> offsets(E + 1, 0);
+    for (int e = 0; e < E; e++) offsets[e + 1] = offsets[e] + c.rows[e];
+    const int R = offsets[E];
+    Random r(static_cast<uint64_t>(R * 11 + c.N + c.K));
+    auto a = random_bf(r, static_cast<size_t>(R) * c.K), b = random_bf(r, E * one, 1 / std::sqrt(c.K));
+    std::vector<int32_t> token(R);
+    for (int i = 0; i < R; i++) token[i] = R - 1 - i;
+    std::vector<fr_bf16> x(a.size()); /* row i of a is row token[i] of x */
+    for (int i = 0; i < R; i++)
+        std::copy_n(&a[static_cast<size_t>(i) * c.K], c.K, &x[static_cast<size_t>(token[i]) * c.K]);
+    Dev<fr_bf16> da(a), dx(x), db(b), out(static_cast<size_t>(R) * width);
+    Dev<int32_t> doff(offsets), dtoken(token);
+    Dev<uint32_t> counter(std::vector<uint32_t>{0});
+    fr_k_grouped_args g = {};
+    g.a = da.p, g.b = db.p, g.c = out.p, g.offsets = doff.p, g.counter = counter.p, g.rows = g.a_rows = R, g.E = E,
+    g.N = c.N, g.K = c.K, g.swiglu = c.swiglu;
+    CUDA(fr_k_grouped_gemm_variant(&g, 0, 0));
+    const auto want = out.get();
+    const std::pair<int, int> runs[] = {{0, (E + 1) / 2}, {E / 2, E}, {E / 3, E / 3 + 1}, {0, E}, {E / 2, E / 2}};
+    for (auto [first, end] : runs)
+        for (int packed = 0; packed < 2; packed++) {
+            std::vector<fr_bf16> own(b.begin() + first * one, b.begin() + end * one), rest(b);
+            if (packed)
+                rest.erase(rest.begin() + first * one, rest.begin() + end * one);
+            else
+                std::fill(rest.begin() + first * one, rest.begin() + end * one, fr_bf16{0xffff});
+            own.resize(own.size() + 8);
+            rest.resize(rest.size() + 8);
+            Dev<fr_bf16> down(own), drest(rest);
+            g.own = down.p, g.b = drest.p, g.own_first = first, g.own_end = end, g.packed = packed;
+            for (int v = 0; v < FR_K_GROUPED_VARIANTS + 1; v++) {
+                const bool gather = v == FR_K_GROUPED_VARIANTS;
+                char name[128];
+                snprintf(name, sizeof name, "own weights %s [%d, %d) of %d N=%d K=%d swiglu=%d %s %s", c.name, first,
+                         end, E, c.N, c.K, c.swiglu, packed ? "packed" : "indexed",
+                         gather ? "gather" : variant_name[v]);
+                g.a = gather ? dx.p : da.p, g.token_of_row = gather ? dtoken.p : nullptr;
+                auto got = twice(name, out, [&] { return fr_k_grouped_gemm_variant(&g, gather ? 0 : v, 0); });
+                equal((std::string(name) + ", bits of one array").c_str(), got, want);
+                verdict(counter.get()[0] == 0, name, "counter not back at zero");
+            }
+        }
+    g.own = db.p, g.own_first = 0, g.own_end = E + 1;
+    verdict(fr_k_grouped_gemm(&g, 0) == cudaErrorInvalidValue, "own weights", "a run past the last expert was taken");
+}
+
+static void test_grouped_own() {
+    std::vector<int> typical(128), skewed(16, 3);
+    Random r(8);
+    for (auto &n : typical) n = r.below(60);
+    skewed[5] = 900, skewed[6] = 0;
+    for (bool swiglu : {false, true}) {
+        test_grouped_own_case({"two experts", 512, 256, {200, 131}, swiglu});
+        test_grouped_own_case({"ragged", 528, 72, {0, 64, 65, 1, 0, 127, 128, 129}, swiglu});
+        test_grouped_own_case({"skewed", 768, 320, skewed, swiglu});
+        test_grouped_own_case({"128 experts", 768, 128, typical, swiglu});
+    }
+}
+
 static void test_gemm() {
     fr_error err;
     fr_gemm *g;
@@ -813,6 +879,7 @@ int main(int argc, char **argv) {
                  {"fill", test_fill},
                  {"gemm", test_gemm},
                  {"grouped", test_grouped},
+                 {"grouped-own", test_grouped_own},
                  {"attention", test_attention},
                  {"attention-shared", test_attention_shared}};
     for (auto &t : tests)
