@@ -194,7 +194,9 @@ static void set_slowdown(fr_cost_model *c) {
             for (int s = 0; s < c->source_count && !best; s++) /* own rows before borrowed ones */
                 for (uint32_t i = 0; i < c->sources[s].table->count; i++) {
                     const fr_row *r = &c->sources[s].table->rows[i];
-                    if (r->type != FR_ROW_SLOWDOWN || r->victim != v || r->aggressor != a) continue;
+                    if (r->type != FR_ROW_SLOWDOWN || r->victim != v || r->aggressor != a || r->ways != 2 ||
+                        r->duty < 1)
+                        continue;
                     bool same = r->regime == c->options.regime;
                     if (!best || (same && !best_regime)) best = r;
                     best_regime |= same;
@@ -342,10 +344,6 @@ typedef struct {
     double sum, worst;
 } kind_error;
 
-static bool row_fits(const fr_row *r) {
-    return r->type == FR_ROW_OP || r->type == FR_ROW_GENERIC;
-}
-
 /* Predicts one row from all others and adds the error to its op's line. */
 static void leave_out(const fr_cost_model *c, const fr_source *src, const fr_row *r, kind_error *k) {
     fr_family_set set;
@@ -376,7 +374,7 @@ void fr_cost_describe(const fr_cost_model *c, bool check, fr_text *out) {
             kind_error error = {0};
             int rows = 0;
             for (uint32_t i = 0; i < t->count; i++) {
-                if (!row_fits(&t->rows[i]) || strcmp(fr_row_name(&t->rows[i]), name) != 0) continue;
+                if (!fr_row_plain(&t->rows[i]) || strcmp(fr_row_name(&t->rows[i]), name) != 0) continue;
                 rows++;
                 if (check && c->sources[s].cap != FR_FROM_TRANSFERRED)
                     leave_out(c, &c->sources[s], &t->rows[i], &error);

@@ -55,10 +55,6 @@ typedef struct {
     uint32_t count, cap;
 } item_list;
 
-static bool fits_curve(const fr_row *r) {
-    return r->type == FR_ROW_OP || r->type == FR_ROW_GENERIC;
-}
-
 static bool replaced(const fr_source *sources, int before, const fr_table *t, const fr_row *r) {
     for (int s = 0; s < before; s++)
         for (uint32_t i = 0; i < sources[s].table->count; i++)
@@ -74,7 +70,7 @@ static double regime_ratio(const fr_source *sources, int count, fr_op_class clas
         const fr_table *t = sources[s].table;
         for (uint32_t i = 0; i < t->count; i++) { /* sustained rows are few */
             const fr_row *b = &t->rows[i];
-            if (!fits_curve(b) || b->regime != FR_SUSTAINED || class_of(&b->shape) != class) continue;
+            if (!fr_row_plain(b) || b->regime != FR_SUSTAINED || class_of(&b->shape) != class) continue;
             for (uint32_t j = 0; j < t->count; j++) {
                 const fr_row *a = &t->rows[j];
                 if (a->regime != FR_BURST || !fr_row_same(t, a, t, b, false)) continue;
@@ -90,7 +86,7 @@ static double regime_ratio(const fr_source *sources, int count, fr_op_class clas
 static int rows_of(const fr_table *t, fr_op_class class, int regime) {
     int n = 0;
     for (uint32_t i = 0; i < t->count; i++)
-        n += fits_curve(&t->rows[i]) && class_of(&t->rows[i].shape) == class &&
+        n += fr_row_plain(&t->rows[i]) && class_of(&t->rows[i].shape) == class &&
              (regime < 0 || t->rows[i].regime == regime);
     return n;
 }
@@ -176,7 +172,7 @@ void fr_family_build(fr_family_set *set, const fr_source *sources, int count, fr
         for (int s = 0; s < end - first; s++)
             for (uint32_t i = 0; i < use[s].table->count; i++) {
                 const fr_row *r = &use[s].table->rows[i];
-                if (!fits_curve(r) || class_of(&r->shape) != (fr_op_class)c || r->regime != grid || r == skip ||
+                if (!fr_row_plain(r) || class_of(&r->shape) != (fr_op_class)c || r->regime != grid || r == skip ||
                     replaced(use, s, use[s].table, r))
                     continue;
                 add_sample(&list, &use[s], r, set->regime_ratio[c], grid == regime);

@@ -8,11 +8,9 @@ bool fr_row_kind(const char *name, fr_row *row) {
         const char *name;
         fr_row_type type;
         fr_op_kind kind;
-    } extra[] = {{"gemm", FR_ROW_GENERIC, FR_OP_GEMM_DENSE},
-                 {"grouped", FR_ROW_GENERIC, FR_OP_EXPERT_UP},
-                 {"memory", FR_ROW_GENERIC, FR_OP_NORM},
-                 {"kernel_floor", FR_ROW_FLOOR, FR_OP_NONE},
-                 {"slowdown", FR_ROW_SLOWDOWN, FR_OP_NONE}};
+    } extra[] = {{"gemm", FR_ROW_GENERIC, FR_OP_GEMM_DENSE}, {"grouped", FR_ROW_GENERIC, FR_OP_EXPERT_UP},
+                 {"memory", FR_ROW_GENERIC, FR_OP_NORM},     {"kernel_floor", FR_ROW_FLOOR, FR_OP_NONE},
+                 {"event", FR_ROW_EVENT, FR_OP_NONE},        {"slowdown", FR_ROW_SLOWDOWN, FR_OP_NONE}};
     for (size_t i = 0; i < sizeof extra / sizeof *extra; i++)
         if (strcmp(extra[i].name, name) == 0) {
             row->type = (uint8_t)extra[i].type;
@@ -28,6 +26,7 @@ bool fr_row_kind(const char *name, fr_row *row) {
 
 const char *fr_row_name(const fr_row *r) {
     if (r->type == FR_ROW_FLOOR) return "kernel_floor";
+    if (r->type == FR_ROW_EVENT) return "event";
     if (r->type == FR_ROW_SLOWDOWN) return "slowdown";
     if (r->type == FR_ROW_OP) return fr_op_name((fr_op_kind)r->shape.kind);
     switch (fr_op_class_of((fr_op_kind)r->shape.kind)) {
@@ -40,14 +39,19 @@ const char *fr_row_name(const fr_row *r) {
     }
 }
 
+bool fr_row_plain(const fr_row *r) {
+    return (r->type == FR_ROW_OP || r->type == FR_ROW_GENERIC) && r->duty >= 1 && r->at_ms < 0;
+}
+
 bool fr_row_same(const fr_table *ta, const fr_row *a, const fr_table *tb, const fr_row *b, bool with_regime) {
     if (a->key != b->key || a->type != b->type || (with_regime && a->regime != b->regime)) return false;
-    if (a->type == FR_ROW_FLOOR) return true;
+    if (a->type == FR_ROW_FLOOR || a->type == FR_ROW_EVENT) return true;
+    if (a->ways != b->ways || a->at_ms != b->at_ms || a->duty < b->duty || a->duty > b->duty) return false;
     if (a->type == FR_ROW_SLOWDOWN) return a->victim == b->victim && a->aggressor == b->aggressor;
     const fr_shape *x = &a->shape, *y = &b->shape;
     if (x->kind != y->kind || x->precision != y->precision || x->m != y->m || x->n != y->n || x->k != y->k ||
         x->bytes != y->bytes || x->ranks != y->ranks || x->hosts != y->hosts || x->transport != y->transport ||
-        x->head_dim != y->head_dim || x->v_head_dim != y->v_head_dim || x->window != y->window || a->ways != b->ways ||
+        x->head_dim != y->head_dim || x->v_head_dim != y->v_head_dim || x->window != y->window ||
         x->vector_count != y->vector_count)
         return false;
     for (uint32_t i = 0; i < x->vector_count; i++) {
@@ -60,9 +64,11 @@ bool fr_row_same(const fr_table *ta, const fr_row *a, const fr_table *tb, const 
 /* Over the same fields as fr_row_same, regime left out. */
 uint64_t fr_row_key(const fr_table *t, const fr_row *r) {
     const fr_shape *s = &r->shape;
-    const int64_t fields[] = {r->type,      r->victim,   r->aggressor,  r->ways,   s->kind,        s->precision,
-                              s->m,         s->n,        s->k,          s->bytes,  s->ranks,       s->hosts,
-                              s->transport, s->head_dim, s->v_head_dim, s->window, s->vector_count};
+    const int64_t fields[] = {
+        r->type,        r->victim,    r->aggressor, r->ways,     r->at_ms,      (int64_t)(1e6 * r->duty),
+        s->kind,        s->precision, s->m,         s->n,        s->k,          s->bytes,
+        s->ranks,       s->hosts,     s->transport, s->head_dim, s->v_head_dim, s->window,
+        s->vector_count};
     uint64_t h = fr_hash(fields, sizeof fields, FR_HASH_SEED);
     return s->vector_count ? fr_hash(t->pairs + s->vector, s->vector_count * sizeof *t->pairs, h) : h;
 }

@@ -52,18 +52,27 @@ typedef enum {
     F_CLOCK,
     F_WATTS,
     F_PROVENANCE,
+    F_DUTY,
+    F_AT_MS,
+    F_CAPPED,
+    F_RATE,
+    F_RATE_ALONE,
+    F_CLOCK_ALONE,
+    F_WATTS_ALONE,
     F_COUNT
 } field_id;
 
 static const char *const field_names[F_COUNT] = {
-    "precision", "regime",   "m",         "n",          "k",      "bytes",     "rows",        "seqs",
-    "heads",     "kv_heads", "head_dim",  "v_head_dim", "window", "ranks",     "hosts",       "transport",
-    "ways",      "victim",   "aggressor", "alone",      "beside", "overlap",   "hbm_traffic", "ns",
-    "p10",       "p90",      "samples",   "clock_mhz",  "watts",  "provenance"};
+    "precision", "regime",   "m",          "n",           "k",          "bytes",      "rows",        "seqs",
+    "heads",     "kv_heads", "head_dim",   "v_head_dim",  "window",     "ranks",      "hosts",       "transport",
+    "ways",      "victim",   "aggressor",  "alone",       "beside",     "overlap",    "hbm_traffic", "ns",
+    "p10",       "p90",      "samples",    "clock_mhz",   "watts",      "provenance", "duty",        "at_ms",
+    "capped",    "rate",     "rate_alone", "clock_alone", "watts_alone"};
 
-#define BIT(f)          (UINT32_C(1) << (f))
-#define TIMED           (BIT(F_REGIME) | BIT(F_NS))
-#define ALWAYS_OPTIONAL (BIT(F_P10) | BIT(F_P90) | BIT(F_SAMPLES) | BIT(F_CLOCK) | BIT(F_WATTS) | BIT(F_PROVENANCE))
+#define BIT(f) (UINT64_C(1) << (f))
+#define TIMED  (BIT(F_REGIME) | BIT(F_NS))
+#define ALWAYS_OPTIONAL                                                                                                \
+    (BIT(F_P10) | BIT(F_P90) | BIT(F_SAMPLES) | BIT(F_CLOCK) | BIT(F_WATTS) | BIT(F_CAPPED) | BIT(F_PROVENANCE))
 
 typedef struct {
     const char *where;
@@ -234,6 +243,22 @@ static fr_status read_field(const reader *r, fr_row *row, field_id f, char *text
         return read_double(r, name, text, 1, 1e5, &row->clock_mhz);
     case F_WATTS:
         return read_double(r, name, text, 1, 1e5, &row->watts);
+    case F_DUTY:
+        return read_double(r, name, text, 0.01, 1, &row->duty);
+    case F_AT_MS:
+        FR_TRY(read_int(r, name, text, 0, 60000, &v));
+        row->at_ms = (int32_t)v;
+        return FR_OK;
+    case F_CAPPED:
+        return read_double(r, name, text, 0, 1, &row->capped);
+    case F_RATE:
+        return read_double(r, name, text, 1, 1e15, &row->rate);
+    case F_RATE_ALONE:
+        return read_double(r, name, text, 1, 1e15, &row->rate_alone);
+    case F_CLOCK_ALONE:
+        return read_double(r, name, text, 1, 1e5, &row->clock_alone);
+    case F_WATTS_ALONE:
+        return read_double(r, name, text, 1, 1e5, &row->watts_alone);
     case F_RANKS:
         FR_TRY(read_int(r, name, text, 2, 4096, &v));
         s->ranks = (int16_t)v;
@@ -275,25 +300,27 @@ static fr_status read_field(const reader *r, fr_row *row, field_id f, char *text
 }
 
 /* Which fields a row needs and which it may have besides ALWAYS_OPTIONAL. */
-static void row_fields(const fr_row *row, uint32_t *need, uint32_t *may) {
+static void row_fields(const fr_row *row, uint64_t *need, uint64_t *may) {
     *may = 0;
-    if (row->type == FR_ROW_FLOOR) {
+    if (row->type == FR_ROW_FLOOR || row->type == FR_ROW_EVENT) {
         *need = TIMED;
         return;
     }
     if (row->type == FR_ROW_SLOWDOWN) {
         *need = BIT(F_REGIME) | BIT(F_VICTIM) | BIT(F_AGGRESSOR) | BIT(F_ALONE) | BIT(F_BESIDE);
-        *may = BIT(F_OVERLAP) | BIT(F_HBM_TRAFFIC);
+        *may = BIT(F_OVERLAP) | BIT(F_HBM_TRAFFIC) | BIT(F_WAYS) | BIT(F_DUTY) | BIT(F_RATE) | BIT(F_RATE_ALONE) |
+               BIT(F_CLOCK_ALONE) | BIT(F_WATTS_ALONE);
         return;
     }
+    *may = BIT(F_DUTY) | BIT(F_AT_MS);
     switch (fr_op_class_of((fr_op_kind)row->shape.kind)) {
     case FR_CLASS_HOST:
         *need = TIMED;
-        *may = BIT(F_M);
+        *may |= BIT(F_M);
         break;
     case FR_CLASS_MEMORY:
         *need = TIMED | BIT(F_BYTES);
-        *may = BIT(F_M) | BIT(F_N);
+        *may |= BIT(F_M) | BIT(F_N);
         break;
     case FR_CLASS_GEMM:
         *need = TIMED | BIT(F_PRECISION) | BIT(F_M) | BIT(F_N) | BIT(F_K);
@@ -303,15 +330,15 @@ static void row_fields(const fr_row *row, uint32_t *need, uint32_t *may) {
         break;
     case FR_CLASS_ATTENTION:
         *need = TIMED | BIT(F_PRECISION) | BIT(F_SEQS) | BIT(F_HEADS) | BIT(F_KV_HEADS) | BIT(F_HEAD_DIM);
-        *may = BIT(F_V_HEAD_DIM) | BIT(F_WINDOW);
+        *may |= BIT(F_V_HEAD_DIM) | BIT(F_WINDOW);
         break;
     case FR_CLASS_COLLECTIVE:
         *need = TIMED | BIT(F_BYTES) | BIT(F_RANKS);
-        *may = BIT(F_TRANSPORT) | BIT(F_HOSTS);
+        *may |= BIT(F_TRANSPORT) | BIT(F_HOSTS);
         break;
     case FR_CLASS_COPY:
         *need = TIMED | BIT(F_BYTES);
-        *may = BIT(F_WAYS) | BIT(F_RANKS);
+        *may |= BIT(F_WAYS) | BIT(F_RANKS);
         break;
     default:
         *need = 0;
@@ -319,8 +346,8 @@ static void row_fields(const fr_row *row, uint32_t *need, uint32_t *may) {
     }
 }
 
-static fr_status check_row(const reader *r, fr_row *row, uint32_t seen) {
-    uint32_t need, may;
+static fr_status check_row(const reader *r, fr_row *row, uint64_t seen) {
+    uint64_t need, may;
     row_fields(row, &need, &may);
     for (int f = 0; f < F_COUNT; f++) {
         if ((need & BIT(f)) && !(seen & BIT(f))) return bad(r, field_names[f], "missing in this row");
@@ -329,6 +356,10 @@ static fr_status check_row(const reader *r, fr_row *row, uint32_t seen) {
     }
     if ((row->p10 > 0 && row->p10 > row->ns) || (row->p90 > 0 && row->p90 < row->ns))
         return bad(r, "p10", "expected p10 <= ns <= p90");
+    if (row->type == FR_ROW_SLOWDOWN && !(seen & BIT(F_WAYS))) row->ways = 2;
+    if (row->type != FR_ROW_SLOWDOWN && row->duty < 1 && row->regime != FR_SUSTAINED)
+        return bad(r, "duty", "a pause between launches belongs to regime=sustained");
+    if (row->at_ms >= 0 && row->regime != FR_BURST) return bad(r, "at_ms", "belongs to regime=burst");
     fr_op_class class = fr_op_class_of((fr_op_kind)row->shape.kind);
     if (class == FR_CLASS_COLLECTIVE || class == FR_CLASS_COPY) {
         if (r->t->ceilings.link <= 0 && r->t->ceilings.pcie <= 0)
@@ -350,10 +381,10 @@ static fr_status check_row(const reader *r, fr_row *row, uint32_t seen) {
 
 static fr_status read_row(const reader *r, char *line) {
     char *op = next_token(&line, " \t");
-    fr_row row = {.line = r->line, .ways = 1};
+    fr_row row = {.line = r->line, .ways = 1, .duty = 1, .at_ms = -1};
     row.provenance = (uint8_t)(r->t->seeded ? FR_FROM_SEEDED : FR_FROM_MEASURED);
     if (!fr_row_kind(op, &row)) return bad(r, "op", "unknown op (names are those of engine/op.h)");
-    uint32_t seen = 0;
+    uint64_t seen = 0;
     char *token;
     while ((token = next_token(&line, " \t"))) {
         char *value = strchr(token, '=');
@@ -378,8 +409,9 @@ static fr_status read_row(const reader *r, char *line) {
 enum { H_GPU = 1, H_SMS = 2, H_PEAK = 4, H_HBM = 8, H_NEEDED = 15 };
 
 static fr_status read_header(const reader *r, char *line, uint32_t *needed, uint32_t *seen) {
-    static const char *const free_text[] = {"uuid", "driver", "cuda",   "cublas",  "cudnn", "nccl",
-                                            "date", "clocks", "source", "kernels", "host",  "licence"};
+    static const char *const free_text[] = {"uuid", "driver",  "cuda",   "cublas",  "cudnn",
+                                            "nccl", "date",    "clocks", "source",  "kernels",
+                                            "host", "licence", "name",   "version", "mode"};
     fr_table *t = r->t;
     fr_ceilings *c = &t->ceilings;
     const struct {
@@ -394,7 +426,10 @@ static fr_status read_header(const reader *r, char *line, uint32_t *needed, uint
                    {"link_rate", &c->link, NULL, 0, 1e18, 0},
                    {"pcie_rate", &c->pcie, NULL, 0, 1e18, 0},
                    {"sms", NULL, &c->sms, 1, 1024, H_SMS},
-                   {"grouped_tile", NULL, &c->grouped_tile, 16, 256, 0}};
+                   {"grouped_tile", NULL, &c->grouped_tile, 16, 256, 0},
+                   {"power_limit_w", &t->limit_watts, NULL, 1, 1e5, 0},
+                   {"idle_w", &t->idle_watts, NULL, 1, 1e5, 0},
+                   {"clock_max_mhz", &t->clock_max_mhz, NULL, 1, 1e5, 0}};
     char *colon = strchr(line, ':');
     if (!colon) return bad(r, "header", "expected '# key: value' (a comment starts with ##)");
     *colon = 0;
@@ -424,7 +459,7 @@ static fr_status read_header(const reader *r, char *line, uint32_t *needed, uint
             bit = UINT32_C(1) << i;
         }
     for (uint32_t i = 0; i < sizeof free_text / sizeof *free_text && !bit; i++)
-        if (strcmp(key, free_text[i]) == 0) bit = UINT32_C(1) << (i + 8);
+        if (strcmp(key, free_text[i]) == 0) bit = UINT32_C(1) << (i + 12);
     if (!bit) return bad(r, key, "unknown header");
     if (*seen & bit) return bad(r, key, "given twice");
     *seen |= bit;

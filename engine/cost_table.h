@@ -12,6 +12,7 @@ typedef enum {
     FR_ROW_GENERIC,  /* "gemm", "grouped", "memory": any kind of the class; shape.kind stands for it */
     FR_ROW_FLOOR,    /* "kernel_floor": the shortest kernel, start to end on the device */
     FR_ROW_SLOWDOWN, /* "slowdown": a victim alone and beside an aggressor */
+    FR_ROW_EVENT,    /* "event": from a kernel's end to the start of one on another stream that waits for it */
 } fr_row_type;
 
 typedef struct {
@@ -26,8 +27,12 @@ typedef struct {
     uint64_t key;   /* hash of what makes two rows the same */
     fr_shape shape; /* vector points into the table's pairs */
     double ns, p10, p90;
-    double samples, clock_mhz, watts;           /* 0 = not recorded */
+    double samples, clock_mhz, watts, capped; /* 0 = not recorded; capped: share of samples under the power limit */
+    double duty;   /* share of the time that the op ran (slowdown: the aggressor); 1 = back to back */
+    int32_t at_ms; /* burst: of launches that began this long after an idle second (up to the next row's); -1 = any */
     double alone, beside, overlap, hbm_traffic; /* slowdown: ns, ns, ns (0 = all the time), bytes/s of the aggressor */
+    double rate, rate_alone;                    /* slowdown: bytes/s that the aggressor moved, beside and alone */
+    double clock_alone, watts_alone;            /* slowdown: of the victim alone */
 } fr_row;
 
 /* Datasheet figures of the GPU that was measured: the ceilings under which its rows are efficiencies. */
@@ -49,6 +54,7 @@ typedef struct {
     fr_ceilings ceilings;
     char gpu[32];
     bool seeded;
+    double limit_watts, idle_watts, clock_max_mhz; /* 0 = the header doesn't say */
 } fr_table;
 
 /* Appends to *t (zeroed by the caller) what `text` holds; `where` names it in messages. Every table states its gpu and
@@ -61,6 +67,9 @@ bool fr_row_same(const fr_table *ta, const fr_row *a, const fr_table *tb, const 
 uint64_t fr_row_key(const fr_table *t, const fr_row *r); /* hash of the same, regime left out */
 bool fr_row_kind(const char *name, fr_row *row);         /* sets type and kind; false when unknown */
 const char *fr_row_name(const fr_row *r);
+/* A duration of an op by itself and back to back: what curves are made of. The others feed the clock and power model.
+ */
+bool fr_row_plain(const fr_row *r);
 
 /* Tables that are compiled in, by GPU; NULL when there is none. */
 const char *fr_table_builtin(const char *gpu, size_t *length);

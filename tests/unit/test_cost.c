@@ -445,6 +445,40 @@ static void slowdowns(void **state) {
     fr_cost_close(s);
 }
 
+/* What shows clock and power stands beside the rows that curves are made of, and changes none of them. */
+static void power_rows(void **state) {
+    (void)state;
+    static const char plain[] = "gemm precision=bf16 m=4096 n=4096 k=4096 regime=burst ns=200000\n"
+                                "slowdown victim=gemm aggressor=pull regime=sustained alone=100 beside=110\n";
+    static const char more[] =
+        "gemm precision=bf16 m=4096 n=4096 k=4096 regime=burst at_ms=0 ns=200000 clock_mhz=1980\n"
+        "gemm precision=bf16 m=4096 n=4096 k=4096 regime=burst at_ms=100 ns=260000 watts=690 capped=0.5\n"
+        "gemm precision=bf16 m=4096 n=4096 k=4096 regime=sustained duty=0.25 ns=201000 watts=300\n"
+        "gemm precision=bf16 m=4096 n=4096 k=4096 regime=sustained duty=0.5 ns=205000 watts=500\n"
+        "event regime=burst ns=1500\n"
+        "slowdown victim=gemm aggressor=pull regime=burst ways=1 alone=100 beside=150 rate=3e11 rate_alone=3.9e11\n"
+        "slowdown victim=gemm aggressor=pull regime=burst duty=0.5 alone=100 beside=150 clock_alone=1980 "
+        "watts_alone=700\n";
+    fr_machine m = machine("toy");
+    int64_t ns[2];
+    double slow[2];
+    for (int i = 0; i < 2; i++) {
+        char path[] = "/tmp/fr_power_XXXXXX", text[4096];
+        int fd = mkstemp(path);
+        int n = snprintf(text, sizeof text, "# power_limit_w: 700\n# idle_w: 110\n# clock_max_mhz: 1980\n%s%s%s",
+                         header, plain, i ? more : "");
+        assert_true(fd >= 0 && write(fd, text, (size_t)n) == n);
+        close(fd);
+        fr_cost_model *c = open_with(&m, &(fr_cost_options){.extra = path, .what_if = FR_WHAT_IF_NONE});
+        unlink(path);
+        ns[i] = cost(c, (fr_shape){.kind = FR_OP_GEMM_DENSE, .m = 4096, .n = 4096, .k = 4096}, NULL).ns;
+        slow[i] = fr_cost_slowdown(c, FR_CLASS_GEMM, FR_AGGRESSOR_PULL);
+        fr_cost_close(c);
+    }
+    assert_int_equal(ns[0], ns[1]);
+    assert_true(fabs(slow[0] - 0.1) < 1e-9 && fabs(slow[1] - 0.1) < 1e-9);
+}
+
 static void refused(void **state) {
     (void)state;
     static const struct {
@@ -467,6 +501,17 @@ static void refused(void **state) {
         {"memory bytes=1 regime=burst ns=5 colour=red\n", "colour: unknown field"},
         {"# date: late\nmemory bytes=1 regime=burst ns=5\n# date: later\n", "headers come before"},
         {"# mood: good\n", "mood: unknown header"},
+        {"# idle_w: cold\n", "idle_w"},
+        {"memory bytes=1 duty=0.5 regime=burst ns=5\n", "duty: a pause"},
+        {"memory bytes=1 duty=0 regime=sustained ns=5\n", "duty"},
+        {"memory bytes=1 at_ms=5 regime=sustained ns=5\n", "at_ms: belongs to"},
+        {"memory bytes=1 rate=5 regime=burst ns=5\n", "rate: does not belong"},
+        {"memory bytes=1 capped=2 regime=burst ns=5\n", "capped"},
+        {"event m=1 regime=burst ns=5\n", "m: does not belong"},
+        {"memory bytes=1 duty=0.5 regime=sustained ns=5\nmemory duty=0.5 bytes=1 regime=sustained ns=6\n", "line 8"},
+        {"slowdown victim=gemm aggressor=pull regime=burst alone=5 beside=6\n"
+         "slowdown victim=gemm aggressor=pull regime=burst alone=5 beside=6 ways=2\n",
+         "line 8"},
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         char text[1024];
@@ -571,6 +616,7 @@ int main(void) {
         cmocka_unit_test(pulls_beyond_the_measured_ranks),
         cmocka_unit_test(what_if),
         cmocka_unit_test(slowdowns),
+        cmocka_unit_test(power_rows),
         cmocka_unit_test(refused),
         cmocka_unit_test(own_rows),
         cmocka_unit_test(folder),
