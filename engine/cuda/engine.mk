@@ -2,7 +2,7 @@
 # jansson and the CUDA runtime are linked statically; cuBLASLt and cuDNN are the shared libraries of CUDA 13 (the program
 # refuses others). Active only where nvcc is (kernels/kernels.mk finds it).
 ifneq ($(NVCC),)
-ENGINE_C   := $(wildcard engine/cuda/*.c)
+ENGINE_C   := $(wildcard engine/cuda/*.c engine/cuda/transport/*.c)
 ENGINE_OBJ := $(ENGINE_C:%.c=$(BUILD)/%.o) $(CLI_SRC:%.c=$(BUILD)/cuda/%.o)
 STATIC     = -l:libjansson.a -l:libsqlite3.a -l:libgsl.a -l:libgslcblas.a
 

@@ -1,0 +1,102 @@
+/*
+ * transport: what travels between GPUs, for one rank. Everything in class COLLECTIVE goes through here:
+ *
+ *     NCCL              ALLREDUCE ALLGATHER REDUCESCATTER SEND RECV GATHER_WEIGHTS (nccl, nccl-ce); one communicator
+ * per plan group, and one more with zero CTAs for weights by copy engines our own kernels   COUNTS ALLTOALL
+ * ALLTOALL_BACK and the packing before them (kernels/exchange.h): sizes that only the device knows, straight into
+ * peers' memory
+ *
+ * Nothing here uses NVLink multicast: NCCL_NVLS_ENABLE=0 is required (fr_device_environment sets it). Calls marked
+ * "collective" are made by all ranks of the world in the same order; the others are local. Launches never wait for a
+ * peer on the host. Ranks that an op waits for in vain end it on the device after FR_TRANSPORT_SPIN_S;
+ * fr_transport_check then says who did not come.
+ */
+#ifndef FR_CUDA_TRANSPORT_H
+#define FR_CUDA_TRANSPORT_H
+
+#include "engine/layout.h"
+#include "engine/plan.h"
+#include "engine/world.h"
+
+#include <cuda_runtime_api.h>
+
+typedef struct fr_transport fr_transport; /* one per rank; used by the rank's thread, but for check and abort */
+
+#define FR_TRANSPORT_SPIN_S 2.0 /* the longest that a device waits for a peer's part of an exchange */
+enum { FR_TRANSPORT_ARRAYS = 4 };
+
+typedef struct {
+    fr_world *world;
+    int rank, device; /* of the plan; CUDA device, current in the calling thread */
+    const fr_plan *plan;
+    const fr_layout *layout;
+    const fr_model *model;
+    double timeout_s;
+} fr_transport_options;
+
+/* Collective. Turns peer access on and opens a communicator for each group of this rank. One rank: opens at once. */
+fr_status fr_transport_open(const fr_transport_options *o, fr_transport **out, fr_error *err);
+/* `lost`: the device or a peer failed: communicators are aborted and memory is left, as frees would wait for it. NULL
+ * is allowed. */
+void fr_transport_close(fr_transport *t, bool lost);
+
+/*
+ * Collective. Publishes [base, base + bytes) of this rank, which must be memory of one cudaMalloc or a part of it;
+ * peers[q] receives where rank q's range is seen from here (own: base), NULL where q's device cannot be reached.
+ */
+fr_status fr_transport_share(fr_transport *t, void *base, size_t bytes, void **peers, fr_error *err);
+/*
+ * Collective, once, before the first exchange: `buffers` [plan buffers] says where this rank's lie (NULL: others'),
+ * all of them in [arena, arena + bytes). A peer's buffer is found by name.
+ */
+fr_status fr_transport_bind(fr_transport *t, void *arena, size_t bytes, void *const *buffers, fr_error *err);
+
+/* The exchange of one half (0 without two-batch overlap), part g of the expert groups. Formats of the buffers: see
+ * kernels/exchange.h. `send` and `recv` are plan buffers of this rank. */
+typedef struct {
+    int half, part;
+    int64_t tokens; /* of this rank, routed by it in this micro-batch */
+    const void *normed;
+    void *route;
+    uint32_t send, recv; /* FR_NONE: not used by the op */
+    int32_t *landed;     /* [parts] of this half: written by COUNTS */
+} fr_dispatch;
+
+typedef struct {
+    fr_op_kind kind;
+    uint32_t group; /* of the op */
+    int peer;       /* SEND, RECV, else -1: the other plan rank */
+    uint8_t gather; /* fr_gather: of GATHER_WEIGHTS */
+    /*
+     * NCCL ops: `arrays` arrays that travel together. rows[i]: rows that member i (in the group's order) holds.
+     *     ALLREDUCE      in place or not: rows[0] rows of bf16, the same on all
+     *     ALLGATHER      in: own rows; out: all members' one after the other. In place when in = out + rows before
+     *     REDUCESCATTER  in: all members' rows of bf16; out: own rows of the sum. In place likewise
+     *     SEND, RECV     in (SEND) or out (RECV): rows[0] rows
+     *     GATHER_WEIGHTS as ALLGATHER, any bytes
+     */
+    int arrays;
+    const void *in[FR_TRANSPORT_ARRAYS];
+    void *out[FR_TRANSPORT_ARRAYS];
+    int64_t row_bytes[FR_TRANSPORT_ARRAYS];
+    const int64_t *rows;
+    fr_dispatch dispatch; /* COUNTS, ALLTOALL, ALLTOALL_BACK */
+} fr_collective;
+
+/* Launches the rank's part of a group op. Every member must launch it, in the group's order of seq. */
+fr_status fr_transport_launch(fr_transport *t, const fr_collective *c, cudaStream_t stream, fr_error *err);
+/* PERMUTE sub 1000: one copy per token and target into `send`. Local; before COUNTS of the same half. */
+fr_status fr_transport_pack(fr_transport *t, const fr_collective *c, cudaStream_t stream, fr_error *err);
+
+/* FR_FAILED when a device waited for a peer in vain (names the op and the rank) or a communicator failed. Any thread;
+ * cheap enough to be asked while waiting. */
+fr_status fr_transport_check(fr_transport *t, fr_error *err);
+/* Ends what waits on this rank's device for its peers, for the watchdog: nothing that was sent is of use afterwards.
+ * Any thread. */
+void fr_transport_abort(fr_transport *t);
+/* What carries ops of this kind in this layout: "nccl", "nccl-ce", "peer kernels", "" = not a group op. */
+const char *fr_transport_name(const fr_layout *layout, fr_op_kind kind);
+
+int64_t fr_transport_bytes(const fr_transport *t); /* device memory held, without NCCL's own */
+
+#endif
