@@ -343,12 +343,15 @@ __device__ __forceinline__ uint64_t mix(uint64_t z) {
     return z ^ (z >> 31);
 }
 
+/* Element i of x is number first + i of the tensor, or, of a region, the one in its row and column. */
+template <bool REGION>
 __global__ void __launch_bounds__(THREADS)
-    fill_kernel(fr_bf16 *x, int64_t n, uint64_t seed, int64_t first, float scale) {
+    fill_kernel(fr_bf16 *x, int64_t n, uint64_t seed, int64_t first, int64_t columns, int64_t stride, float scale) {
     const uint64_t key = mix(seed + 0x9e3779b97f4a7c15ull);
     const int64_t step = static_cast<int64_t>(gridDim.x) * THREADS;
     for (int64_t i = static_cast<int64_t>(blockIdx.x) * THREADS + threadIdx.x; i < n; i += step) {
-        const uint64_t r = mix(key + static_cast<uint64_t>(first + i) * 0x9e3779b97f4a7c15ull);
+        const int64_t at = first + (REGION ? i / columns * stride + i % columns : i);
+        const uint64_t r = mix(key + static_cast<uint64_t>(at) * 0x9e3779b97f4a7c15ull);
         const float u = (static_cast<float>(r >> 40) + 0.5f) * 0x1p-24f; /* (0, 1) */
         const float v = static_cast<float>((r >> 8) & 0xffffff) * 0x1p-24f;
         const __nv_bfloat16 b = __float2bfloat16_rn(scale * sqrtf(-2.0f * __logf(u)) * cospif(2.0f * v));
@@ -481,10 +484,19 @@ cudaError_t fr_k_candidate_logits(const fr_bf16 *hidden, const fr_bf16 *lm_head,
 }
 
 cudaError_t fr_k_fill_normal(fr_bf16 *x, int64_t n, uint64_t seed, int64_t first, float scale, cudaStream_t stream) {
-    if (n < 0) return cudaErrorInvalidValue;
+    return fr_k_fill_region(x, 1, n, n, seed, first, scale, stream);
+}
+
+cudaError_t fr_k_fill_region(fr_bf16 *x, int64_t rows, int64_t columns, int64_t stride, uint64_t seed, int64_t first,
+                             float scale, cudaStream_t stream) {
+    const int64_t n = rows * columns;
+    if (rows < 0 || columns < 0 || stride < columns) return cudaErrorInvalidValue;
     if (!n) return cudaSuccess;
     const unsigned wanted = blocks_for(n, THREADS), most = 132 * 32; /* enough to fill any Hopper GPU */
     const unsigned grid = wanted < most ? wanted : most;
-    fill_kernel<<<grid, THREADS, 0, stream>>>(x, n, seed, first, scale);
+    if (rows == 1 || columns == stride)
+        fill_kernel<false><<<grid, THREADS, 0, stream>>>(x, n, seed, first, columns, stride, scale);
+    else
+        fill_kernel<true><<<grid, THREADS, 0, stream>>>(x, n, seed, first, columns, stride, scale);
     return cudaGetLastError();
 }

@@ -174,6 +174,10 @@ cudaError_t fr_k_candidate_logits(const fr_bf16 *hidden, const fr_bf16 *lm_head,
 
 /* x[i] = bf16(scale * normal(seed, first + i)): counter-based (no state), the same bits on every GPU of one build. */
 cudaError_t fr_k_fill_normal(fr_bf16 *x, int64_t n, uint64_t seed, int64_t first, float scale, cudaStream_t stream);
+/* The same numbers for a region of a tensor whose rows have `stride` elements: x [rows, columns] packed, row i
+ * beginning with number first + i * stride. */
+cudaError_t fr_k_fill_region(fr_bf16 *x, int64_t rows, int64_t columns, int64_t stride, uint64_t seed, int64_t first,
+                             float scale, cudaStream_t stream);
 
 #ifdef __cplusplus
 }

@@ -478,6 +478,11 @@ static void test_fill() {
     CUDA(fr_k_fill_normal(y.p, 1000, 7, 0, 0.5f, 0));
     CUDA(fr_k_fill_normal(y.p + 1000, n - 1000, 7, 1000, 0.5f, 0));
     equal("fill in two parts", y.get(), all);
+    Dev<fr_bf16> z(300 * 77);
+    CUDA(fr_k_fill_region(z.p, 300, 77, 1000, 7, 12345, 0.5f, 0));
+    std::vector<fr_bf16> region(300 * 77);
+    for (int i = 0; i < 300 * 77; i++) region[i] = all[12345 + i / 77 * 1000 + i % 77];
+    equal("fill of a region", z.get(), region);
     double s = 0, q = 0, lag = 0;
     for (int64_t i = 0; i < n; i++) {
         const double v = bf_to_float(all[i]);
