@@ -206,6 +206,10 @@ void fr_late(fr_fragment *f, uint32_t table, uint32_t bound_shape);
 static inline const fr_shape *fr_op_shape(const fr_fragment *f, const fr_op *op) {
     return &f->shapes[op->shape];
 }
+/* The most that an op can be: what it may be launched as before the size of a late op is known. */
+static inline const fr_shape *fr_op_most(const fr_fragment *f, const fr_op *op) {
+    return &f->shapes[op->bound];
+}
 static inline const fr_ref *fr_op_waits(const fr_fragment *f, const fr_op *op) {
     return &f->refs[op->refs];
 }

@@ -45,11 +45,14 @@ typedef struct {
     int32_t *staging; /* pinned */
     int64_t staging_ints;
     float *logits;    /* pinned */
-    int32_t *offsets; /* pinned, [layers][E + 1] */
+    int32_t *offsets; /* pinned, [micros][layers][E + 1] */
     int32_t *counts;
+    int micros;
     cudaEvent_t begin, entry, answer, end;
     bool has_entry, has_answer, entered, spans;
     int64_t release, begin_ns, logits_count;
+    fr_exec_run *runs; /* of the logits, that this rank computes */
+    uint32_t runs_count, runs_cap;
     timed *ops;
     uint32_t count, cap, events; /* events: ops whose events exist */
 } flight;
@@ -133,7 +136,7 @@ static fr_status open_lanes(fr_exec *x, fr_error *err) {
 
 static fr_status open_slot(fr_exec *x, flight *f, fr_error *err) {
     const fr_device_rank *r = &x->rank;
-    const size_t offsets = (size_t)r->layers * (size_t)(r->model->experts + 1);
+    const size_t layer = (size_t)(r->model->experts + 1), offsets = (size_t)(r->offsets_micros * r->layers) * layer;
     cudaEvent_t *events[4] = {&f->begin, &f->entry, &f->answer, &f->end};
     for (int i = 0; i < 4; i++) FR_TRY(check(x, cudaEventCreate(events[i]), "cudaEventCreate", err));
     FR_TRY(check(x, cudaHostAlloc((void **)&f->logits, (size_t)r->most_logits * 4, cudaHostAllocDefault),
@@ -177,6 +180,7 @@ static void close_slot(flight *f) {
     if (f->logits) cudaFreeHost(f->logits);
     if (f->offsets) cudaFreeHost(f->offsets);
     free(f->counts);
+    free(f->runs);
     free(f->ops);
 }
 
@@ -331,7 +335,7 @@ static fr_status issue_device_op(fr_exec *x, flight *f, uint32_t index, fr_error
     lane *l = &x->lanes[op->lane];
     timed *t = NULL;
     FR_TRY(issue_waits(x, f->f, op, err));
-    const bool works = fr_op_shape(f->f, op)->kind != FR_OP_NONE && op->kind != FR_OP_FENCE;
+    const bool works = fr_op_most(f->f, op)->kind != FR_OP_NONE && op->kind != FR_OP_FENCE;
     const cudaEvent_t before = l->last;
     const int64_t begun = f->spans ? fr_exec_now(x) : 0;
     if (works && f->spans) {
@@ -339,7 +343,7 @@ static fr_status issue_device_op(fr_exec *x, flight *f, uint32_t index, fr_error
         t->late = !l->last || cudaEventQuery(l->last) != cudaErrorNotReady;
         if (t->late) FR_TRY(check(x, cudaEventRecord(t->start, l->stream), "cudaEventRecord", err));
     }
-    if (works) FR_TRY(fr_op_launch(&x->rank, f->f, op, l->stream, err));
+    if (works) FR_TRY(fr_op_launch(&x->rank, x->o.plan, f->f, op, l->stream, err));
     if (t) {
         t->host_end = fr_exec_now(x);
         t->slow = !t->late && t->host_end - begun > SLOW_NS && cudaEventQuery(before) == cudaSuccess;
@@ -374,19 +378,18 @@ static fr_status named(const fr_exec *x, const flight *f, const fr_op *op, fr_st
 
 static fr_status issue_marks(fr_exec *x, flight *f, const fr_op *op, fr_error *err) {
     const cudaStream_t stream = x->lanes[op->lane].stream;
-    const fr_batch_tables *b = &x->rank.batch;
     if (op->flags & FR_OP_ENTRY) {
         f->has_entry = true;
         FR_TRY(check(x, cudaEventRecord(f->entry, stream), "cudaEventRecord", err));
     }
-    if (!(op->flags & FR_OP_ANSWER) || b->logits == 0) return FR_OK;
-    const fr_ref *use = fr_op_uses(f->f, op);
-    const void *logits = NULL;
-    for (int i = 0; i < op->uses; i++)
-        if (use[i].use == FR_USE_WRITE) logits = x->rank.buffers[use[i].target];
-    f->logits_count = b->logits;
-    FR_TRY(check(x, cudaMemcpyAsync(f->logits, logits, (size_t)b->logits * 4, cudaMemcpyDeviceToHost, stream),
-                 "cudaMemcpyAsync of the logits", err));
+    if (op->kind == FR_OP_GEMM_HEAD) {
+        const fr_ref *use = fr_op_uses(f->f, op);
+        const void *logits = NULL;
+        for (int i = 0; i < op->uses; i++)
+            if (use[i].use == FR_USE_WRITE) logits = x->rank.buffers[use[i].target];
+        FR_TRY(fr_batch_logits(&x->rank, op, logits, f->logits, stream, err));
+    }
+    if (!(op->flags & FR_OP_ANSWER)) return FR_OK;
     f->has_answer = true;
     return check(x, cudaEventRecord(f->answer, stream), "cudaEventRecord", err);
 }
@@ -399,7 +402,7 @@ static fr_status issue_all(fr_exec *x, flight *f, fr_error *err) {
         if (x->o.plan->lanes[op->lane].rank != x->o.rank) continue;
         const bool host = x->o.plan->lanes[op->lane].kind == FR_LANE_HOST;
         fr_status s = host ? issue_host_op(x, f, i, since, err) : issue_device_op(x, f, i, err);
-        if (s == FR_OK && !host && (op->flags & (FR_OP_ENTRY | FR_OP_ANSWER))) s = issue_marks(x, f, op, err);
+        if (s == FR_OK && !host) s = issue_marks(x, f, op, err);
         if (s != FR_OK) return named(x, f, op, s, err);
         if (host) since = fr_exec_now(x);
     }
@@ -412,11 +415,25 @@ static cudaStream_t compute_stream(const fr_exec *x) {
     return NULL;
 }
 
-static fr_status issue_forward(fr_exec *x, flight *f, const fr_exec_batch *batch, fr_error *err) {
+/* Which of the forward's logits this rank will have. */
+static void note_runs(const fr_device_rank *r, flight *f) {
+    f->runs_count = 0;
+    f->logits_count = r->logits;
+    FR_GROW(f->runs, f->runs_cap, 2 * (uint32_t)r->micros);
+    for (int m = 0; m < r->micros; m++) {
+        const fr_batch_tables *t = &r->micro[m];
+        if (t->rows_all) f->runs[f->runs_count++] = (fr_exec_run){t->all_at, (int64_t)t->rows_all * r->model->vocab};
+        if (t->picks) f->runs[f->runs_count++] = (fr_exec_run){t->picks_at, t->picks};
+    }
+}
+
+static fr_status issue_forward(fr_exec *x, flight *f, const fr_cuts *cuts, const fr_exec_batch *batches,
+                               fr_error *err) {
     const cudaStream_t stream = compute_stream(x);
     const fr_device_rank *r = &x->rank;
     int64_t ints = 0;
-    FR_TRY(fr_batch_plan(&x->rank, batch, &ints, err));
+    FR_TRY(fr_batch_plan(&x->rank, cuts, batches, &ints, err));
+    note_runs(r, f);
     if (ints > f->staging_ints) { /* this flight is out of use: its staging may go */
         if (f->staging) FR_TRY(check(x, cudaFreeHost(f->staging), "cudaFreeHost", err));
         f->staging = NULL;
@@ -425,18 +442,20 @@ static fr_status issue_forward(fr_exec *x, flight *f, const fr_exec_batch *batch
                      "cudaHostAlloc", err));
     }
     FR_TRY(check(x, cudaEventRecord(f->begin, stream), "cudaEventRecord", err));
-    FR_TRY(fr_batch_upload(&x->rank, batch, f->staging, stream, err));
+    FR_TRY(fr_batch_upload(&x->rank, cuts, batches, f->staging, stream, err));
     for (uint32_t i = 0; i < x->o.plan->lanes_count; i++) x->lanes[i].last = NULL; /* the tables stand between */
     FR_TRY(issue_all(x, f, err));
     if (x->o.counts) {
-        const size_t bytes = (size_t)r->layers * (size_t)(r->model->experts + 1) * 4;
+        const size_t bytes = (size_t)(r->micros * r->layers) * (size_t)(r->model->experts + 1) * 4;
+        f->micros = r->micros;
         FR_TRY(check(x, cudaMemcpyAsync(f->offsets, r->offsets, bytes, cudaMemcpyDeviceToHost, stream),
                      "cudaMemcpyAsync of the counts", err));
     }
     return check(x, cudaEventRecord(f->end, stream), "cudaEventRecord", err);
 }
 
-fr_status fr_exec_append(fr_exec *x, const fr_fragment *fragment, const fr_exec_batch *batch, fr_error *err) {
+fr_status fr_exec_append(fr_exec *x, const fr_fragment *fragment, const fr_cuts *cuts, const fr_exec_batch *batches,
+                         fr_error *err) {
     if (x->appended - x->collected >= FR_EXEC_FLIGHTS)
         return fr_fail(err, FR_FAILED, "%d forwards are out: collect one first", FR_EXEC_FLIGHTS);
     flight *f = &x->slot[x->appended % SLOTS];
@@ -448,7 +467,7 @@ fr_status fr_exec_append(fr_exec *x, const fr_fragment *fragment, const fr_exec_
     f->release = fr_exec_now(x);
     mark_host_counters(x, fragment);
     x->appended++;
-    fr_status s = issue_forward(x, f, batch, err);
+    fr_status s = issue_forward(x, f, cuts, batches, err);
     if (s != FR_OK) x->lost = x->lost || cudaPeekAtLastError() != cudaSuccess;
     return s;
 }
@@ -523,12 +542,14 @@ static fr_status take_spans(fr_exec *x, flight *f, fr_timeline *out, int64_t *bu
     return s;
 }
 
+/* Tokens per expert, all micro-batches together. */
 static void take_counts(const fr_exec *x, flight *f) {
-    const int e = x->rank.model->experts;
-    for (int l = 0; l < x->rank.layers; l++)
-        for (int i = 0; i < e; i++) {
-            const int32_t *at = f->offsets + (size_t)l * (size_t)(e + 1) + i;
-            f->counts[(size_t)l * (size_t)e + (size_t)i] = at[1] - at[0];
+    const size_t e = (size_t)x->rank.model->experts, layers = (size_t)x->rank.layers;
+    memset(f->counts, 0, layers * e * sizeof *f->counts);
+    for (size_t l = 0; l < (size_t)f->micros * layers; l++)
+        for (size_t i = 0; i < e; i++) {
+            const int32_t *at = f->offsets + l * (e + 1) + i;
+            f->counts[l % layers * e + i] += at[1] - at[0];
         }
 }
 
@@ -570,6 +591,8 @@ fr_status fr_exec_collect(fr_exec *x, fr_timeline *spans, fr_exec_done *out, fr_
                           .late_ns = late,
                           .logits = f->logits,
                           .logits_count = f->logits_count,
+                          .runs = f->runs,
+                          .runs_count = (int)f->runs_count,
                           .counts = x->o.counts ? f->counts : NULL};
     x->collected++;
     return FR_OK;

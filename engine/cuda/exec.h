@@ -24,6 +24,8 @@ typedef struct {
     const fr_model *model;
     const fr_layout *layout;
     const fr_weights *weights;
+    struct fr_world *world;         /* NULL: this rank is alone */
+    struct fr_transport *transport; /* NULL: no group ops */
     fr_load load;
     int rank;
     int64_t positions;   /* longest sequence, cached prefix included */
@@ -59,9 +61,13 @@ typedef struct {
     const int64_t *owners; /* with a KV cache: who each sequence's handle belongs to now (request ids) */
 } fr_exec_batch;
 
-/* Issues a forward's ops; at most FR_EXEC_FLIGHTS may be out. The fragment stays the caller's, and must live until it
- * is collected. */
-fr_status fr_exec_append(fr_exec *x, const fr_fragment *f, const fr_exec_batch *batch, fr_error *err);
+/*
+ * Issues this rank's ops of a forward of its unit; at most FR_EXEC_FLIGHTS may be out. `batches`: one for each slot of
+ * the unit, of which this rank reads its own; `cuts`: how the planner cut them (fr_planner_cuts), of all slots. Both
+ * are done with when this returns; the fragment stays the caller's, and must live until it is collected.
+ */
+fr_status fr_exec_append(fr_exec *x, const fr_fragment *f, const fr_cuts *cuts, const fr_exec_batch *batches,
+                         fr_error *err);
 
 /* With a KV cache: keeps the first `tokens` of a handle's context (0 = none), whose later rows nobody will read. */
 void fr_exec_kv_trim(fr_exec *x, int32_t handle, int32_t tokens);
@@ -73,13 +79,22 @@ typedef enum { FR_EXEC_NONE = 0, FR_EXEC_RUNNING, FR_EXEC_ENTERED, FR_EXEC_DONE 
 /* FR_FAILED when the device failed or the deadline has passed. */
 fr_status fr_exec_poll(fr_exec *x, fr_exec_state *state, fr_error *err);
 
+/* Consecutive floats. */
+typedef struct {
+    int64_t first, count;
+} fr_exec_run;
+
 typedef struct {
     const fr_fragment *fragment;
     fr_forward_record record; /* tokens and cached are the caller's to fill */
     int64_t answer;           /* ns */
     int64_t late_ns;          /* of the span: the device stood idle because the host had not issued the next op yet */
-    const float *logits; /* valid until the next append: sequences that want all first, vocab each, then the others' */
+    /* Logits of the rank's batch, valid until the next append: sequences that want all first, vocab each, then the
+     * others'. A rank fills the runs that it computed: all of it where tp = 1, nothing before a pipeline's end. */
+    const float *logits;
     int64_t logits_count;
+    const fr_exec_run *runs;
+    int runs_count;
     const int32_t *counts; /* [layers executed][E] tokens per expert, NULL without `counts` */
 } fr_exec_done;
 /* Waits for the oldest forward and takes it in; its ops' spans are added to `spans` (NULL = dropped). */

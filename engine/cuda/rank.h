@@ -1,31 +1,41 @@
 /*
- * rank: one rank's device state, shared by the executor (exec.c), its batch tables (batch.c) and the launchers (ops.c).
+ * rank: one rank's device state, shared by the executor (exec.c), its batch tables (batch.c) and the launchers
+ * (ops*.c). All sizes are those of this rank: its heads, its experts, its stage's layers.
  */
 #ifndef FR_CUDA_RANK_H
 #define FR_CUDA_RANK_H
 
 #include "engine/cuda/exec.h"
 #include "engine/kv_rows.h"
+#include "engine/shard.h"
 #include "kernels/attention.h"
 #include "kernels/gemm.h"
 
 #define FR_GEMM_WORKSPACE ((size_t)32 << 20) /* kernels/gemm.h: serves every algorithm on Hopper */
 
-/* What a batch is on the device: one run of ints, copied at the start of its forward. T tokens, S sequences. */
+/*
+ * What a micro-batch (chunk, half) of this rank's batch is on the device: a run of ints, copied with those of the other
+ * micro-batches at the start of a forward. T tokens, S sequences; T = S = 0 where the rank has no work.
+ */
 typedef struct {
     int32_t tokens, sequences, max_q, max_kv;
-    int32_t padded;                     /* sequences with empty ones behind them, as attention sees them */
-    bool equal;                         /* all sequences have one length and nothing before them */
-    int32_t rows_all, rows_some, picks; /* rows that want the whole vocabulary; candidates; pairs (row, candidate) */
-    int64_t logits;                     /* floats that come back */
+    int32_t padded; /* sequences with empty ones behind them, as attention sees them */
+    bool equal;     /* all sequences have one length and nothing before them */
+    /* The residual stream that this rank holds: tokens [first, first + held) of T; all of them unless sliced. */
+    int32_t first, held;
+    /* Logits that this rank computes: of rows that want the whole vocabulary and of candidates (pairs (row, token));
+     * and where they go in the forward's. Stages before the last have none. */
+    int32_t rows_all, rows_some, picks;
+    int64_t all_at, picks_at; /* floats; valid where rows_all or picks > 0 */
+    bool wanted_some;         /* some rank computes candidates: the head's second op is the last one */
     /* device */
     int32_t *ids, *position;        /* [T] */
-    int32_t *q_start;               /* [S + 1] */
-    int32_t *rows;                  /* last row of each sequence that wants logits: rows_all first */
+    int32_t *q_start;               /* [padded + 1] */
+    int32_t *rows;                  /* rows, in what this rank holds, that it computes logits of: rows_all first */
     int32_t *pick_row, *pick_token; /* [picks]: index into `rows`, token */
     int32_t *meta;                  /* attention.h */
-    /* with a KV cache: row of each new token [T], first and number of each sequence's keys in the gathered context [S],
-     * rows of that context [context] */
+    /* with a KV cache: row of each new token [T], first and number of each sequence's keys in the gathered context
+     * [padded], rows of that context [context] */
     int32_t *kv_row, *kv_start, *kv_len, *context_rows;
     int64_t context;
 } fr_batch_tables;
@@ -34,32 +44,43 @@ typedef struct fr_device_rank {
     const fr_model *model;
     const fr_layout *layout;
     const fr_weights *weights;
-    int rank, layers;
+    int rank;
+    fr_place place;
+    fr_shard shard; /* its part of the model: layers, heads, experts, widths */
+    int layers;     /* executed by the rank's stage */
     fr_gemm *gemm;
     fr_attention *attention;
-    /* arena: activations by plan buffer (NULL where a buffer is no activation), and what no plan lists */
+    /* arena: activations by plan buffer (NULL where a buffer is no activation; a pool's slots follow one another), and
+     * what no plan lists */
     char *arena;
     int64_t arena_bytes;
     void **buffers;
-    int64_t *buffer_bytes;
+    int64_t *buffer_bytes; /* of one slot */
     uint32_t buffers_count;
     void *gemm_workspace, *attention_workspace, *route_workspace;
     size_t attention_workspace_bytes;
     uint32_t *rope; /* [positions][D / 2] */
     int64_t positions;
-    uint32_t *counter;     /* the grouped product's, zero between launches */
-    const int32_t *order;  /* where the layer's sort put each slot's row */
-    int32_t *offsets;      /* [layers][E + 1] rows of each expert, kept for all layers */
+    uint32_t *counter; /* the grouped product's, zero between launches */
+    int32_t *offsets;  /* [offsets_micros][layers][E + 1] rows of each expert, kept for all layers */
+    int32_t offsets_micros;
     int32_t *batch_memory; /* grows with the batches */
     int64_t batch_ints;
-    /* KV cache: [layers][kv_capacity][K, V of all heads], and a batch's context gathered from it */
+    /* KV cache: [layers][kv_capacity][K, V of the rank's heads], and a batch's context gathered from it */
     fr_bf16 *kv, *context;
     int64_t kv_capacity, context_capacity, kv_width; /* kv_width: elements of a row */
     fr_kv_rows *kv_rows;
     int64_t *kv_owner; /* per handle */
     uint32_t kv_owner_cap;
     bool made_up_prefix, varied;
-    fr_batch_tables batch;
+    /* the forward being issued */
+    fr_batch_tables *micro; /* [micros] */
+    int micros;
+    uint32_t micro_cap;
+    int64_t *tokens; /* [micros][slots] of all slots of the unit */
+    uint32_t tokens_cap;
+    int slots;
+    int64_t logits; /* floats that this forward's batch brings: all sequences', of which this rank computes a part */
     /* largest batch */
     int64_t most_tokens, most_sequences, most_picks, most_logits;
 } fr_device_rank;
@@ -67,11 +88,21 @@ typedef struct fr_device_rank {
 fr_status fr_rank_open(const fr_exec_options *o, fr_device_rank *r, fr_error *err);
 void fr_rank_close(fr_device_rank *r);
 
-/* Checks a batch, gives its sequences their rows of the KV cache, and returns the ints that its tables take (host
- * staging and device alike). */
-fr_status fr_batch_plan(fr_device_rank *r, const fr_exec_batch *b, int64_t *ints, fr_error *err);
-/* Fills `staging` with the tables of the batch planned last, and copies them on `stream`. */
-fr_status fr_batch_upload(fr_device_rank *r, const fr_exec_batch *b, int32_t *staging, cudaStream_t stream,
+/* Where buffer `target` lies, `hold` naming the slot of a pool; NULL where it is no memory of this kind. */
+void *fr_rank_buffer(const fr_device_rank *r, const fr_plan *plan, uint32_t target, uint32_t hold);
+/* Tokens of micro-batch m that rank q of the unit holds between attention blocks. */
+int64_t fr_rank_tokens(const fr_device_rank *r, int q, int m);
+
+/* Checks a forward's batches and returns the ints that the tables take on the host (staging). */
+fr_status fr_batch_plan(fr_device_rank *r, const fr_cuts *cuts, const fr_exec_batch *batches, int64_t *ints,
+                        fr_error *err);
+/* Gives its sequences their rows of the KV cache, fills `staging` with the tables of the forward planned last, and
+ * copies them on `stream`. */
+fr_status fr_batch_upload(fr_device_rank *r, const fr_cuts *cuts, const fr_exec_batch *batches, int32_t *staging,
+                          cudaStream_t stream, fr_error *err);
+
+/* After the op that completes the logits of a micro-batch: copies what this rank computed to its places in `to`. */
+fr_status fr_batch_logits(const fr_device_rank *r, const fr_op *op, const void *device, float *to, cudaStream_t stream,
                           fr_error *err);
 
 /* For batches of any size: compiles attention for 1 to 128 sequences (up to 0.9 s each), and lets cublasLt choose for
@@ -84,6 +115,7 @@ fr_status fr_rank_prepare(fr_device_rank *r, fr_error *err);
 int64_t fr_bucket(const fr_device_rank *r, int64_t rows);
 
 /* Launches one op; the message says which call failed. */
-fr_status fr_op_launch(fr_device_rank *r, const fr_fragment *f, const fr_op *op, cudaStream_t stream, fr_error *err);
+fr_status fr_op_launch(fr_device_rank *r, const fr_plan *plan, const fr_fragment *f, const fr_op *op,
+                       cudaStream_t stream, fr_error *err);
 
 #endif

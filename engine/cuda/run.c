@@ -106,8 +106,11 @@ static fr_status give(run *r, const fr_batch *b, const fr_sched_batch *ticket) {
     for (int32_t i = 0; i < b->count; i++) r->owners[i] = ticket ? ticket->parts[i].request : i;
     if (ticket) reclaim(r, ticket->tokens);
     const fr_exec_batch batch = {b->sequences, b->count, r->ids, r->candidates, r->owners};
+    fr_cuts *cuts = fr_planner_cuts(r->planner);
     r->given++;
-    return fr_exec_append(r->exec, f->fragment, &batch, r->err);
+    const fr_status s = fr_exec_append(r->exec, f->fragment, cuts, &batch, r->err);
+    fr_cuts_free(cuts);
+    return s;
 }
 
 static void record_answer(run *r, const fr_part *part, int64_t started, int64_t answered) {

@@ -14,9 +14,11 @@ static fr_work *work_at(fr_planner *p, int micro, int slot) {
     return &p->works[micro * p->slots + slot];
 }
 
-static void add(fr_planner *p, fr_work *w, const fr_sequence *s, uint32_t *cuts) {
+static void add(fr_planner *p, fr_work *w, const fr_sequence *s, int32_t origin, uint32_t *cuts) {
     FR_GROW(p->cut, p->cut_cap, *cuts + 1);
+    FR_GROW(p->cut_origin, p->cut_origin_cap, *cuts + 1);
     if (w->count == 0) w->first = *cuts;
+    p->cut_origin[*cuts] = origin;
     p->cut[(*cuts)++] = *s;
     w->count++;
     w->tokens += s->queries;
@@ -44,7 +46,7 @@ static void deal(fr_planner *p, const fr_batch *b, int slot, int first, int part
     for (int32_t i = 0; i < b->count; i++) {
         int64_t middle = 2 * seen + b->sequences[i].queries; /* twice the sequence's middle */
         while (part < parts - 1 && middle * parts > 2 * total * (part + 1)) part++;
-        add(p, work_at(p, first + part, slot), &b->sequences[i], cuts);
+        add(p, work_at(p, first + part, slot), &b->sequences[i], i, cuts);
         seen += b->sequences[i].queries;
     }
 }
@@ -151,7 +153,7 @@ static double take(fr_planner *p, cursor *c, int64_t limit, double per_token, do
         }
         if (!whole || c->done + s.queries < c->b->sequences[c->at].queries) s.candidates = 0;
         if (per_token > 0) cost += s.queries * per_token + attention_ns(p, &s);
-        if (into) add(p, into, &s, cuts);
+        if (into) add(p, into, &s, c->at, cuts);
         left -= s.queries;
         c->done += s.queries;
         if (c->done == c->b->sequences[c->at].queries) {
@@ -227,6 +229,39 @@ fr_status fr_forward_works(fr_planner *p, const fr_batch *batches, int *micros, 
             w->sequences = p->cut + w->first;
             count_kv(w);
         }
-    *micros = made;
+    *micros = p->micros = made;
     return FR_OK;
+}
+
+/* ---- for executors ------------------------------------------------------------------------------------------------*/
+
+fr_cuts *fr_planner_cuts(const fr_planner *p) {
+    const int slots = p->folded ? 1 : p->slots;
+    size_t count = 0;
+    for (int i = 0; i < p->micros * slots; i++) count += (size_t)p->works[i / slots * p->slots + i % slots].count;
+    fr_cuts *c = fr_alloc(sizeof *c + (size_t)(p->micros * slots) * sizeof *c->cut);
+    fr_sequence *sequences = fr_alloc(count * sizeof *sequences);
+    int32_t *origins = fr_alloc(count * sizeof *origins);
+    *c = (fr_cuts){.micros = p->micros, .slots = slots, .sequences = sequences, .origins = origins};
+    for (int i = 0; i < p->micros * slots; i++) {
+        const fr_work *w = &p->works[i / slots * p->slots + i % slots];
+        const fr_cut *before = i < slots ? NULL : &c->cut[i - slots];
+        c->cut[i] = (fr_cut){.sequences = sequences,
+                             .origin = origins,
+                             .count = w->count,
+                             .first = before ? before->first + before->tokens : 0,
+                             .tokens = w->tokens};
+        for (int32_t k = 0; k < w->count; k++) {
+            *sequences++ = w->sequences[k];
+            *origins++ = p->cut_origin[w->first + (uint32_t)k];
+        }
+    }
+    return c;
+}
+
+void fr_cuts_free(fr_cuts *c) {
+    if (!c) return;
+    free(c->sequences);
+    free(c->origins);
+    free(c);
 }

@@ -317,6 +317,7 @@ void fr_emit_combine(fr_walk *w, fr_rank *r, uint32_t source, int64_t rows, int6
     int64_t row = BF16 * (int64_t)p->model.hidden, bytes = row * (rows + tokens * (1 + residual + shared));
     fr_put(w, r, FR_LANE_COMPUTE, FR_OP_COMBINE, fr_memory_shape(w, FR_OP_COMBINE, tokens, p->model.hidden, bytes), 0);
     fr_read(w, source);
+    if (source == b->out) fr_read(w, b->order); /* else rows come summed */
     fr_read(w, b->route);
     if (shared) fr_read(w, b->shared);
     if (residual) {

@@ -83,6 +83,20 @@ static int unit_ranks(const fr_layout *l) {
     }
 }
 
+void fr_layout_place(const fr_layout *l, int rank, fr_place *out) {
+    int stage_ranks = l->tp * l->dp, index = rank % stage_ranks, row = rank / stage_ranks, unit = unit_ranks(l);
+    *out = (fr_place){.unit = row / l->pp * (stage_ranks / unit) + index / unit,
+                      .stage = row % l->pp,
+                      .local = index % unit,
+                      .slot = index % unit / l->tp,
+                      .t = index % l->tp,
+                      .ep_index = index % l->ep};
+}
+
+bool fr_layout_sliced(const fr_layout *l) {
+    return l->tp > 1 && (l->experts == FR_EXP_EP || (l->experts == FR_EXP_TP && l->dp > 1));
+}
+
 static const fr_experts_part *part_of(fr_expert_split e) {
     switch (e) {
     case FR_EXP_TP:
@@ -164,15 +178,15 @@ static void open_weights(fr_planner *p, fr_rank *r) {
 static void open_rank(fr_planner *p, int rank) {
     const fr_layout *l = &p->layout;
     fr_rank *r = &p->ranks[rank];
-    int stage_ranks = l->tp * l->dp, index = rank % stage_ranks, row = rank / stage_ranks;
+    int index = rank % (l->tp * l->dp);
+    fr_place place = {0};
     r->rank = (int16_t)rank;
-    r->stage = (int16_t)(row % p->stages);
-    if (!p->folded) {
-        r->unit = (int16_t)(row / p->stages * (stage_ranks / p->unit_ranks) + index / p->unit_ranks);
-        r->local = (int16_t)(index % p->unit_ranks);
-        r->slot = (int16_t)(r->local / l->tp);
-        r->t = (int16_t)(r->local % l->tp);
-    }
+    if (!p->folded) fr_layout_place(l, rank, &place);
+    r->stage = (int16_t)place.stage;
+    r->unit = (int16_t)place.unit;
+    r->local = (int16_t)place.local;
+    r->slot = (int16_t)place.slot;
+    r->t = (int16_t)place.t;
     for (int k = 0; k < FR_LANE_KINDS; k++) r->lane[k] = FR_NONE;
     fr_add_lane(p, r, FR_LANE_HOST);
     fr_add_lane(p, r, FR_LANE_COMPUTE);
@@ -227,7 +241,7 @@ static void open_static(fr_planner *p) {
     p->unit_ranks = p->folded ? 1 : real_unit;
     p->units = p->folded ? 1 : l->replicas * l->tp * l->dp / real_unit;
     p->slots = real_unit / l->tp;
-    p->sliced = l->tp > 1 && (l->experts == FR_EXP_EP || (l->experts == FR_EXP_TP && l->dp > 1));
+    p->sliced = fr_layout_sliced(l);
     p->part = part_of(l->experts);
     p->moe_groups = l->overlap == FR_OVERLAP_EXPERT_GROUPS ? l->overlap_stages : 1;
     p->ranks_count = p->folded ? 1 : gpus;
@@ -294,6 +308,7 @@ void fr_planner_close(fr_planner *p) {
     free(p->each);
     free(p->works);
     free(p->cut);
+    free(p->cut_origin);
     free(p->pairs);
     free(p);
 }

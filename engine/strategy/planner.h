@@ -151,7 +151,9 @@ struct fr_planner {
     fr_work *works;
     uint32_t works_cap;
     fr_sequence *cut;
-    uint32_t cut_cap;
+    int32_t *cut_origin; /* index in its batch of each cut sequence */
+    uint32_t cut_cap, cut_origin_cap;
+    int micros; /* of the forward made last */
     fr_pair *pairs;
     uint32_t pairs_cap;
     uint16_t intern[FR_INTERN]; /* shape index by hash, 0 = empty */
@@ -164,8 +166,7 @@ uint32_t fr_add_buffer(fr_planner *p, fr_rank *r, fr_buffer_kind kind, const cha
 uint32_t fr_add_lane(fr_planner *p, fr_rank *r, fr_lane_kind kind);
 fr_circle fr_add_circle(fr_planner *p, uint32_t known, const int16_t *ranks, int count, int size, int hosts);
 fr_rank *fr_stage_rank(fr_planner *p, int unit, int stage, int local);
-int64_t fr_share(int64_t total, int parts, int index); /* whole parts, the first ones take the remainder */
-int64_t fr_layer_expert_bytes(const fr_planner *p);    /* all routed experts of a layer */
+int64_t fr_layer_expert_bytes(const fr_planner *p); /* all routed experts of a layer */
 fr_status fr_forward_works(fr_planner *p, const fr_batch *batches, int *micros, fr_error *err);
 void fr_walk_stage(fr_walk *w);
 

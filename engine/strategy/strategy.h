@@ -61,6 +61,41 @@ int fr_planner_unit_ranks(const fr_planner *p);
  */
 fr_status fr_planner_forward(fr_planner *p, int unit, const fr_batch *batches, fr_fragment **out, fr_error *err);
 
+/*
+ * How the batches of a forward were cut: into micro-batches, chunks, halves of a two-batch overlap. The tokens of a cut
+ * are a run of its batch's, in the batch's order; micro-batches follow one another.
+ */
+typedef struct {
+    const fr_sequence *sequences; /* as cut: new tokens, tokens before them, 0 candidates where a later chunk answers */
+    const int32_t *origin;        /* index of each in its batch */
+    int32_t count;
+    int64_t first, tokens; /* the run */
+} fr_cut;
+
+typedef struct {
+    int micros, slots;
+    fr_sequence *sequences;
+    int32_t *origins;
+    fr_cut cut[]; /* [micros][slots] */
+} fr_cuts;
+
+/* A copy of how the last forward was cut, the caller's: free it with fr_cuts_free. */
+fr_cuts *fr_planner_cuts(const fr_planner *p);
+void fr_cuts_free(fr_cuts *c);
+
+/* Where a rank of an unfolded plan stands (asap stands apart). */
+typedef struct {
+    int unit, stage;
+    int local;    /* rank within its unit's stage */
+    int slot;     /* whose batch it runs: attention group within the unit */
+    int t;        /* index in that tp group */
+    int ep_index; /* in its expert group of `ep` ranks */
+} fr_place;
+void fr_layout_place(const fr_layout *l, int rank, fr_place *out);
+/* Between attention blocks each rank of a tp group holds its part of the tokens only: fr_share(tokens, tp, t). */
+bool fr_layout_sliced(const fr_layout *l);
+int64_t fr_share(int64_t total, int parts, int index); /* whole parts, the first ones take the remainder */
+
 /* ---- what strategy files share
  * -------------------------------------------------------------------------------------------- */
 

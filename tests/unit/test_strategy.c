@@ -421,6 +421,53 @@ static void batches_are_answered_once(void **state) {
     }
 }
 
+/* What executors are told of the cut: every micro-batch is a run of its batch's tokens, and all of them are the batch;
+ * a sequence is cut in its order and answers in its last part. */
+static void cuts_are_runs_of_the_batch(void **state) {
+    (void)state;
+    fr_model m = tiny();
+    static const fr_sequence mixed[] = {{10, 0, 0, 0, -1}, {500, 0, 2, 1, -1}, {3, 0, -1, 2, -1}, {300, 0, 1, 3, -1}};
+    const fr_batch given[3] = {{mixed, 4}, {NULL, 0}, {mixed + 2, 1}};
+    for (size_t i = 0; i < sizeof cells / sizeof *cells; i++) {
+        fr_layout l = layout_of(cells[i].strategy, cells[i].gpus, cells[i].options);
+        if (l.experts == FR_EXP_ASAP) continue;
+        built b;
+        open_planner(&m, &l, "even", false, &b);
+        const int slots = fr_planner_slots(b.planner);
+        fr_batch batches[8];
+        for (int s = 0; s < slots; s++) batches[s] = given[s % 3];
+        forward(&b, 0, batches);
+        fr_cuts *c = fr_planner_cuts(b.planner);
+        assert_int_equal(c->slots, slots);
+        for (int s = 0; s < slots; s++) {
+            int64_t tokens = 0;
+            int32_t at = 0, done = 0, seen = 0;
+            for (int micro = 0; micro < c->micros; micro++) {
+                const fr_cut *cut = &c->cut[micro * slots + s];
+                int64_t sum = 0;
+                assert_int_equal(cut->first, tokens);
+                for (int32_t k = 0; k < cut->count; k++, seen++) {
+                    const fr_sequence *whole = &batches[s].sequences[at];
+                    assert_int_equal(cut->origin[k], at);
+                    assert_int_equal(cut->sequences[k].prefix, whole->prefix + done);
+                    done += cut->sequences[k].queries;
+                    sum += cut->sequences[k].queries;
+                    assert_int_equal(cut->sequences[k].candidates, done == whole->queries ? whole->candidates : 0);
+                    if (done < whole->queries) continue;
+                    at++;
+                    done = 0;
+                }
+                assert_int_equal(cut->tokens, sum);
+                tokens += sum;
+            }
+            assert_int_equal(at, batches[s].count);
+            if (l.pp > 1 && l.chunk_tokens && s == 0) assert_true(seen > at);
+        }
+        fr_cuts_free(c);
+        close_planner(&b);
+    }
+}
+
 /* A batch of many short requests has more KV handles than one op may name: fences carry the rest. */
 static void many_kv_handles(void **state) {
     (void)state;
@@ -524,6 +571,7 @@ int main(void) {
         cmocka_unit_test(folded_plans_refuse_unequal_batches),
         cmocka_unit_test(copied_layers_equal_emitted_ones),
         cmocka_unit_test(batches_are_answered_once),
+        cmocka_unit_test(cuts_are_runs_of_the_batch),
         cmocka_unit_test(many_kv_handles),
         cmocka_unit_test(balanced_chunks_shrink_with_context),
         cmocka_unit_test(strategies_have_a_table),

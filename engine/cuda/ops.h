@@ -1,0 +1,49 @@
+/*
+ * ops: what the launchers of ops.c (dispatch, embedding, norms, head), ops_attention.c and ops_experts.c share
+ * (internal to engine/cuda). An op's pointers are the plan's buffers in the order of its uses (engine/strategy/layer.c
+ * says which): reads and writes of activations; weights come from the layer that the op names, sizes from its shape.
+ */
+#ifndef FR_CUDA_OPS_H
+#define FR_CUDA_OPS_H
+
+#include "engine/cuda/rank.h"
+
+enum { FR_MOST_USES = 8 };
+
+typedef struct {
+    fr_device_rank *r;
+    const fr_plan *plan;
+    const fr_fragment *f;
+    const fr_op *op;
+    const fr_shape *shape;     /* of a late op: its bound */
+    const fr_layer_weights *w; /* NULL outside layers */
+    const fr_batch_tables *b;  /* the op's micro-batch */
+    const void *in[FR_MOST_USES];
+    void *out[FR_MOST_USES];
+    int ins, outs;
+    cudaStream_t stream;
+    fr_error *err;
+} fr_call;
+
+fr_status fr_call_done(fr_call *c, cudaError_t e, const char *what);
+/* A plan that this code does not know: fewer buffers than the kind needs, or another number of tokens. */
+fr_status fr_call_expect(fr_call *c, int ins, int outs, int64_t m, int64_t wanted);
+/* out[0] = in[0] * w^T, as many columns and as deep as the shape says. */
+fr_status fr_call_gemm(fr_call *c, const fr_bf16 *w, int64_t M, bool f32);
+
+/* ops_attention.c */
+fr_status fr_launch_qkv(fr_call *c);
+fr_status fr_launch_rope(fr_call *c);
+fr_status fr_launch_attention(fr_call *c);
+fr_status fr_launch_o(fr_call *c);
+
+/* ops_experts.c */
+fr_status fr_launch_router(fr_call *c);
+fr_status fr_launch_topk(fr_call *c);
+fr_status fr_launch_sort(fr_call *c);
+fr_status fr_launch_permute(fr_call *c);
+fr_status fr_launch_expert_up(fr_call *c);
+fr_status fr_launch_expert_down(fr_call *c);
+fr_status fr_launch_combine(fr_call *c);
+
+#endif

@@ -1,0 +1,157 @@
+/* Launchers of the attention block: projections, rotary, attention itself, with and without a KV cache. */
+#include "engine/cuda/ops.h"
+
+#include <math.h>
+
+enum { PREPARED = 128 };
+
+/* Elements of a row of q, k and v. */
+static int64_t qkv_width(const fr_device_rank *r) {
+    return (int64_t)(r->shard.heads + 2 * r->shard.kv_heads) * r->model->head_dim;
+}
+static int64_t q_width(const fr_device_rank *r) {
+    return (int64_t)r->shard.heads * r->model->head_dim;
+}
+
+fr_status fr_launch_qkv(fr_call *c) {
+    FR_TRY(fr_call_expect(c, 1, 1, c->shape->m, c->b->tokens));
+    return fr_call_gemm(c, c->w->qkv, fr_bucket(c->r, c->shape->m), false);
+}
+
+/* K and V of one layer's cache. */
+static fr_bf16 *kv_layer(const fr_call *c) {
+    return c->r->kv + (c->op->layer - c->r->shard.first_layer) * c->r->kv_capacity * c->r->kv_width;
+}
+
+/* In place, v stays where it is; with a KV cache k and v go to their tokens' rows there. */
+fr_status fr_launch_rope(fr_call *c) {
+    const fr_device_rank *r = c->r;
+    const fr_model *m = r->model;
+    const int64_t width = qkv_width(r), q = q_width(r);
+    FR_TRY(fr_call_expect(c, 1, 1, c->shape->m, c->b->tokens));
+    fr_k_qk_args a = {.qkv = c->in[0],
+                      .q_weight = c->w->q_norm,
+                      .k_weight = c->w->k_norm,
+                      .position = c->b->position,
+                      .rope = r->rope,
+                      .q_out = c->out[0],
+                      .k_out = (fr_bf16 *)c->out[0] + q,
+                      .q_stride = width,
+                      .kv_stride = width,
+                      .T = c->b->tokens,
+                      .heads_q = r->shard.heads,
+                      .heads_kv = r->shard.kv_heads,
+                      .D = m->head_dim,
+                      .eps = (float)m->norm_eps};
+    if (r->kv) {
+        a.kv_row = c->b->kv_row;
+        a.k_out = kv_layer(c);
+        a.v_out = a.k_out + r->kv_width / 2;
+        a.kv_stride = r->kv_width;
+    }
+    return fr_call_done(c, fr_k_qk_norm_rope(&a, c->stream), "fr_k_qk_norm_rope");
+}
+
+static fr_status grow_workspace(fr_device_rank *r, size_t need, fr_error *err) {
+    if (need <= r->attention_workspace_bytes) return FR_OK;
+    cudaError_t e = cudaDeviceSynchronize(); /* the old one may be in use */
+    if (e == cudaSuccess && r->attention_workspace) e = cudaFree(r->attention_workspace);
+    r->attention_workspace = NULL;
+    r->attention_workspace_bytes = 0;
+    if (e == cudaSuccess) e = cudaMalloc(&r->attention_workspace, 2 * need);
+    if (e != cudaSuccess)
+        return fr_fail(err, FR_FAILED, "attention's workspace of %zu bytes: %s", 2 * need, cudaGetErrorString(e));
+    r->attention_workspace_bytes = 2 * need;
+    return FR_OK;
+}
+
+static fr_attention_args attention_args(const fr_device_rank *r, int32_t b, int32_t max_q, int32_t max_kv) {
+    const int64_t width = qkv_width(r);
+    return (fr_attention_args){.q_stride = width,
+                               .kv_stride = r->kv ? r->kv_width : width,
+                               .o_stride = q_width(r),
+                               .b = b,
+                               .max_q = max_q,
+                               .max_kv = max_kv,
+                               .heads_q = r->shard.heads,
+                               .heads_kv = r->shard.kv_heads,
+                               .D = r->model->head_dim,
+                               .scale = 1.0f / sqrtf((float)r->model->head_dim)};
+}
+
+fr_status fr_launch_attention(fr_call *c) {
+    fr_device_rank *r = c->r;
+    const fr_batch_tables *b = c->b;
+    const int64_t q = q_width(r), kv = (int64_t)r->shard.kv_heads * r->model->head_dim;
+    const fr_bf16 *qkv = c->in[0];
+    FR_TRY(fr_call_expect(c, 1, 1, c->shape->m, b->tokens));
+    fr_attention_args a = attention_args(r, b->equal ? b->sequences : b->padded, b->max_q, b->max_kv);
+    size_t need = 0;
+    a.meta = b->equal ? NULL : b->meta;
+    a.q = qkv;
+    a.k = qkv + q;
+    a.v = qkv + q + kv;
+    a.out = c->out[0];
+    if (r->kv) { /* rows of the cache, one sequence's after the other's */
+        FR_TRY(fr_call_done(c,
+                            fr_k_embedding(kv_layer(c), b->context_rows, r->context, b->context, r->kv_width,
+                                           r->kv_capacity, c->stream),
+                            "gathering the context"));
+        a.k = r->context;
+        a.v = r->context + r->kv_width / 2;
+    }
+    FR_TRY(fr_attention_workspace(r->attention, &a, &need, c->err));
+    FR_TRY(grow_workspace(r, need, c->err));
+    a.workspace = r->attention_workspace;
+    a.workspace_bytes = r->attention_workspace_bytes;
+    return fr_attention_run(r->attention, &a, c->stream, c->err);
+}
+
+/* Each product once for every number of rows, on whatever the arena holds: the rows go nowhere. */
+static fr_status prepare_products(fr_device_rank *r, fr_error *err) {
+    const fr_model *m = r->model;
+    const int64_t q = q_width(r), width = qkv_width(r);
+    const int64_t widest = fr_max_i64(width, m->hidden), rows = r->most_tokens;
+    const fr_layer_weights *w = &r->weights->layer[0];
+    fr_bf16 *x = NULL, *out = NULL;
+    cudaError_t e = cudaMalloc((void **)&x, (size_t)(2 * rows * fr_max_i64(q, m->hidden)));
+    if (!e) e = cudaMalloc((void **)&out, (size_t)(rows * fr_max_i64(2 * widest, 4 * m->experts)));
+    fr_status s = e ? fr_fail(err, FR_FAILED, "cudaMalloc: %s", cudaGetErrorString(e)) : FR_OK;
+    for (int64_t M = 0; M < rows && s == FR_OK;) {
+        M = fr_bucket(r, M + 1);
+        const fr_gemm_args a[3] = {{.w = w->qkv, .N = width, .K = m->hidden},
+                                   {.w = w->o, .N = m->hidden, .K = q},
+                                   {.w = w->router, .N = m->experts, .K = m->hidden, .out_f32 = true}};
+        for (int i = 0; i < 3 && s == FR_OK; i++) {
+            fr_gemm_args g = a[i];
+            g.x = x;
+            g.out = out;
+            g.M = M;
+            g.workspace = r->gemm_workspace;
+            g.workspace_bytes = FR_GEMM_WORKSPACE;
+            s = fr_gemm_run(r->gemm, &g, NULL, err);
+        }
+    }
+    e = cudaDeviceSynchronize();
+    if (x) cudaFree(x);
+    if (out) cudaFree(out);
+    return s == FR_OK && e ? fr_fail(err, FR_FAILED, "preparing products: %s", cudaGetErrorString(e)) : s;
+}
+
+fr_status fr_rank_prepare(fr_device_rank *r, fr_error *err) {
+    FR_TRY(prepare_products(r, err));
+    const int64_t most = r->most_sequences < PREPARED ? r->most_sequences : PREPARED;
+    for (int32_t b = 1; b < 2 * most; b *= 2) {
+        fr_attention_args a = attention_args(r, b, (int32_t)r->positions, (int32_t)r->positions);
+        a.meta = r->offsets; /* any: only that there are tables is looked at */
+        size_t need = 0;
+        FR_TRY(fr_attention_workspace(r->attention, &a, &need, err));
+        FR_TRY(grow_workspace(r, need, err));
+    }
+    return FR_OK;
+}
+
+fr_status fr_launch_o(fr_call *c) {
+    FR_TRY(fr_call_expect(c, 1, 1, c->shape->m, c->b->tokens));
+    return fr_call_gemm(c, c->w->o, fr_bucket(c->r, c->shape->m), false);
+}
