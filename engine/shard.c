@@ -93,18 +93,18 @@ fr_region fr_shard_down(const fr_shard *s, const fr_model *m, int first, int end
 
 /* ---- runs ---------------------------------------------------------------------------------------------------------*/
 
-void fr_run_of(const fr_shard *s, const fr_model *m, fr_run *out) {
+void fr_run_of(const fr_shard *s, const fr_model *m, fr_expert_run *out) {
     const int64_t half = 2 * (int64_t)(s->width_end - s->width_first) * m->hidden;
-    *out = (fr_run){.parts = 2, .bytes = {2 * half, half}, .expert = 3 * half};
+    *out = (fr_expert_run){.parts = 2, .bytes = {2 * half, half}, .expert = 3 * half};
 }
 
-int64_t fr_run_offset(const fr_run *r, int experts, int part, int expert) {
+int64_t fr_run_offset(const fr_expert_run *r, int experts, int part, int expert) {
     int64_t at = expert * r->bytes[part];
     for (int p = 0; p < part; p++) at += experts * r->bytes[p];
     return at;
 }
 
-int fr_run_copies(const fr_run *r, const fr_run_move *move, int64_t begin, int64_t bytes,
+int fr_run_copies(const fr_expert_run *r, const fr_run_move *move, int64_t begin, int64_t bytes,
                   fr_run_copy out[FR_RUN_PARTS]) {
     const int64_t end = begin + bytes;
     int64_t at = 0; /* where the part begins among the bytes that move */

@@ -56,10 +56,10 @@ typedef struct {
     int parts;
     int64_t bytes[FR_RUN_PARTS]; /* of one expert */
     int64_t expert;              /* their sum: what fr_model_expert_bytes says of the same slice */
-} fr_run;
-void fr_run_of(const fr_shard *s, const fr_model *m, fr_run *out); /* bf16 */
+} fr_expert_run;
+void fr_run_of(const fr_shard *s, const fr_model *m, fr_expert_run *out); /* bf16 */
 /* Byte at which a part of an expert begins in a run of `experts`. */
-int64_t fr_run_offset(const fr_run *r, int experts, int part, int expert);
+int64_t fr_run_offset(const fr_expert_run *r, int experts, int part, int expert);
 
 typedef struct {
     int64_t from, to, bytes;
@@ -72,7 +72,7 @@ typedef struct {
  * The copies that move bytes [begin, begin + bytes) of those experts, counted part by part over all of them (0 .. count
  * * expert), as a gather in slices does. Returns their number, at most FR_RUN_PARTS.
  */
-int fr_run_copies(const fr_run *r, const fr_run_move *move, int64_t begin, int64_t bytes,
+int fr_run_copies(const fr_expert_run *r, const fr_run_move *move, int64_t begin, int64_t bytes,
                   fr_run_copy out[FR_RUN_PARTS]);
 
 /* Experts of a gather slot, and the place in it of an expert that is not the rank's own. */

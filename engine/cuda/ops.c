@@ -116,7 +116,7 @@ fr_status fr_op_launch(fr_device_rank *r, const fr_plan *plan, const fr_fragment
                  .err = err};
     const launcher launch = launchers[op->kind];
     if (!launch) return fr_fail(err, FR_FAILED, "ops of kind %s are not executed yet", fr_op_name(op->kind));
-    if (op->layer != FR_NO_LAYER) c.w = &r->weights->layer[op->layer % r->weights->layers];
+    if (op->layer != FR_NO_LAYER) c.w = fr_weights_layer(r->weights, op->layer);
     const fr_ref *use = fr_op_uses(f, op);
     for (int i = 0; i < op->uses; i++) {
         void *p = fr_rank_buffer(r, plan, use[i].target, use[i].value);

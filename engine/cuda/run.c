@@ -345,7 +345,7 @@ static fr_status open_exec(run *r) {
 
 static fr_status open_weights(run *r) {
     const fr_setup *s = r->setup;
-    FR_TRY(fr_weights_open(&s->model, &s->experiment.layout, &r->weights, r->err));
+    FR_TRY(fr_weights_open(&s->model, &s->experiment.layout, 0, NULL, &r->weights, r->err));
     if (r->o->weights) return fr_weights_load(r->weights, &s->model, r->o->weights, r->err);
     FR_TRY(fr_weights_random(r->weights, &s->model, r->layers, s->experiment.seed, r->err));
     if (fr_routing_kind(s->routing) == FR_SKEW_EVEN) return FR_OK;

@@ -1,7 +1,8 @@
 /*
- * Checkpoints into device memory: a list of jobs (a run of rows of a tensor, and where it goes), taken by threads that
- * read into pinned buffers of their own and copy from there, so that disk or page cache, memory and link work at once.
- * Gate and up are interleaved on the way by strided copies.
+ * Checkpoints into memory: a list of jobs (a run of rows of a tensor, which of their columns are wanted, and where they
+ * go), taken by threads that read into pinned buffers of their own and copy from there, so that disk or page cache,
+ * memory and link work at once. Gate and up are interleaved on the way by strided copies. Only what this rank holds
+ * becomes a job; every tensor of its layers is checked.
  */
 #include "engine/cuda/weights.h"
 #include "engine/safetensors.h"
@@ -18,17 +19,21 @@
 #define STAGING ((int64_t)8 << 20) /* bytes a buffer: a copy of 8 MiB runs at the link's rate */
 #define READERS 8 /* threads: a core copies some 8 to 10 GB/s out of the page cache, the link takes 55 */
 
-/* `bytes` from `from` in a file to `to`; interleave: blocks of 8 rows of `row` bytes go to every second such block. */
+/*
+ * `bytes` from `from` in a file, rows of `row` bytes, of each of which `wanted` from `column` on go to `to`, packed.
+ * interleave: whole rows, blocks of 8 of which go to every second such block.
+ */
 typedef struct {
     int32_t file;
-    bool interleave;
-    int64_t from, bytes, row;
+    bool interleave, to_host;
+    int64_t from, bytes, row, column, wanted;
     char *to;
 } job;
 
 typedef struct {
     const fr_checkpoint *c;
     const fr_model *m;
+    const fr_weights *w;
     bool *used; /* per tensor of the checkpoint */
     job *jobs;
     uint32_t count, capacity;
@@ -43,17 +48,30 @@ typedef struct {
 
 /* ---- the list -----------------------------------------------------------------------------------------------------*/
 
-static void add_job(load *l, const fr_tensor *t, int64_t skip, int64_t bytes, int64_t row, bool interleave, void *to) {
-    const int64_t block = interleave ? 8 * row : 4096;
+typedef struct {
+    int64_t row, column, wanted; /* bytes; see job */
+    bool interleave, to_host;
+} way;
+
+static way rows_of(int64_t row) {
+    return (way){.row = row, .wanted = row};
+}
+
+/* `bytes` of a tensor from its byte `skip` on, whole rows. */
+static void add_job(load *l, const fr_tensor *t, int64_t skip, int64_t bytes, way w, void *to) {
+    const int64_t block = w.interleave ? 8 * w.row : w.row;
     const int64_t step = fr_max_i64(STAGING / block, 1) * block;
     for (int64_t at = 0; at < bytes; at += step) {
         FR_GROW(l->jobs, l->capacity, l->count + 1);
         l->jobs[l->count++] = (job){.file = t->file,
-                                    .interleave = interleave,
+                                    .interleave = w.interleave,
+                                    .to_host = w.to_host,
                                     .from = t->begin + skip + at,
                                     .bytes = fr_min_i64(step, bytes - at),
-                                    .row = row,
-                                    .to = (char *)to + (interleave ? 2 * at : at)};
+                                    .row = w.row,
+                                    .column = w.column,
+                                    .wanted = w.wanted,
+                                    .to = (char *)to + at / w.row * w.wanted * (w.interleave ? 2 : 1)};
     }
 }
 
@@ -78,45 +96,97 @@ static const fr_tensor *want(load *l, const char *name, int64_t a, int64_t b, in
     return t;
 }
 
-static void whole(load *l, const char *name, int64_t a, int64_t b, void *to) {
-    const fr_tensor *t = want(l, name, a, b, 0);
-    if (t) add_job(l, t, 0, t->bytes, 2 * (b ? b : a), false, to);
+/* Rows [first, end) of a matrix, or of a vector (columns 0: all of it). NULL `to`: checked, not read. */
+static void some_rows(load *l, const char *name, int64_t rows, int64_t columns, int64_t first, int64_t end, void *to) {
+    const fr_tensor *t = want(l, name, rows, columns, 0);
+    const int64_t row = 2 * (columns ? columns : 1);
+    if (!t || !to) return;
+    if (columns)
+        add_job(l, t, first * row, (end - first) * row, rows_of(row), to);
+    else
+        add_job(l, t, 0, t->bytes, rows_of(t->bytes), to);
+}
+
+static void whole(load *l, const char *name, int64_t rows, int64_t columns, void *to) {
+    some_rows(l, name, rows, columns, 0, rows, to);
 }
 
 static bool has(const load *l, const char *name) {
     return fr_checkpoint_find(l->c, name) != NULL;
 }
 
+/* ---- experts ------------------------------------------------------------------------------------------------------*/
+
+/* Where an expert of a layer goes: among the own ones, into the first layer's gathered set, or nowhere (NULL). */
+typedef struct {
+    char *gate_up, *down;
+} expert_place;
+
+static expert_place place_of(const fr_weights *w, const fr_model *m, int held, int e) {
+    const fr_shard *s = &w->shard;
+    const bool own = e >= s->expert_first && e < s->expert_end;
+    const bool first = s->gathers && held == fr_shard_layer(s, s->first_layer);
+    if (own && s->on_host && !w->owns_host) return (expert_place){0};
+    if (!own && !first) return (expert_place){0};
+    char *run = own ? w->layer[held].run : w->first;
+    const int experts = own ? fr_weights_own(w) : fr_shard_slot_experts(s, m);
+    const int at = own ? e - s->expert_first : fr_shard_slot_place(s, e);
+    return (expert_place){run + fr_run_offset(&w->run, experts, 0, at), run + fr_run_offset(&w->run, experts, 1, at)};
+}
+
+/* Gate or up of an expert, at byte `skip` of its tensor: this rank's rows of it. */
+static void add_half(load *l, const fr_tensor *t, int64_t skip, int half, expert_place p) {
+    const fr_shard *s = &l->w->shard;
+    const int64_t row = 2 * (int64_t)l->m->hidden;
+    way w = rows_of(row);
+    w.interleave = true;
+    w.to_host = s->on_host;
+    if (t && p.gate_up)
+        add_job(l, t, skip + s->width_first * row, (s->width_end - s->width_first) * row, w,
+                p.gate_up + 8 * half * row);
+}
+
+/* Down of an expert: this rank's columns of it. */
+static void add_down(load *l, const fr_tensor *t, int64_t skip, expert_place p) {
+    const fr_shard *s = &l->w->shard;
+    const way w = {.row = 2 * (int64_t)l->m->expert_width,
+                   .column = 2 * (int64_t)s->width_first,
+                   .wanted = 2 * (int64_t)(s->width_end - s->width_first),
+                   .to_host = s->on_host};
+    if (t && p.down) add_job(l, t, skip, l->m->hidden * w.row, w, p.down);
+}
+
 /* Experts one by one (gate, up, down of each), as both families are published. */
-static void separate_experts(load *l, const char *block, const char *const names[3], const fr_layer_weights *w) {
+static void separate_experts(load *l, const char *block, const char *const names[3], int held) {
     const int64_t h = l->m->hidden, i = l->m->expert_width;
     char name[256];
     for (int e = 0; e < l->m->experts; e++) {
+        const expert_place p = place_of(l->w, l->m, held, e);
         for (int half = 0; half < 2; half++) {
             snprintf(name, sizeof name, "%s.experts.%d.%s.weight", block, e, names[half]);
-            const fr_tensor *t = want(l, name, i, h, 0);
-            if (t) add_job(l, t, 0, t->bytes, 2 * h, true, w->gate_up + (2 * e * i + 8 * half) * h);
+            add_half(l, want(l, name, i, h, 0), 0, half, p);
         }
         snprintf(name, sizeof name, "%s.experts.%d.%s.weight", block, e, names[2]);
-        whole(l, name, h, i, w->down + e * h * i);
+        add_down(l, want(l, name, h, i, 0), 0, p);
     }
 }
 
 /* Experts stacked, gate above up, as transformers 5 holds them. */
-static void stacked_experts(load *l, const char *block, const fr_layer_weights *w) {
+static void stacked_experts(load *l, const char *block, int held) {
     const int64_t h = l->m->hidden, i = l->m->expert_width, n = l->m->experts;
     char name[256];
     snprintf(name, sizeof name, "%s.experts.gate_up_proj", block);
-    const fr_tensor *t = want(l, name, n, 2 * i, h);
-    for (int64_t e = 0; t && e < n; e++)
-        for (int64_t half = 0; half < 2; half++)
-            add_job(l, t, (2 * e + half) * i * h * 2, i * h * 2, 2 * h, true, w->gate_up + (2 * e * i + 8 * half) * h);
+    const fr_tensor *up = want(l, name, n, 2 * i, h);
     snprintf(name, sizeof name, "%s.experts.down_proj", block);
-    t = want(l, name, n, h, i);
-    if (t) add_job(l, t, 0, t->bytes, 2 * i, false, w->down);
+    const fr_tensor *down = want(l, name, n, h, i);
+    for (int e = 0; e < l->m->experts; e++) {
+        const expert_place p = place_of(l->w, l->m, held, e);
+        for (int half = 0; half < 2; half++) add_half(l, up, (2 * e + half) * i * h * 2, half, p);
+        add_down(l, down, e * i * h * 2, p);
+    }
 }
 
-static void list_experts(load *l, int layer, const fr_layer_weights *w) {
+static void list_experts(load *l, int layer, int held) {
     static const char *const qwen[3] = {"gate_proj", "up_proj", "down_proj"}, *const mixtral[3] = {"w1", "w3", "w2"};
     char block[128], name[256];
     snprintf(block, sizeof block, "model.layers.%d.block_sparse_moe", layer);
@@ -124,57 +194,77 @@ static void list_experts(load *l, int layer, const fr_layer_weights *w) {
     const bool old = has(l, name);
     if (!old) snprintf(block, sizeof block, "model.layers.%d.mlp", layer);
     snprintf(name, sizeof name, "%s.gate.weight", block);
-    whole(l, name, l->m->experts, l->m->hidden, w->router);
+    whole(l, name, l->m->experts, l->m->hidden, l->w->layer[held].router);
     snprintf(name, sizeof name, "%s.experts.gate_up_proj", block);
     if (has(l, name))
-        stacked_experts(l, block, w);
+        stacked_experts(l, block, held);
     else
-        separate_experts(l, block, old ? mixtral : qwen, w);
+        separate_experts(l, block, old ? mixtral : qwen, held);
 }
 
-static void list_layer(load *l, int layer, const fr_layer_weights *w) {
+/* ---- the rest of a layer ------------------------------------------------------------------------------------------*/
+
+/* The rank's heads of the output projection are columns of it. */
+static void list_o(load *l, const char *name, void *to) {
     const fr_model *m = l->m;
+    const fr_region r = fr_shard_o(&l->w->shard, m);
+    const fr_tensor *t = want(l, name, r.rows, r.stride, 0);
+    if (t) add_job(l, t, 0, t->bytes, (way){.row = 2 * r.stride, .column = 2 * r.first, .wanted = 2 * r.columns}, to);
+}
+
+static void list_layer(load *l, int held) {
+    const fr_model *m = l->m;
+    const fr_shard *s = &l->w->shard;
+    const fr_layer_weights *w = &l->w->layer[held];
+    const int layer = fr_shard_layer_id(s, held);
     const int64_t h = m->hidden, d = m->head_dim, q = m->heads * d, kv = m->kv_heads * d;
+    const int64_t q0 = s->head_first * d, q1 = q0 + s->heads * d, k0 = s->kv_first * d, k1 = k0 + s->kv_heads * d;
     const struct {
         const char *name;
-        int64_t rows, columns;
+        int64_t rows, columns, first, end;
         fr_bf16 *to;
-    } plain[] = {{"input_layernorm", h, 0, w->input_norm},
-                 {"post_attention_layernorm", h, 0, w->post_norm},
-                 {"self_attn.q_proj", q, h, w->qkv},
-                 {"self_attn.k_proj", kv, h, w->qkv + q * h},
-                 {"self_attn.v_proj", kv, h, w->qkv + (q + kv) * h},
-                 {"self_attn.o_proj", h, q, w->o},
-                 {"self_attn.q_norm", d, 0, w->q_norm},
-                 {"self_attn.k_norm", d, 0, w->k_norm}};
+    } plain[] = {{"input_layernorm", h, 0, 0, h, w->input_norm},
+                 {"post_attention_layernorm", h, 0, 0, h, w->post_norm},
+                 {"self_attn.q_proj", q, h, q0, q1, w->qkv},
+                 {"self_attn.k_proj", kv, h, k0, k1, w->qkv + (q1 - q0) * h},
+                 {"self_attn.v_proj", kv, h, k0, k1, w->qkv + (q1 - q0 + k1 - k0) * h},
+                 {"self_attn.q_norm", d, 0, 0, d, w->q_norm},
+                 {"self_attn.k_norm", d, 0, 0, d, w->k_norm}};
+    char name[256];
     for (size_t i = 0; i < sizeof plain / sizeof *plain; i++) {
-        char name[256];
         snprintf(name, sizeof name, "model.layers.%d.%s.weight", layer, plain[i].name);
-        if (plain[i].to) whole(l, name, plain[i].rows, plain[i].columns, plain[i].to);
+        if (plain[i].to) some_rows(l, name, plain[i].rows, plain[i].columns, plain[i].first, plain[i].end, plain[i].to);
     }
-    list_experts(l, layer, w);
+    snprintf(name, sizeof name, "model.layers.%d.self_attn.o_proj.weight", layer);
+    list_o(l, name, w->o);
+    list_experts(l, layer, held);
 }
 
-/* A tensor that nobody asked for means another architecture; layers beyond those executed are left out. */
-static void refuse_unknown(load *l, int layers) {
+/* A tensor that nobody asked for means another architecture; layers that this rank does not hold are left out. */
+static void refuse_unknown(load *l) {
+    const fr_shard *s = &l->w->shard;
     for (uint32_t i = 0; i < l->c->count && l->status == FR_OK; i++) {
         const char *name = l->c->tensors[i].name;
         int layer = -1;
         if (l->used[i] || strstr(name, "rotary_emb.inv_freq")) continue;
-        if (sscanf(name, "model.layers.%d.", &layer) == 1 && layer >= layers && layer < l->m->layers) continue;
+        bool held = false;
+        if (sscanf(name, "model.layers.%d.", &layer) == 1)
+            for (int k = 0; k < s->layers; k++) held = held || fr_shard_layer_id(s, k) == layer;
+        if (layer >= 0 && !held && layer < l->m->layers) continue;
         if (l->m->tied_embeddings && strcmp(name, "lm_head.weight") == 0) continue;
         l->status = fr_fail(l->err, FR_BAD_INPUT, "%s: unexpected tensor %.160s for a model of family %s",
                             l->c->files[l->c->tensors[i].file], name, l->m->family);
     }
 }
 
-static void list_all(load *l, const fr_weights *w) {
+static void list_all(load *l) {
     const fr_model *m = l->m;
+    const fr_weights *w = l->w;
     whole(l, "model.embed_tokens.weight", m->vocab, m->hidden, w->embedding);
     whole(l, "model.norm.weight", m->hidden, 0, w->final_norm);
-    if (w->head != w->embedding) whole(l, "lm_head.weight", m->vocab, m->hidden, w->head);
-    for (int i = 0; i < w->layers && l->status == FR_OK; i++) list_layer(l, i, &w->layer[i]);
-    refuse_unknown(l, w->layers);
+    if (!m->tied_embeddings) whole(l, "lm_head.weight", m->vocab, m->hidden, w->head);
+    for (int i = 0; i < w->shard.layers && l->status == FR_OK; i++) list_layer(l, i);
+    refuse_unknown(l);
 }
 
 /* ---- the readers --------------------------------------------------------------------------------------------------*/
@@ -224,11 +314,21 @@ static fr_status read_all(load *l, const job *j, char *to) {
     return FR_OK;
 }
 
+/* Into pinned host memory: by this thread. */
+static void copy_out(const job *j, const char *from) {
+    const int64_t rows = j->bytes / j->row, step = j->interleave ? 8 : 1;
+    const int64_t size = step * j->wanted, place = j->interleave ? 2 * size : size;
+    for (int64_t r = 0; r < rows; r += step)
+        memcpy(j->to + r / step * place, from + r * j->row + j->column, (size_t)size);
+}
+
 static cudaError_t send(const job *j, const char *from, cudaStream_t stream) {
-    if (!j->interleave) return cudaMemcpyAsync(j->to, from, (size_t)j->bytes, cudaMemcpyHostToDevice, stream);
-    const size_t block = (size_t)(8 * j->row);
-    return cudaMemcpy2DAsync(j->to, 2 * block, from, block, block, (size_t)j->bytes / block, cudaMemcpyHostToDevice,
-                             stream);
+    const size_t row = (size_t)j->row, wanted = (size_t)j->wanted, bytes = (size_t)j->bytes, block = 8 * row;
+    if (j->to_host) return copy_out(j, from), cudaSuccess;
+    if (j->interleave)
+        return cudaMemcpy2DAsync(j->to, 2 * block, from, block, block, bytes / block, cudaMemcpyHostToDevice, stream);
+    if (wanted == row) return cudaMemcpyAsync(j->to, from, bytes, cudaMemcpyHostToDevice, stream);
+    return cudaMemcpy2DAsync(j->to, wanted, from + j->column, row, wanted, bytes / row, cudaMemcpyHostToDevice, stream);
 }
 
 static cudaError_t open_reader(const load *l, reader *r) {
@@ -286,13 +386,13 @@ static void open_files(load *l) {
 fr_status fr_weights_load(fr_weights *w, const fr_model *m, const char *dir, fr_error *err) {
     struct timespec a, b;
     fr_checkpoint c;
-    if (w->layers > m->layers)
-        return fr_fail(err, FR_BAD_INPUT, "--layers %d: the checkpoint has %d; say --resident-layers %d", w->layers,
-                       m->layers, m->layers);
+    if (w->shard.modulo > m->layers)
+        return fr_fail(err, FR_BAD_INPUT, "--layers %d: the checkpoint has %d; say --resident-layers %d",
+                       w->shard.modulo, m->layers, m->layers);
     clock_gettime(CLOCK_MONOTONIC, &a);
     FR_TRY(fr_checkpoint_open(dir, &c, err));
-    load l = {.c = &c, .m = m, .err = err, .used = fr_alloc(c.count + 1)};
-    list_all(&l, w);
+    load l = {.c = &c, .m = m, .w = w, .err = err, .used = fr_alloc(c.count + 1)};
+    list_all(&l);
     if (l.status == FR_OK) open_files(&l);
     if (l.status == FR_OK) run_readers(&l);
     for (uint32_t i = 0; l.fds && i < c.files_count; i++)
@@ -301,7 +401,9 @@ fr_status fr_weights_load(fr_weights *w, const fr_model *m, const char *dir, fr_
     free(l.jobs);
     free(l.used);
     fr_checkpoint_close(&c);
+    if (l.status != FR_OK) return l.status;
+    FR_TRY(fr_weights_filled(w, err));
     clock_gettime(CLOCK_MONOTONIC, &b);
     w->seconds = (double)(b.tv_sec - a.tv_sec) + (double)(b.tv_nsec - a.tv_nsec) * 1e-9;
-    return l.status;
+    return FR_OK;
 }

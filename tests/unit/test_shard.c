@@ -152,7 +152,7 @@ static void test_run_bytes(void **state) {
     (void)state;
     fr_model m = small();
     fr_shard s;
-    fr_run r;
+    fr_expert_run r;
     fr_layout l = layout("tp", 2, (fr_layout){0});
     fr_shard_of(&l, &m, 1, &s);
     fr_run_of(&s, &m, &r);
@@ -164,7 +164,7 @@ static void test_run_bytes(void **state) {
 /* Slices of any size bring every expert to its place, whatever the seams. */
 static void test_run_copies(void **state) {
     (void)state;
-    const fr_run r = {.parts = 3, .bytes = {10, 4, 1}, .expert = 15};
+    const fr_expert_run r = {.parts = 3, .bytes = {10, 4, 1}, .expert = 15};
     const fr_run_move moves[] = {{5, 0, 5, 9, 4}, {4, 1, 1, 1, 0}, {3, 1, 2, 2, 0}, {1, 0, 1, 7, 6}};
     for (size_t i = 0; i < sizeof moves / sizeof *moves; i++) {
         const fr_run_move *v = &moves[i];
