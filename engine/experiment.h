@@ -108,6 +108,9 @@ void fr_experiment_flags(const fr_experiment *e, fr_text *out);
 typedef struct {
     double mean, p50, p90, p99;
 } fr_quantiles;
+/* By the nearest-rank rule: the smallest value with at least q of all values at or below it. Sorts `values`; NaN where
+ * there are none. */
+fr_quantiles fr_quantiles_of(double *values, uint32_t count);
 
 /* What simulate and run report alike. Times in ns where integers, else seconds; -1 or NaN = not applicable (printed as
  * null). */

@@ -45,6 +45,29 @@ void fr_plan_free(fr_plan *p) {
     free(p);
 }
 
+static void *copy_of(const void *from, uint32_t count, size_t size) {
+    void *to = fr_alloc((count + 1) * size);
+    if (count) memcpy(to, from, count * size);
+    return to;
+}
+
+fr_plan *fr_plan_static(const fr_plan *p) {
+    fr_plan *copy = fr_alloc(sizeof *copy);
+    *copy = *p;
+    copy->spare = NULL;
+#define COPY(array)                                                                                                    \
+    copy->array = copy_of(p->array, p->array##_count, sizeof *p->array);                                               \
+    copy->array##_cap = p->array##_count
+    COPY(lanes);
+    COPY(events);
+    COPY(buffers);
+    COPY(groups);
+    COPY(members);
+    COPY(tables);
+#undef COPY
+    return copy;
+}
+
 uint32_t fr_plan_lane(fr_plan *p, int rank, fr_lane_kind kind, const char *name, bool first_ready) {
     assert(rank >= 0 && rank < p->ranks && kind < FR_LANE_KINDS && p->lanes_count < UINT16_MAX);
     FR_GROW(p->lanes, p->lanes_cap, p->lanes_count + 1);

@@ -172,6 +172,9 @@ typedef struct fr_plan {
 
 fr_plan *fr_plan_new(int ranks, int real_ranks);
 void fr_plan_free(fr_plan *p); /* after its fragments */
+/* A copy of the static part as it is now, for threads that execute fragments while the planner goes on: appending may
+ * add KV buffers and move the arrays. Freed by fr_plan_free. */
+fr_plan *fr_plan_static(const fr_plan *p);
 
 uint32_t fr_plan_lane(fr_plan *p, int rank, fr_lane_kind kind, const char *name, bool first_ready);
 uint32_t fr_plan_event(fr_plan *p, int rank, const char *name);

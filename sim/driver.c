@@ -7,6 +7,7 @@
  */
 #include "sim/driver.h"
 
+#include "engine/deal.h"
 #include "engine/sched/sched.h"
 #include "engine/strategy/strategy.h"
 #include "sim/player.h"
@@ -40,9 +41,7 @@ typedef struct {
     int *unit_given; /* batch mode: forwards given so far */
 
     /* batch mode */
-    fr_sequence *sequences; /* of all slots of all units */
-    fr_batch *batches;      /* [units * slots] */
-    int stands_for;         /* real attention groups behind one slot (folding) */
+    fr_deal deal; /* [units * slots] */
 
     /* what comes out */
     fr_request_record *requests;
@@ -101,7 +100,7 @@ static void give(drive *d, int unit, const fr_batch *batches, const fr_sched_bat
 static void feed_batches(drive *d, int unit, int64_t now) {
     int limit = d->setup->experiment.forwards;
     while (d->status == FR_OK && d->unit_held[unit] < BATCH_LOOKAHEAD && d->unit_given[unit] < limit)
-        give(d, unit, d->batches + (size_t)unit * (size_t)d->slots, NULL, now);
+        give(d, unit, d->deal.batches + (size_t)unit * (size_t)d->slots, NULL, now);
 }
 
 /* Trace mode: if the unit is free and any of its queues has work, forms one batch per slot and hands them over. */
@@ -175,12 +174,12 @@ static void close_flight(drive *d, flight *fl, fr_forward_record *r) {
             r->cached += b->cached;
             fr_sched_done(d->sched, b, r->end);
         } else if (!d->sched) {
-            const fr_batch *batch = &d->batches[(size_t)r->unit * (size_t)d->slots + (size_t)s];
+            const fr_batch *batch = &d->deal.batches[(size_t)r->unit * (size_t)d->slots + (size_t)s];
             for (int i = 0; i < batch->count; i++) {
-                r->tokens += (int64_t)batch->sequences[i].queries * d->stands_for;
-                r->cached += (int64_t)batch->sequences[i].prefix * d->stands_for;
-                FR_GROW(d->ttft, d->ttft_cap, d->ttft_count + (uint32_t)d->stands_for);
-                for (int k = 0; k < d->stands_for; k++)
+                r->tokens += (int64_t)batch->sequences[i].queries * d->deal.stands_for;
+                r->cached += (int64_t)batch->sequences[i].prefix * d->deal.stands_for;
+                FR_GROW(d->ttft, d->ttft_cap, d->ttft_count + (uint32_t)d->deal.stands_for);
+                for (int k = 0; k < d->deal.stands_for; k++)
                     d->ttft[d->ttft_count++] = (double)(answered - fl->given) * 1e-9;
             }
             d->last_answer = fr_max_i64(d->last_answer, answered);
@@ -224,36 +223,6 @@ static void on_finished(void *context, fr_fragment *f, const fr_forward_record *
 /* ---- batch mode: equal sequences, dealt whole over the attention groups
  * ------------------------------------------------------ */
 
-/* Sequences of one forward over all attention groups: tokens per GPU * GPUs, in sequences of `seq`, dealt round robin.
- */
-static int deal_sequences(drive *d, int plan_units) {
-    const fr_experiment *e = &d->setup->experiment;
-    const fr_plan *plan = fr_planner_plan(d->planner);
-    int64_t groups = (int64_t)plan_units * d->slots;
-    int64_t real_groups = plan->fold > 1 ? fr_layout_gpus(&e->layout) / e->layout.tp / e->layout.pp : groups;
-    d->stands_for = (int)(real_groups / groups);
-    int64_t gpus = fr_layout_gpus(&e->layout);
-    int64_t total = e->tokens * gpus / e->seq;
-    if (total < 1) total = 1;
-    int64_t most = fr_ceil_div(total, real_groups);
-    d->batches = fr_alloc((size_t)groups * sizeof *d->batches);
-    d->sequences = fr_alloc((size_t)(groups * most) * sizeof *d->sequences);
-    int idle = 0;
-    for (int64_t g = 0; g < groups; g++) {
-        int64_t mine = total / real_groups + (g < total % real_groups);
-        fr_sequence *s = d->sequences + g * most;
-        for (int64_t i = 0; i < mine; i++)
-            s[i] = (fr_sequence){.queries = (int32_t)e->seq,
-                                 .prefix = (int32_t)e->prefix,
-                                 .candidates = e->candidates,
-                                 .kv = (int32_t)(g * most + i),
-                                 .kv_prefix = -1};
-        d->batches[g] = (fr_batch){s, (int32_t)mine};
-        if (mine == 0) idle += e->layout.tp;
-    }
-    return idle;
-}
-
 /* Whether every attention group gets the same batch, so that identical ranks may be folded. */
 static bool deal_is_even(const fr_experiment *e) {
     int64_t gpus = fr_layout_gpus(&e->layout);
@@ -262,8 +231,13 @@ static bool deal_is_even(const fr_experiment *e) {
     return e->layout.experts != FR_EXP_ASAP && total >= groups && total % groups == 0;
 }
 
+static void deal(drive *d) {
+    fr_deal_open(&d->setup->experiment, (int64_t)d->units * d->slots, fr_planner_plan(d->planner)->fold, &d->deal);
+}
+
 static fr_status play_batches(drive *d, int *idle) {
-    *idle = deal_sequences(d, d->units);
+    deal(d);
+    *idle = d->deal.idle;
     d->expected = (int64_t)d->units * d->setup->experiment.forwards;
     for (int u = 0; u < d->units; u++) feed_batches(d, u, 0);
     FR_TRY(d->status);
@@ -379,26 +353,6 @@ static fr_status play_trace(drive *d, const fr_trace *trace) {
 /* ---- the result
  * -------------------------------------------------------------------------------------------------------------- */
 
-static int by_value(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-/* Quantiles by the nearest-rank rule: the smallest value with at least q of all values at or below it. */
-static fr_quantiles quantiles(double *values, uint32_t count) {
-    if (count == 0) return (fr_quantiles){NAN, NAN, NAN, NAN};
-    qsort(values, count, sizeof *values, by_value);
-    double sum = 0;
-    for (uint32_t i = 0; i < count; i++) sum += values[i];
-    const double at[3] = {0.5, 0.9, 0.99};
-    double q[3];
-    for (int i = 0; i < 3; i++) {
-        uint32_t rank = (uint32_t)ceil(at[i] * count);
-        q[i] = values[rank > 0 ? rank - 1 : 0];
-    }
-    return (fr_quantiles){sum / count, q[0], q[1], q[2]};
-}
-
 /* Of the rank that moves most over links; host copies of the rank that has most of them. */
 static void fill_traffic(const drive *d, fr_result *out) {
     const fr_traffic *most = d->traffic;
@@ -449,7 +403,7 @@ static void fill_result(drive *d, fr_result *out) {
     out->tokens_per_s_per_gpu = out->tokens_per_s / out->gpus;
     double peak = s->machine.peak_flops[e->layout.precision];
     out->mfu = seconds > 0 && peak > 0 ? d->flops / (seconds * out->gpus * peak) : NAN;
-    out->ttft_s = quantiles(d->ttft, d->ttft_count);
+    out->ttft_s = fr_quantiles_of(d->ttft, d->ttft_count);
     fr_player_stats stats;
     fr_player_stats_get(d->player, &stats);
     out->provenance = stats.provenance;
@@ -509,8 +463,7 @@ static void close_drive(drive *d) {
     fr_sched_free(d->sched);
     free(d->unit_held);
     free(d->unit_given);
-    free(d->sequences);
-    free(d->batches);
+    fr_deal_close(&d->deal);
     free(d->traffic);
     free(d->ttft);
 }
@@ -594,10 +547,10 @@ fr_status fr_drive_plan(const fr_setup *setup, fr_planner **planner, fr_fragment
     drive d = {.setup = &copy, .options = &quiet, .err = err};
     fr_status status = open_drive(&d, &copy, true);
     if (status == FR_OK) {
-        deal_sequences(&d, d.units);
+        deal(&d);
         *fragments = fr_alloc((size_t)d.units * sizeof **fragments);
         for (*count = 0; *count < d.units && status == FR_OK; *count += status == FR_OK)
-            status = fr_planner_forward(d.planner, *count, d.batches + (size_t)*count * (size_t)d.slots,
+            status = fr_planner_forward(d.planner, *count, d.deal.batches + (size_t)*count * (size_t)d.slots,
                                         &(*fragments)[*count], err);
     }
     if (status == FR_OK) {

@@ -119,6 +119,8 @@ static fr_status read_options(job *j, const cli_args *a, fr_error *err) {
     const char *warmup = cli_value(a, "warmup"), *timeout = cli_value(a, "timeout"), *device = cli_value(a, "device");
     int64_t number = 0;
     j->options.spans = cli_value(a, "no-spans") == NULL;
+    j->options.logits = true;
+    j->options.inject = cli_value(a, "inject");
     j->options.check_ops = cli_value(a, "check-ops") != NULL;
     j->options.warmup_s = j->setup.experiment.regime == FR_SUSTAINED ? 10 : 0;
     j->options.timeout_s = 60;
@@ -137,19 +139,58 @@ static json_t *real_or_null(double v) {
 
 static json_t *device_json(const fr_run_output *o) {
     const fr_versions *v = &o->versions;
-    return json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:f, s:i, s:f, s:b, s:i, s:I, s:I, s:f, s:f}", "gpu",
-                     o->device.name, "driver", v->driver_text, "cuda_driver", (json_int_t)v->driver, "cuda_runtime",
+    const fr_device_facts *d = o->device;
+    const fr_meter_reading *m = o->meter;
+    const fr_rank_facts *f = o->c.facts;
+    return json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:f, s:i, s:f, s:b, s:i, s:I, s:I, s:f, s:f}", "gpu", d->name,
+                     "driver", v->driver_text, "cuda_driver", (json_int_t)v->driver, "cuda_runtime",
                      (json_int_t)v->runtime, "cublaslt", (json_int_t)v->cublaslt, "cudnn", (json_int_t)v->cudnn, "nccl",
-                     (json_int_t)v->nccl, "sm_mhz", o->meter.sm_mhz, "sm_mhz_min", o->meter.sm_mhz_min, "watts",
-                     o->meter.watts, "power_capped", o->meter.power_capped, "clock_samples", o->meter.samples,
-                     "weights_bytes", (json_int_t)o->weights_bytes, "activation_bytes", (json_int_t)o->activation_bytes,
-                     "weights_s", o->weights_s, "host_late_s", (double)o->late_ns * 1e-9);
+                     (json_int_t)v->nccl, "sm_mhz", m->sm_mhz, "sm_mhz_min", m->sm_mhz_min, "watts", m->watts,
+                     "power_capped", m->power_capped, "clock_samples", m->samples, "weights_bytes",
+                     (json_int_t)f->weights_bytes, "activation_bytes", (json_int_t)f->activation_bytes, "weights_s",
+                     f->weights_s, "host_late_s", (double)o->c.late_ns * 1e-9);
+}
+
+static json_t *ns_or_null(double ns) {
+    return isfinite(ns) ? json_real(ns * 1e-9) : json_null();
+}
+
+/* One object per rank: what it is, what it held, where its time went (seconds of the whole run). */
+static json_t *ranks_json(const fr_run_output *o) {
+    json_t *list = json_array();
+    for (int r = 0; r < o->c.ranks; r++) {
+        const fr_rank_facts *f = &o->c.facts[r];
+        const fr_parts *p = &o->c.parts[r];
+        const fr_meter_reading *m = &o->meter[r];
+        json_array_append_new(
+            list,
+            json_pack("{s:i, s:s, s:s, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:o, s:o, s:f, s:f, s:b}", "rank",
+                      r, "gpu", o->device[r].name, "bus", o->device[r].bus, "weights_bytes",
+                      (json_int_t)f->weights_bytes, "activation_bytes", (json_int_t)f->activation_bytes, "elapsed_s",
+                      (double)p->elapsed * 1e-9, "compute_s", (double)p->compute * 1e-9, "exposed_comm_s",
+                      (double)p->exposed_comm * 1e-9, "hidden_comm_s", (double)p->hidden_comm * 1e-9, "wait_s",
+                      (double)p->wait * 1e-9, "bubble_s", (double)p->bubble * 1e-9, "idle_s", (double)p->idle * 1e-9,
+                      "clock_error_s", ns_or_null(f->clock_error_ns), "clock_drift_ppm",
+                      isfinite(f->clock_drift_ppm) ? json_real(f->clock_drift_ppm) : json_null(), "sm_mhz", m->sm_mhz,
+                      "watts", m->watts, "power_capped", m->power_capped));
+    }
+    return list;
+}
+
+/* Of all logits kept, in order of forward, unit, group and sequence: equal hashes are equal bits. */
+static json_t *hash_json(const fr_conducted *c) {
+    char text[24];
+    if (c->logit_rows_count == 0) return json_null();
+    snprintf(text, sizeof text, "%016" PRIx64, fr_conducted_hash(c));
+    return json_string(text);
 }
 
 static json_t *result_json(const job *j) {
-    json_t *o = fr_report_json(&j->setup, &j->out.result);
+    json_t *o = fr_report_json(&j->setup, &j->out.c.result);
+    json_object_set_new(o, "ranks", ranks_json(&j->out));
+    json_object_set_new(o, "logits_hash", hash_json(&j->out.c));
     json_object_set_new(o, "device", device_json(&j->out));
-    json_object_set_new(o, "routing_error", j->options.weights ? json_null() : real_or_null(j->out.routing_error));
+    json_object_set_new(o, "routing_error", j->options.weights ? json_null() : real_or_null(j->out.c.routing_error));
     if (!j->has_prediction) return o;
     const fr_result *p = &j->predicted;
     json_object_set_new(o, "predicted",
@@ -173,7 +214,7 @@ static void compare(const job *j, fr_text *t) {
                    {"GEMM, ms", FR_CLASS_GEMM},
                    {"attention, ms", FR_CLASS_ATTENTION},
                    {"experts, ms", FR_CLASS_GROUPED}};
-    const fr_result *p = &j->predicted, *m = &j->out.result;
+    const fr_result *p = &j->predicted, *m = &j->out.c.result;
     fr_text_add(t, "predicted beside measured (interval of the prediction %.3f to %.3f ms a forward)\n",
                 p->forward_low_s * 1e3, p->forward_high_s * 1e3);
     compare_row(t, "forward, ms", 1e3, p->forward_s, m->forward_s);
@@ -185,22 +226,34 @@ static void compare(const job *j, fr_text *t) {
                     (double)m->class_ns[classes[i].c] / (double)m->forwards);
 }
 
+static void print_devices(const job *j, fr_text *t) {
+    const fr_run_output *o = &j->out;
+    const double all = (double)o->c.result.elapsed_ns * o->c.ranks;
+    for (int r = 0; r < o->c.ranks; r++) {
+        const fr_meter_reading *m = &o->meter[r];
+        const fr_rank_facts *f = &o->c.facts[r];
+        fr_text_add(t, "rank %-3d         %s, driver %s; SM clock %.0f MHz (least %d), %.0f W%s, %d samples\n", r,
+                    o->device[r].name, o->versions.driver_text, m->sm_mhz, m->sm_mhz_min, m->watts,
+                    m->power_capped ? ", at the power limit" : "", m->samples);
+        fr_text_add(
+            t, "                 weights %.2f GB in %.2f s (%.1f GB/s); times within %.1f us of the host's clock\n",
+            (double)f->weights_bytes * 1e-9, f->weights_s, (double)f->weights_bytes * 1e-9 / f->weights_s,
+            f->clock_error_ns * 1e-3);
+    }
+    if (j->options.spans)
+        fr_text_add(t, "late host        %.3f %% of the time devices waited for the host inside forwards\n",
+                    100 * (double)o->c.late_ns / all);
+    if (!j->options.weights)
+        fr_text_add(t, "routing          random weights: an expert's share of tokens is off by at most %.3f\n",
+                    o->c.routing_error);
+}
+
 static void print_text(const job *j) {
     fr_text t = {0};
     const fr_run_output *o = &j->out;
     fr_report_layout(&j->setup, &t);
-    fr_report_result(&j->setup, &o->result, &t);
-    fr_text_add(&t, "device           %s, driver %s; SM clock %.0f MHz (least %d), %.0f W%s, %d samples\n",
-                o->device.name, o->versions.driver_text, o->meter.sm_mhz, o->meter.sm_mhz_min, o->meter.watts,
-                o->meter.power_capped ? ", at the power limit" : "", o->meter.samples);
-    if (j->options.spans)
-        fr_text_add(&t, "late host        %.3f %% of the time the device waited for the host inside forwards\n",
-                    100 * (double)o->late_ns / (double)o->result.elapsed_ns);
-    fr_text_add(&t, "weights          %.2f GB in %.2f s (%.1f GB/s)\n", (double)o->weights_bytes * 1e-9, o->weights_s,
-                (double)o->weights_bytes * 1e-9 / o->weights_s);
-    if (!j->options.weights)
-        fr_text_add(&t, "routing          random weights: an expert's share of tokens is off by at most %.3f\n",
-                    o->routing_error);
+    fr_report_result(&j->setup, &o->c.result, &t);
+    print_devices(j, &t);
     if (j->has_prediction) compare(j, &t);
     fr_report_memory(&j->setup, &t);
     fputs(t.text, stdout);
@@ -211,13 +264,13 @@ static fr_status keep(const job *j, const cli_args *a, fr_error *err) {
     if (!cli_keeps(a)) return FR_OK;
     cli_kept k = {.kind = "run",
                   .setup = &j->setup,
-                  .result = &j->out.result,
+                  .result = &j->out.c.result,
                   .report = result_json(j),
-                  .forwards = j->out.forwards,
-                  .forwards_count = j->out.forwards_count,
-                  .requests = j->out.requests,
-                  .requests_count = j->out.requests_count,
-                  .spans = &j->out.spans};
+                  .forwards = j->out.c.forwards,
+                  .forwards_count = j->out.c.forwards_count,
+                  .requests = j->out.c.requests,
+                  .requests_count = j->out.c.requests_count,
+                  .spans = &j->out.c.spans};
     return cli_keep(&k, a, err);
 }
 
@@ -226,7 +279,7 @@ static fr_status write_files(const job *j, const cli_args *a, fr_error *err) {
     fr_text t = {0};
     fr_status s = FR_OK;
     if (routing) {
-        fr_routing_format(&t, j->setup.model.experts, j->out.layers, 0, j->out.counts);
+        fr_routing_format(&t, j->setup.model.experts, j->out.c.layers, 0, j->out.c.counts);
         s = fr_write_file(routing, t.text, t.length, err);
         fr_text_free(&t);
     }

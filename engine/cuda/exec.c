@@ -1,8 +1,10 @@
 #include "engine/cuda/exec.h"
 
+#include "engine/cuda/clock.h"
 #include "engine/cuda/rank.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -67,8 +69,10 @@ struct fr_exec {
     int64_t appended, collected;
     bool lost; /* the device failed or did not answer: nothing more is asked of it */
     /* clock */
-    int64_t epoch;      /* CLOCK_MONOTONIC of time 0 */
-    cudaEvent_t anchor; /* an event at time anchor_ns */
+    int64_t epoch;           /* CLOCK_MONOTONIC of time 0 */
+    fr_anchor first, latest; /* taken when the rank was opened, and last */
+    double rate, half_ns;    /* host ns per device ns; of the anchor at the start */
+    cudaEvent_t anchor;      /* an event at time anchor_ns */
     int64_t anchor_ns, last_end;
 };
 
@@ -146,13 +150,20 @@ static fr_status open_slot(fr_exec *x, flight *f, fr_error *err) {
     return check(x, cudaHostAlloc((void **)&f->offsets, offsets * 4, cudaHostAllocDefault), "cudaHostAlloc", err);
 }
 
+static cudaStream_t any_stream(const fr_exec *x) {
+    for (uint32_t i = 0; i < x->o.plan->lanes_count; i++)
+        if (x->lanes[i].stream) return x->lanes[i].stream;
+    return NULL;
+}
+
 static fr_status open_all(fr_exec *x, fr_error *err) {
     FR_TRY(fr_rank_open(&x->o, &x->rank, err));
     if (x->o.varied) FR_TRY(fr_rank_prepare(&x->rank, err));
     FR_TRY(open_lanes(x, err));
     for (int i = 0; i < SLOTS; i++) FR_TRY(open_slot(x, &x->slot[i], err));
     FR_TRY(check(x, cudaEventCreate(&x->anchor), "cudaEventCreate", err));
-    return fr_exec_start(x, err);
+    FR_TRY(fr_anchor_take(any_stream(x), &x->first, err));
+    return fr_exec_start(x, x->first.ns, err);
 }
 
 fr_status fr_exec_open(const fr_exec_options *o, fr_exec **out, fr_error *err) {
@@ -195,6 +206,8 @@ void fr_exec_close(fr_exec *x) {
         for (uint32_t i = 0; x->lanes && i < x->o.plan->lanes_count; i++)
             if (x->lanes[i].stream) cudaStreamDestroy(x->lanes[i].stream);
         if (x->anchor) cudaEventDestroy(x->anchor);
+        fr_anchor_close(&x->first);
+        fr_anchor_close(&x->latest);
         fr_rank_close(&x->rank);
     }
     free(x->lanes);
@@ -202,20 +215,30 @@ void fr_exec_close(fr_exec *x) {
     free(x);
 }
 
-/* The clock's zero: an event on an idle device, seen by the host between two readings of its own clock. */
-fr_status fr_exec_start(fr_exec *x, fr_error *err) {
-    cudaStream_t stream = NULL;
-    for (uint32_t i = 0; i < x->o.plan->lanes_count && !stream; i++) stream = x->lanes[i].stream;
+fr_status fr_exec_start(fr_exec *x, int64_t epoch, fr_error *err) {
     FR_TRY(check(x, cudaDeviceSynchronize(), "cudaDeviceSynchronize", err));
-    const int64_t before = monotonic();
-    FR_TRY(check(x, cudaEventRecord(x->anchor, stream), "cudaEventRecord", err));
-    cudaError_t e;
-    while ((e = cudaEventQuery(x->anchor)) == cudaErrorNotReady) {
-    }
-    FR_TRY(check(x, e, "cudaEventQuery", err));
-    x->epoch = monotonic();
+    FR_TRY(fr_anchor_take(any_stream(x), &x->latest, err));
+    FR_TRY(fr_anchor_rate(&x->first, &x->latest, &x->rate, err));
+    /* The event goes on as the forwards' anchor: fr_exec_collect trades it for their begins. */
+    const cudaEvent_t spare = x->anchor;
+    x->anchor = x->latest.event;
+    x->latest.event = spare;
+    x->half_ns = x->latest.half_ns;
+    x->epoch = epoch;
+    x->anchor_ns = x->latest.ns - epoch;
     x->last_end = 0;
-    x->anchor_ns = (before - x->epoch) / 2; /* it was recorded between the two */
+    return FR_OK;
+}
+
+fr_status fr_exec_finish(fr_exec *x, double *error_ns, double *drift_ppm, fr_error *err) {
+    float ms = 0;
+    FR_TRY(check(x, cudaDeviceSynchronize(), "cudaDeviceSynchronize", err));
+    FR_TRY(fr_anchor_take(any_stream(x), &x->latest, err));
+    FR_TRY(check(x, cudaEventElapsedTime(&ms, x->anchor, x->latest.event), "cudaEventElapsedTime", err));
+    const double told = (double)x->anchor_ns + x->rate * 1e6 * (double)ms;
+    const double half = x->half_ns > x->latest.half_ns ? x->half_ns : x->latest.half_ns;
+    *error_ns = fabs(told - (double)(x->latest.ns - x->epoch)) + half;
+    *drift_ppm = (1 / x->rate - 1) * 1e6;
     return FR_OK;
 }
 
@@ -490,7 +513,7 @@ fr_status fr_exec_poll(fr_exec *x, fr_exec_state *state, fr_error *err) {
 static fr_status since_begin(fr_exec *x, const flight *f, cudaEvent_t event, int64_t *ns, fr_error *err) {
     float ms = 0;
     FR_TRY(check(x, cudaEventElapsedTime(&ms, f->begin, event), "cudaEventElapsedTime", err));
-    *ns = f->begin_ns + (int64_t)(1e6 * (double)ms);
+    *ns = f->begin_ns + llround(x->rate * 1e6 * (double)ms);
     return FR_OK;
 }
 
@@ -560,7 +583,7 @@ fr_status fr_exec_collect(fr_exec *x, fr_timeline *spans, fr_exec_done *out, fr_
     int64_t end = 0, answer = 0, busy = 0, late = 0;
     FR_TRY(await(x, f, f->end, err));
     FR_TRY(check(x, cudaEventElapsedTime(&ms, x->anchor, f->begin), "cudaEventElapsedTime", err));
-    f->begin_ns = x->anchor_ns + (int64_t)(1e6 * (double)ms);
+    f->begin_ns = x->anchor_ns + llround(x->rate * 1e6 * (double)ms);
     /* From here on times are taken from this begin: a float of ms over a long run would lose the microseconds. */
     const cudaEvent_t swap = x->anchor;
     FR_TRY(since_begin(x, f, f->end, &end, err));

@@ -4,8 +4,8 @@
  * what the calling thread does when it issues a layer, so waits for it hold by themselves.
  *
  * The caller's thread issues ops and runs ahead of the device; every wait for the device has a deadline and names what
- * it waits for. Times are ns on one clock: 0 is when fr_exec_start returned; device times come from CUDA events,
- * brought onto that clock.
+ * it waits for. Times are ns on one clock, the host's (clock.h); device times come from CUDA events, brought onto that
+ * clock.
  */
 #ifndef FR_CUDA_EXEC_H
 #define FR_CUDA_EXEC_H
@@ -17,7 +17,7 @@
 
 typedef struct fr_exec fr_exec;
 
-enum { FR_EXEC_FLIGHTS = 3 }; /* forwards issued and not collected, at most */
+enum { FR_EXEC_FLIGHTS = 8 }; /* forwards issued and not collected, at most: pipelines hold some in every stage */
 
 typedef struct {
     const fr_plan *plan;
@@ -45,8 +45,11 @@ void fr_exec_close(fr_exec *x);
 /* The device failed or did not answer: freeing its memory would wait for it. */
 bool fr_exec_lost(const fr_exec *x);
 
-/* Starts the clock: waits until the device is idle. */
-fr_status fr_exec_start(fr_exec *x, fr_error *err);
+/* Starts the clock: time 0 is CLOCK_MONOTONIC's `epoch` (ns). Waits until the device is idle. */
+fr_status fr_exec_start(fr_exec *x, int64_t epoch, fr_error *err);
+/* After the last forward: how far the device's times may be off the host's clock, and how much faster (parts per
+ * million) the device's clock ran. */
+fr_status fr_exec_finish(fr_exec *x, double *error_ns, double *drift_ppm, fr_error *err);
 int64_t fr_exec_now(const fr_exec *x);
 /* Goes on with another plan of the same static part, whose counters begin at 0; no forward may be out. */
 fr_status fr_exec_replan(fr_exec *x, const fr_plan *plan, bool spans, fr_error *err);

@@ -10,7 +10,7 @@
 
 #include <stdio.h>
 
-#define CLI_MAX_OPTIONS    16
+#define CLI_MAX_OPTIONS    24
 #define CLI_MAX_POSITIONAL 8
 
 typedef struct cli_args cli_args;

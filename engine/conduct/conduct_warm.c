@@ -1,0 +1,91 @@
+/* Before the clock: the batches of batch mode, the injected routing of random weights, warming up. */
+#include "engine/conduct/conduct_state.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { FIT_ROUNDS = 4 }; /* corrections of the injected router bias */
+#define FIT_TOKENS 4096  /* tokens of a forward that measures routing: 256 choices of each of 128 experts, k = 8 */
+
+static void count_sequences(fr_conductor *c) {
+    c->sequences_all = 0;
+    for (int g = 0; g < c->units * c->slots; g++) c->sequences_all += c->batches[g].count;
+}
+
+/* Trace mode: a batch that every plan has room for, on every attention group. */
+static void make_batches(fr_conductor *c) {
+    const size_t groups = (size_t)c->units * (size_t)c->slots;
+    c->batches = fr_alloc(groups * sizeof *c->batches);
+    if (!c->o->requests) {
+        fr_deal_open(&c->setup->experiment, (int64_t)groups, 1, &c->deal);
+        memcpy(c->batches, c->deal.batches, groups * sizeof *c->batches);
+    } else {
+        int64_t n = fr_min_i64(FIT_TOKENS, c->setup->load.tokens), longest = 1;
+        for (int64_t i = 0; i < c->o->requests_count; i++) longest = fr_max_i64(longest, c->o->requests[i].tokens);
+        c->spare = (fr_sequence){.queries = (int32_t)fr_min_i64(n, longest), .candidates = 1, .kv_prefix = -1};
+        for (size_t g = 0; g < groups; g++) c->batches[g] = (fr_batch){&c->spare, 1};
+    }
+    count_sequences(c);
+}
+
+static double worst_share(const fr_conductor *c, const int64_t *counts) {
+    const fr_model *m = &c->setup->model;
+    double worst = 0;
+    for (int l = 0; l < c->layers; l++) {
+        const double *share = fr_routing_shares(c->setup->routing, l % m->layers);
+        const int64_t *got = counts + (size_t)l * (size_t)m->experts;
+        double sum = 0;
+        for (int e = 0; e < m->experts; e++) sum += (double)got[e];
+        for (int e = 0; e < m->experts && sum > 0; e++) {
+            const double off = fabs((double)got[e] / sum - share[e]) * m->top_k;
+            worst = off > worst ? off : worst;
+        }
+    }
+    return worst;
+}
+
+/* Every rank moves its router bias by the same counts. */
+static fr_status skew(fr_conductor *c, const int64_t *counts) {
+    const size_t n = (size_t)c->layers * (size_t)c->setup->model.experts;
+    for (int r = 0; r < c->ranks; r++) {
+        int64_t *copy = NULL;
+        if (counts) {
+            copy = fr_alloc(n * sizeof *copy);
+            memcpy(copy, counts, n * sizeof *copy);
+        }
+        fr_worker_skew(c->workers[r], copy);
+    }
+    return fr_conduct_ready(c);
+}
+
+/* Random weights: measures how tokens fall on experts and corrects the router bias, a few times. */
+static fr_status fit_routing(fr_conductor *c) {
+    const size_t n = (size_t)c->layers * (size_t)c->setup->model.experts;
+    FR_TRY(skew(c, NULL));
+    c->fit = fr_alloc(n * sizeof *c->fit);
+    for (int round = 0; round <= FIT_ROUNDS; round++) {
+        memset(c->fit, 0, n * sizeof *c->fit);
+        FR_TRY(fr_conduct_batches(c, 1, 0));
+        c->out->routing_error = worst_share(c, c->fit);
+        if (round < FIT_ROUNDS) FR_TRY(skew(c, c->fit));
+    }
+    free(c->fit);
+    c->fit = NULL;
+    return FR_OK;
+}
+
+fr_status fr_conduct_warm(fr_conductor *c) {
+    make_batches(c);
+    c->epoch = fr_monotonic();
+    if (c->o->random_weights && fr_routing_kind(c->setup->routing) != FR_SKEW_EVEN) FR_TRY(fit_routing(c));
+    FR_TRY(fr_conduct_batches(c, 1, 0));
+    const int64_t until = fr_conduct_now(c) + (int64_t)(c->o->warmup_s * 1e9);
+    if (c->o->warmup_s > 0) FR_TRY(fr_conduct_batches(c, 0, until));
+    for (int g = 0; c->o->requests && c->needs.kv_tokens > 0 && g < c->units * c->slots; g++) {
+        fr_kv_book *b = &c->books[g]; /* the warming batch's rows go back */
+        FR_GROW(b->trims, b->trims_cap, b->trims_count + 1);
+        b->trims[b->trims_count++] = (fr_kv_trim){0, 0};
+    }
+    return FR_OK;
+}

@@ -1,0 +1,66 @@
+#include "engine/cuda/supports.h"
+
+#include "engine/cuda/weights.h"
+#include "engine/deal.h"
+#include "engine/strategy/strategy.h"
+
+#include <stdlib.h>
+
+/* Kinds of op that have a launcher (ops*.c), a host side (exec.c) or nothing to do. */
+static bool executed(fr_op_kind kind) {
+    switch (kind) {
+    case FR_OP_NONE:
+    case FR_OP_FENCE:
+    case FR_OP_LAUNCH:
+        return true;
+    default:
+        break;
+    }
+    switch (fr_op_class_of(kind)) {
+    case FR_CLASS_MEMORY:
+    case FR_CLASS_GEMM:
+    case FR_CLASS_ATTENTION:
+    case FR_CLASS_GROUPED:
+        return true;
+    default:
+        return false;
+    }
+}
+
+static fr_status check_ops(const fr_plan *p, const fr_fragment *f, const fr_layout *l, fr_error *err) {
+    for (uint32_t i = 0; i < f->ops_count; i++) {
+        const fr_op *op = &f->ops[i];
+        if (p->lanes[op->lane].first_ready)
+            return fr_fail(err, FR_BAD_INPUT, "--strategy %s: the engine does not execute first-ready lanes yet",
+                           l->strategy);
+        if (!executed((fr_op_kind)op->kind))
+            return fr_fail(err, FR_BAD_INPUT, "--strategy %s: the engine does not execute %s ops yet", l->strategy,
+                           fr_op_name((fr_op_kind)op->kind));
+    }
+    return FR_OK;
+}
+
+/* The plan of one forward of unit 0, every attention group with one token: what kinds of op does it have? */
+fr_status fr_supports(const fr_setup *s, fr_error *err) {
+    const fr_layout *l = &s->experiment.layout;
+    const fr_planner_options po = {.model = &s->model,
+                                   .layout = l,
+                                   .machine = &s->machine,
+                                   .routing = s->routing,
+                                   .cost = s->cost,
+                                   .load = s->load};
+    const fr_sequence one = {.queries = 1, .candidates = 1, .kv_prefix = -1};
+    fr_planner *p = NULL;
+    fr_fragment *f = NULL;
+    FR_TRY(fr_weights_supported(&s->model, l, err));
+    FR_TRY(fr_planner_open(&po, &p, err));
+    const int slots = fr_planner_slots(p);
+    fr_batch *batches = fr_alloc((size_t)slots * sizeof *batches);
+    for (int i = 0; i < slots; i++) batches[i] = (fr_batch){&one, 1};
+    fr_status status = fr_planner_forward(p, 0, batches, &f, err);
+    if (status == FR_OK) status = check_ops(fr_planner_plan(p), f, l, err);
+    if (f) fr_fragment_free(f);
+    free(batches);
+    fr_planner_close(p);
+    return status;
+}

@@ -1,0 +1,357 @@
+/*
+ * The conductor over ranks that only pretend: forwards reach every rank in order, results are put together, faults end
+ * the run with one message in bounded time, uneven and slow ranks are waited for.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+
+#include <cmocka.h>
+#include <string.h>
+#include <time.h>
+
+#include "engine/conduct/conduct.h"
+#include "engine/conduct/worker.h"
+
+enum { OUT = 16 };
+
+/* A rank whose device takes `ms` for a forward with work. */
+typedef struct {
+    int rank;
+    fr_place place;
+    const fr_rank_needs *needs;
+    fr_world *world;
+    int64_t epoch;
+    const fr_job *jobs[OUT];
+    int64_t ends[OUT];
+    int out;
+    int64_t busy_until, last_number;
+    float logits[4096];
+    fr_float_run run;
+    bool hang; /* its device never ends a forward, until it is released */
+} pretended;
+
+typedef struct {
+    double ms;
+    int hang_rank; /* -1 = none */
+    int opened, closed, released, wrong;
+    int32_t trims;
+} stage;
+
+static stage *the;
+
+static fr_status open_rank(void *context, int rank, fr_world *world, const fr_plan *plan, const fr_rank_needs *needs,
+                           void **self, fr_error *err) {
+    pretended *p = fr_alloc(sizeof *p);
+    (void)context;
+    (void)plan;
+    *p = (pretended){.rank = rank, .needs = needs, .world = world, .hang = the->hang_rank == rank, .last_number = -1};
+    fr_layout_place(&needs->setup->experiment.layout, rank, &p->place);
+    if (fr_world_exchange(world, rank, &rank, sizeof rank, NULL, err) != FR_OK) {
+        free(p);
+        return FR_FAILED;
+    }
+    __atomic_add_fetch(&the->opened, 1, __ATOMIC_SEQ_CST);
+    *self = p;
+    return FR_OK;
+}
+
+static fr_status replan(void *self, const fr_plan *plan, bool spans, fr_error *err) {
+    (void)plan;
+    (void)spans;
+    (void)err;
+    ((pretended *)self)->last_number = -1;
+    return FR_OK;
+}
+
+static fr_status start(void *self, int64_t epoch, fr_error *err) {
+    (void)err;
+    ((pretended *)self)->epoch = epoch;
+    return FR_OK;
+}
+
+static fr_status skew(void *self, const int64_t *counts, fr_error *err) {
+    (void)self;
+    (void)counts;
+    (void)err;
+    return FR_OK;
+}
+
+static fr_status append(void *self, const fr_job *job, fr_error *err) {
+    pretended *p = self;
+    (void)err;
+    if (job->number != ++p->last_number || job->unit != p->place.unit || p->out == OUT)
+        __atomic_add_fetch(&the->wrong, 1, __ATOMIC_SEQ_CST);
+    __atomic_add_fetch(&the->trims, (int32_t)job->batches[p->place.slot].trims_count, __ATOMIC_SEQ_CST);
+    const int64_t now = fr_monotonic(), from = now > p->busy_until ? now : p->busy_until;
+    const bool work = job->batches[p->place.slot].count > 0;
+    p->busy_until = from + (int64_t)(work ? the->ms * 1e6 : 0);
+    p->jobs[p->out] = job;
+    p->ends[p->out++] = p->busy_until;
+    return FR_OK;
+}
+
+static fr_status poll_rank(void *self, fr_rank_state *state, fr_error *err) {
+    pretended *p = self;
+    (void)err;
+    *state = p->out == 0                                   ? FR_RANK_NONE
+             : p->hang                                     ? FR_RANK_RUNNING
+             : fr_monotonic() >= p->ends[0]                ? FR_RANK_DONE
+             : fr_monotonic() >= p->ends[0] - (int64_t)5e5 ? FR_RANK_ENTERED
+                                                           : FR_RANK_RUNNING;
+    return FR_OK;
+}
+
+/* What this rank's logits are: of its first and last token ids, so that the test can tell whose they are. */
+static void fill_logits(pretended *p, const fr_job *job) {
+    const fr_job_batch *b = &job->batches[p->place.slot];
+    int64_t at = 0;
+    const int32_t *id = b->ids;
+    for (int32_t i = 0; i < b->count; i++) {
+        for (int32_t k = 0; k < b->sequences[i].candidates; k++) p->logits[at++] = (float)id[0];
+        id += b->sequences[i].queries;
+    }
+    const int tp = p->needs->setup->experiment.layout.tp;
+    const int64_t each = (at + tp - 1) / tp, first = each * p->place.t; /* tp ranks share them */
+    p->run = (fr_float_run){first, first + each < at ? each : at > first ? at - first : 0};
+    for (int64_t i = 0; i < at; i++)
+        if (i < p->run.first || i >= p->run.first + p->run.count) p->logits[i] = -1;
+}
+
+static fr_status collect(void *self, fr_timeline *spans, fr_rank_done *out, fr_error *err) {
+    pretended *p = self;
+    const fr_job *job = p->jobs[0];
+    const int64_t end = p->ends[0] - p->epoch, ns = (int64_t)(the->ms * 1e6);
+    (void)err;
+    fill_logits(p, job);
+    int64_t all = 0;
+    for (int32_t i = 0; i < job->batches[p->place.slot].count; i++)
+        all += job->batches[p->place.slot].sequences[i].candidates;
+    if (spans) fr_timeline_add(spans, &(fr_span){.id = 1, .start = end - ns, .end = end, .rank = (int16_t)p->rank});
+    *out = (fr_rank_done){.begin = end - ns, .end = end, .answer = end, .busy = ns, .logits = p->logits};
+    out->logits_count = all;
+    out->runs = &p->run;
+    out->runs_count = all > 0;
+    p->out--;
+    memmove(p->jobs, p->jobs + 1, (size_t)p->out * sizeof *p->jobs);
+    memmove(p->ends, p->ends + 1, (size_t)p->out * sizeof *p->ends);
+    return FR_OK;
+}
+
+static fr_status finish(void *self, fr_error *err) {
+    (void)self;
+    (void)err;
+    return FR_OK;
+}
+
+static void facts(void *self, fr_rank_facts *out) {
+    *out = (fr_rank_facts){.weights_bytes = ((pretended *)self)->rank};
+}
+
+static void release(void *self) {
+    ((pretended *)self)->hang = false;
+    __atomic_add_fetch(&the->released, 1, __ATOMIC_SEQ_CST);
+}
+
+static bool close_rank(void *self, bool lost) {
+    (void)lost;
+    free(self);
+    __atomic_add_fetch(&the->closed, 1, __ATOMIC_SEQ_CST);
+    return true;
+}
+
+static const fr_rank_kind kind = {open_rank, replan, start, skew,    append,    poll_rank,
+                                  collect,   finish, facts, release, close_rank};
+
+typedef struct {
+    fr_setup setup;
+    fr_conducted out;
+    fr_status status;
+    fr_error err;
+    double seconds;
+    stage stage;
+} played;
+
+static void play(played *p, const char *const *flags, fr_conduct_options *o, const char *inject) {
+    fr_experiment e;
+    fr_experiment_defaults(&e);
+    p->stage.opened = p->stage.closed = 0;
+    the = &p->stage;
+    for (int i = 0; flags[i]; i += 2) assert_int_equal(fr_experiment_set(&e, flags[i], flags[i + 1], &p->err), FR_OK);
+    if (fr_setup_open(&e, &p->setup, &p->err) != FR_OK) fail_msg("%s", p->err.text);
+    const int ranks = fr_layout_gpus(&p->setup.experiment.layout);
+    o->kind = &kind;
+    if (o->timeout_s <= 0) o->timeout_s = 20;
+    if (inject) assert_int_equal(fr_inject_parse(inject, ranks, &o->inject, &p->err), FR_OK);
+    assert_int_equal(fr_world_open_threads(ranks, o->timeout_s, &o->world, &p->err), FR_OK);
+    const int64_t before = fr_monotonic();
+    p->status = fr_conduct(&p->setup, o, &p->out, &p->err);
+    p->seconds = (double)(fr_monotonic() - before) * 1e-9;
+    assert_false(p->out.lost);
+    assert_int_equal(p->stage.closed, p->stage.opened);
+    fr_world_close(o->world);
+}
+
+static void done(played *p) {
+    fr_conducted_free(&p->out);
+    fr_setup_close(&p->setup);
+}
+
+#define TINY "model", "qwen3-30b-a3b", "layers", "2", "machine", "h200x8", "skew", "even"
+
+static void test_forwards_of_all_units(void **unused) {
+    (void)unused;
+    const char *flags[] = {TINY, "strategy", "dp", "gpus", "4", "tokens", "100", "seq", "30", "forwards", "5", NULL};
+    fr_conduct_options o = {.spans = true, .logits = true, .warmup_s = 0.02, .random_weights = true};
+    played p = {.stage = {.ms = 2, .hang_rank = -1}};
+    play(&p, flags, &o, NULL);
+    if (p.status != FR_OK) fail_msg("%s", p.err.text);
+    assert_int_equal(p.stage.wrong, 0);
+    assert_int_equal(p.out.forwards_count, 20);
+    assert_int_equal(p.out.result.units_forwards, 5);
+    assert_int_equal(p.out.result.gpus, 4);
+    assert_int_equal(p.out.result.tokens, 5 * 13 * 30); /* 400 tokens in sequences of 30 */
+    assert_int_equal(p.out.logit_rows_count, 5 * 13);
+    assert_int_equal(p.out.spans.count, 20);
+    for (int r = 0; r < 4; r++) {
+        const fr_parts *a = &p.out.parts[r];
+        assert_int_equal(a->compute + a->exposed_comm + a->wait + a->bubble + a->idle, a->elapsed);
+    }
+    /* Every sequence's logits are those of its own tokens, the same whoever computed them. */
+    uint64_t hash = fr_conducted_hash(&p.out);
+    played q = {.stage = {.ms = 1, .hang_rank = -1}};
+    const char *tp[] = {TINY, "strategy", "tp", "gpus", "2", "tokens", "195", "seq", "30", "forwards", "5", NULL};
+    fr_conduct_options o2 = {.logits = true, .warmup_s = 0.01};
+    play(&q, tp, &o2, NULL);
+    assert_int_equal(q.status, FR_OK);
+    assert_int_equal(q.out.logit_rows_count, 5 * 13);
+    for (uint32_t i = 0; i < q.out.logit_rows_count; i++) assert_true(q.out.logits[q.out.logit_rows[i].at] >= 0);
+    assert_int_equal(fr_conducted_hash(&q.out), hash);
+    done(&p);
+    done(&q);
+}
+
+static void test_an_empty_rank(void **unused) {
+    (void)unused;
+    const char *flags[] = {TINY, "strategy", "dp", "gpus", "4", "tokens", "10", "seq", "20", "forwards", "3", NULL};
+    fr_conduct_options o = {.logits = true};
+    played p = {.stage = {.ms = 1, .hang_rank = -1}};
+    play(&p, flags, &o, NULL);
+    assert_int_equal(p.status, FR_OK);
+    assert_int_equal(p.out.result.idle_ranks, 2);
+    assert_int_equal(p.out.logit_rows_count, 6);
+    done(&p);
+}
+
+static void test_a_pipeline_fills(void **unused) {
+    (void)unused;
+    const char *flags[] = {TINY, "strategy", "pp", "gpus", "2", "tokens", "64", "seq", "64", "forwards", "40", NULL};
+    fr_conduct_options o = {.logits = true};
+    played p = {.stage = {.ms = 4, .hang_rank = -1}};
+    play(&p, flags, &o, NULL);
+    assert_int_equal(p.status, FR_OK);
+    assert_int_equal(p.out.forwards_count, 40);
+    /* Ranks that pretend do not wait for each other: 4 ms a forward if they are kept fed. */
+    assert_true(p.out.result.forward_s < 0.0075);
+    done(&p);
+}
+
+static void faults(const char *inject, const char *text, double timeout_s, double most_s, uint32_t least_forwards) {
+    const char *flags[] = {TINY, "strategy", "dp", "gpus", "4", "tokens", "64", "seq", "64", "forwards", "9", NULL};
+    fr_conduct_options o = {.timeout_s = timeout_s};
+    played p = {.stage = {.ms = 1, .hang_rank = -1}};
+    play(&p, flags, &o, inject);
+    assert_int_equal(p.status, FR_FAILED);
+    if (!strstr(p.err.text, text)) fail_msg("%s", p.err.text);
+    assert_true(p.seconds < most_s);
+    assert_true(p.out.forwards_count >= least_forwards);
+    assert_true(p.out.forwards_count < 36);
+    done(&p);
+}
+
+static void test_faults(void **unused) {
+    (void)unused;
+    faults("fail:2:4", "rank 2: forward 4 fails", 20, 4, 4);
+    faults("oom:3", "rank 3: out of GPU memory", 20, 3, 0);
+    faults("stall:1:3", "rank 1 has not issued its forward", 1, 4, 3);
+}
+
+static void test_a_slow_rank_is_waited_for(void **unused) {
+    (void)unused;
+    const char *flags[] = {TINY, "strategy", "dp", "gpus", "2", "tokens", "64", "seq", "64", "forwards", "6", NULL};
+    fr_conduct_options o = {.timeout_s = 5};
+    played p = {.stage = {.ms = 1, .hang_rank = -1}};
+    play(&p, flags, &o, "slow:1:20");
+    assert_int_equal(p.status, FR_OK);
+    assert_int_equal(p.out.forwards_count, 12);
+    assert_true(p.out.result.elapsed_ns >= 6 * 20 * 1000000ll);
+    done(&p);
+}
+
+static void test_inject_is_parsed(void **unused) {
+    (void)unused;
+    static const char *const bad[] = {"",        "stall",    "stall:1",   "stall:4:1",
+                                      "oom:1:1", "fail:x:1", "slow:0:-1", "nap:0:1"};
+    fr_inject i;
+    fr_error err;
+    assert_int_equal(fr_inject_parse("stall:3:17", 4, &i, &err), FR_OK);
+    assert_int_equal(i.kind, FR_INJECT_STALL);
+    assert_int_equal(i.rank, 3);
+    assert_int_equal(i.forward, 17);
+    for (size_t k = 0; k < sizeof bad / sizeof *bad; k++)
+        assert_int_equal(fr_inject_parse(bad[k], 4, &i, &err), FR_BAD_INPUT);
+}
+
+/* Requests of a trace are answered once each, on every unit, while the caches of their queues are trimmed. */
+static void test_a_trace(void **unused) {
+    (void)unused;
+    enum { REQUESTS = 60 };
+    static uint64_t blocks[REQUESTS][2];
+    fr_request q[REQUESTS];
+    for (int i = 0; i < REQUESTS; i++) {
+        blocks[i][0] = (uint64_t)(i % 3);
+        blocks[i][1] = (uint64_t)(1000 + i);
+        q[i] = (fr_request){.id = i,
+                            .arrival = (int64_t)i * 1000000,
+                            .tokens = 100 + i,
+                            .prefix_id = -1,
+                            .blocks = blocks[i],
+                            .blocks_count = 2,
+                            .block_tokens = 50,
+                            .candidates = 1};
+    }
+    const char *flags[] = {TINY,     "strategy", "dp",           "gpus", "2", "trace", "poisson:rate=1",
+                           "budget", "300",      "cache-tokens", "1000", NULL};
+    fr_conduct_options o = {.requests = q, .requests_count = REQUESTS};
+    played p = {.stage = {.ms = 3, .hang_rank = -1}};
+    play(&p, flags, &o, NULL);
+    if (p.status != FR_OK) fail_msg("%s", p.err.text);
+    assert_int_equal(p.stage.wrong, 0);
+    assert_int_equal(p.out.requests_count, REQUESTS);
+    bool seen[REQUESTS] = {false}, both[2] = {false};
+    for (uint32_t i = 0; i < p.out.requests_count; i++) {
+        const fr_request_record *r = &p.out.requests[i];
+        assert_false(seen[r->id]);
+        seen[r->id] = true;
+        both[r->queue] = true;
+        assert_true(r->answer > r->arrival && r->start >= r->arrival);
+    }
+    assert_true(both[0] && both[1]);
+    assert_true(p.stage.trims > 0);
+    done(&p);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_forwards_of_all_units),
+        cmocka_unit_test(test_an_empty_rank),
+        cmocka_unit_test(test_a_pipeline_fills),
+        cmocka_unit_test(test_faults),
+        cmocka_unit_test(test_a_slow_rank_is_waited_for),
+        cmocka_unit_test(test_inject_is_parsed),
+        cmocka_unit_test(test_a_trace),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
