@@ -149,6 +149,7 @@ void fr_result_unplayed(const fr_setup *s, fr_result *out) {
                        .received_bytes = -1,
                        .host_bytes = -1,
                        .price_per_mtoken = NAN,
-                       .joules_per_mtoken = NAN};
+                       .joules_per_mtoken = NAN,
+                       .clock_mhz = NAN};
     memcpy(out->reason, s->reason, sizeof out->reason);
 }

@@ -7,6 +7,7 @@
  */
 #include "engine/cost.h"
 #include "engine/cost_family.h"
+#include "engine/power_fit.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -48,6 +49,8 @@ struct fr_cost_model {
     fr_ceilings ceilings;
     bool scaled; /* ceilings differ from those of the tables: nothing is measured any more */
     bool fp8_attention;
+    fr_power power;
+    double own_ratio[FR_CLASS_COUNT]; /* of rows that outrank the power model's table: sustained over burst */
     double slowdown[FR_CLASS_COUNT][FR_AGGRESSORS];
     fr_capacity capacity;
     bool from_folder; /* a table of the folder that was asked for is in use */
@@ -186,7 +189,18 @@ static double row_slowdown(const fr_row *r, double hbm) {
     return fmax(0, slow);
 }
 
+/* The first table that has the rows for it. Sources before it that were measured in both regimes say themselves what
+ * sustained is. */
+static void set_power(fr_cost_model *c) {
+    int s = 0;
+    for (; s < c->source_count && !c->power.known; s++) fr_power_fit(c->sources[s].table, &c->power);
+    for (int k = 0; k < FR_CLASS_COUNT; k++)
+        c->own_ratio[k] = c->power.known && s > 1 ? fr_family_ratio(c->sources, s - 1, (fr_op_class)k) : 1;
+}
+
+/* With the power model a slow-down is that of a burst: under the limit the clock says what pulls cost. */
 static void set_slowdown(fr_cost_model *c) {
+    fr_regime wanted = c->power.known ? FR_BURST : c->options.regime;
     for (int v = 0; v < FR_CLASS_COUNT; v++)
         for (int a = 0; a < FR_AGGRESSORS; a++) {
             const fr_row *best = NULL;
@@ -197,7 +211,7 @@ static void set_slowdown(fr_cost_model *c) {
                     if (r->type != FR_ROW_SLOWDOWN || r->victim != v || r->aggressor != a || r->ways != 2 ||
                         r->duty < 1)
                         continue;
-                    bool same = r->regime == c->options.regime;
+                    bool same = r->regime == wanted;
                     if (!best || (same && !best_regime)) best = r;
                     best_regime |= same;
                 }
@@ -248,7 +262,8 @@ fr_status fr_cost_open(const fr_machine *machine, const fr_cost_options *options
         return status;
     }
     set_ceilings(c);
-    fr_family_build(&c->set, c->sources, c->source_count, c->options.regime, NULL);
+    set_power(c);
+    fr_family_build(&c->set, c->sources, c->source_count, c->power.known ? FR_BURST : c->options.regime, NULL);
     for (int i = c->set.first[FR_CLASS_ATTENTION]; i < c->set.end[FR_CLASS_ATTENTION]; i++)
         c->fp8_attention |= c->set.families[i].key.precision == FR_FP8;
     set_capacity(c);
@@ -277,6 +292,25 @@ static void widen(fr_estimate *e, double least) {
     e->high = fmax(e->high, e->ns * (1 + least));
 }
 
+/* From a burst to the regime that was asked for: the op back to back at the clock that the limit leaves it. */
+static void apply_power(const fr_cost_model *c, const fr_shape *s, const fr_base *base, fr_estimate *e, fr_cost *out) {
+    fr_op_class class = fr_op_class_of((fr_op_kind)s->kind);
+    out->burst_ns = fr_max_i64(1, llround(e->ns));
+    if (!c->power.known || class < FR_CLASS_MEMORY || class > FR_CLASS_GROUPED) return;
+    double own = c->own_ratio[class];
+    double peak = c->ceilings.peak[s->precision < FR_PRECISIONS ? s->precision : FR_BF16], rate = 1e9 / e->ns;
+    fr_power_draw(&c->power, peak > 0 ? base->flops * rate / peak : 0, base->hbm_bytes * rate / c->ceilings.hbm,
+                  &out->draw);
+    if (own > 1) out->draw.slope = 0; /* the player keeps to the price */
+    if (c->options.regime == FR_BURST) return;
+    double slower = own > 1 ? 1 + out->draw.flex * (own - 1)
+                            : 1 / fr_power_speed(&out->draw, fr_power_alone(&c->power, &out->draw));
+    e->ns *= slower;
+    e->low *= slower;
+    e->high *= slower;
+    if (slower > 1 && e->provenance < FR_FROM_INTERPOLATED) e->provenance = FR_FROM_INTERPOLATED;
+}
+
 void fr_cost_op(const fr_cost_model *c, const fr_shape *shape, const fr_pair *pairs, fr_cost *out) {
     fr_shape s = *shape;
     fr_base base;
@@ -302,19 +336,28 @@ void fr_cost_op(const fr_cost_model *c, const fr_shape *shape, const fr_pair *pa
     if (crowd && e.provenance < FR_FROM_EXTRAPOLATED) e.provenance = FR_FROM_EXTRAPOLATED;
     widen(&e, least_width[e.provenance]);
     if (crowd) widen(&e, 0.25);
+    apply_power(c, &s, &base, &e, out);
     out->ns = fr_max_i64(1, llround(e.ns));
     out->low = fr_min_i64(out->ns, llround(fmax(0, e.low)));
     out->high = fr_max_i64(out->ns, llround(e.high));
     out->provenance = e.provenance;
     /* An op that moves its bytes faster than HBM does found part of them in L2 (the copy of a row that permute gathered
      * before): only what HBM can have carried counts for sharing, or it would slow down when alone. */
-    out->hbm_bytes = fmin(base.hbm_bytes, c->capacity.hbm * 1e-9 * (double)out->ns);
+    out->hbm_bytes = fmin(base.hbm_bytes, c->capacity.hbm * 1e-9 * (double)out->burst_ns);
     out->link_bytes = base.link_bytes;
 }
 
 double fr_cost_slowdown(const fr_cost_model *c, fr_op_class victim, fr_aggressor aggressor) {
     if ((unsigned)victim >= FR_CLASS_COUNT || (unsigned)aggressor >= FR_AGGRESSORS) return 0;
     return c->slowdown[victim][aggressor];
+}
+
+const fr_power *fr_cost_power(const fr_cost_model *c) {
+    return &c->power;
+}
+
+fr_regime fr_cost_regime(const fr_cost_model *c) {
+    return c->options.regime;
 }
 
 void fr_cost_capacity(const fr_cost_model *c, fr_capacity *out) {
@@ -365,6 +408,7 @@ void fr_cost_describe(const fr_cost_model *c, bool check, fr_text *out) {
     fr_text_add(out, "tables: %s\n", c->source);
     fr_text_add(out, "families: %d, rows in use: %d, regime: %s\n", c->set.count, c->set.rows,
                 c->options.regime == FR_BURST ? "burst" : "sustained");
+    fr_power_describe(&c->power, out);
     fr_family_list(&c->set, out);
     for (int s = 0; s < c->source_count; s++) {
         const fr_table *t = c->sources[s].table;

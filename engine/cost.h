@@ -24,12 +24,23 @@ const char *fr_provenance_name(fr_provenance p);
 /* burst: within a second after idle, full clock; sustained: under the power cap, back to back for seconds. */
 typedef enum { FR_BURST = 0, FR_SUSTAINED } fr_regime;
 
+/*
+ * How an op meets the power limit (engine/power.h). At SM clock x <= full it draws idle + base + slope * x watts and
+ * runs at 1 / (1 - flex + flex * full / x) of its speed in a burst; full: its clock in a burst. A zero slope: nothing
+ * is known, or the op keeps no SM busy.
+ */
+typedef struct {
+    double base, slope, full, flex;
+} fr_draw;
+
 typedef struct {
     int64_t ns; /* alone on its rank; a collective: from the last rank's arrival to the end; 0 for the empty shape */
     int64_t low, high; /* interval around ns */
     fr_provenance provenance;
     double hbm_bytes;  /* HBM traffic while it runs (reads + writes), for sharing; copies: at each end */
     double link_bytes; /* bytes over this rank's outgoing link (= incoming, by symmetry), for sharing */
+    int64_t burst_ns;  /* at the clock of a burst; = ns where the power model has nothing to say */
+    fr_draw draw;
 } fr_cost;
 
 typedef struct fr_cost_model fr_cost_model;
@@ -54,6 +65,11 @@ void fr_cost_op(const fr_cost_model *c, const fr_shape *shape, const fr_pair *pa
  */
 typedef enum { FR_AGGRESSOR_PULL = 0, FR_AGGRESSOR_NCCL, FR_AGGRESSOR_H2D, FR_AGGRESSORS } fr_aggressor;
 double fr_cost_slowdown(const fr_cost_model *c, fr_op_class victim, fr_aggressor aggressor);
+
+/* The power limit and what its clock depends on; known = false: the tables have no rows for it. */
+typedef struct fr_power fr_power;
+const fr_power *fr_cost_power(const fr_cost_model *c);
+fr_regime fr_cost_regime(const fr_cost_model *c);
 
 /* Capacities for sharing, per rank, bytes/s: what kernels and links reach together. */
 typedef struct {

@@ -85,6 +85,7 @@ static void gemm(const fr_ceilings *c, const fr_shape *s, fr_base *out) {
         }
     }
     out->ns = c->floor_ns + best * 1e9;
+    out->flops = 2 * m * n * k;
     out->bound = 1e9 * max2(2 * m * n * k / peak_of(c, s->precision), bytes / c->hbm);
     out->hbm_bytes = bytes;
 }
@@ -112,6 +113,7 @@ static void grouped(const fr_ceilings *c, const fr_shape *s, const fr_pair *pair
     double tile = 2 * TILE_M * tn * k / (peak_of(c, s->precision) / c->sms);
     double compute = ceil_div(ceil(units) * ceil_div(n, tn), c->sms) * tile;
     out->ns = c->floor_ns + 1e9 * max2(compute, bytes / c->hbm);
+    out->flops = 2 * rows * n * k;
     out->bound = 1e9 * max2(2 * rows * n * k / peak_of(c, s->precision), bytes / c->hbm);
     out->hbm_bytes = bytes;
 }
@@ -163,6 +165,7 @@ static void attention(const fr_ceilings *c, const fr_shape *s, const fr_pair *pa
     double compute = block * (max2(units, longest) + ATTN_TAIL * longest) * c->sms / peak;
     out->ns = c->floor_ns + 1e9 * max2(compute, bytes / c->hbm);
     out->feature = log(work / tiles);
+    out->flops = 2 * heads * width * useful;
     out->bound = 1e9 * max2(2 * heads * width * useful / peak, bytes / c->hbm);
     out->hbm_bytes = bytes;
 }

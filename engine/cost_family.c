@@ -83,6 +83,10 @@ static double regime_ratio(const fr_source *sources, int count, fr_op_class clas
     return regime == FR_SUSTAINED ? sustained : 1 / sustained;
 }
 
+double fr_family_ratio(const fr_source *sources, int count, fr_op_class class) {
+    return regime_ratio(sources, count, class, FR_SUSTAINED);
+}
+
 static int rows_of(const fr_table *t, fr_op_class class, int regime) {
     int n = 0;
     for (uint32_t i = 0; i < t->count; i++)

@@ -40,6 +40,8 @@ typedef struct {
  * with cap FR_FROM_MEASURED has rows of takes none from a transferred one; inside a family measured rows outrank seeded
  * ones. `skip` leaves one row out (leave-one-out). */
 void fr_family_build(fr_family_set *set, const fr_source *sources, int count, fr_regime regime, const fr_row *skip);
+/* Mean of sustained over burst over the shapes of a class that were measured in both; 1 where there are none. */
+double fr_family_ratio(const fr_source *sources, int count, fr_op_class class);
 int fr_family_rows(const fr_table *t, fr_op_class class); /* rows of a class that make curves */
 void fr_family_free(fr_family_set *set);
 

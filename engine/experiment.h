@@ -136,6 +136,7 @@ typedef struct fr_result {
     int64_t ops_played, ops_folded, ops_skipped, solves;
     int64_t sent_bytes, received_bytes, host_bytes; /* busiest rank, per forward in batch mode, in all in trace mode */
     double price_per_mtoken, joules_per_mtoken;     /* NaN where the machine has no price, no watts */
+    double clock_mhz;                               /* mean SM clock under kernels; NaN = not followed */
     double wall_s;                                  /* of the simulation; not part of stored results (determinism) */
 } fr_result;
 

@@ -177,6 +177,7 @@ static void put_times(json_t *o, const fr_setup *s, const fr_result *r) {
     put_real(o, "price_per_mtoken", r->price_per_mtoken);
     put_text(o, "currency", s->machine.currency);
     put_real(o, "joules_per_mtoken", r->joules_per_mtoken);
+    put_real(o, "clock_mhz", r->clock_mhz);
 }
 
 json_t *fr_report_json(const fr_setup *s, const fr_result *r) {

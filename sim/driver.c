@@ -410,6 +410,7 @@ static void fill_result(drive *d, fr_result *out) {
     fr_audit_sort(&d->audit);
     out->audit = d->audit;
     for (int c = 0; c < FR_CLASS_COUNT; c++) out->class_ns[c] = stats.class_ns[c] * plan->fold;
+    out->clock_mhz = stats.clock_mhz;
     out->ops_played = stats.played;
     out->ops_skipped = stats.skipped;
     out->ops_folded = stats.folded;
@@ -498,6 +499,7 @@ fr_status fr_drive(const fr_setup *setup, const fr_drive_options *options, fr_re
     *out = (fr_result){.memory = setup->memory,
                        .fits = setup->fits,
                        .single_forward_s = NAN,
+                       .clock_mhz = NAN,
                        .sent_bytes = -1,
                        .received_bytes = -1,
                        .host_bytes = -1};

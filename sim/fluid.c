@@ -33,7 +33,7 @@ typedef struct {
 } work_area;
 
 typedef struct {
-    double rate, cap, remaining; /* remaining: at `last` */
+    double rate, cap, limit, remaining; /* remaining: at `last` */
     int64_t last, finish;
     use *uses; /* = few, or many */
     uint32_t count, many_cap;
@@ -62,8 +62,8 @@ struct fr_fluid {
     resource *resources;
     work_area *areas;
     group *groups;
-    double *caps; /* [victims][256 masks] up to 1 << aggressors */
-    uint32_t flows_count, resources_count, groups_count, masks;
+    double *caps; /* [victims][masks] up to 1 << aggressors, then the same again: soft aggressors, then the others */
+    uint32_t flows_count, resources_count, groups_count, masks, victims;
     bool everything;
     uint64_t epoch;
     int64_t solves;
@@ -82,16 +82,18 @@ static inline bool over(const resource *r, unsigned level) {
 
 static void fill_caps(fr_fluid *f, const fr_fluid_options *o) {
     f->masks = 1u << o->aggressors;
-    f->caps = fr_alloc((size_t)(o->victims ? o->victims : 1) * f->masks * sizeof *f->caps);
-    for (uint32_t v = 0; v < (o->victims ? o->victims : 1); v++)
+    f->victims = o->victims ? o->victims : 1;
+    f->caps = fr_alloc((size_t)2 * f->victims * f->masks * sizeof *f->caps);
+    for (uint32_t v = 0; v < f->victims; v++)
         for (uint32_t mask = 0; mask < f->masks; mask++) {
-            double sum = 0;
+            double sum[2] = {0, 0};
             for (uint32_t a = 0; a < o->aggressors; a++)
                 if (mask >> a & 1 && o->slowdown && v < o->victims) {
                     double s = o->slowdown[v * o->aggressors + a];
-                    if (s > 0) sum += s;
+                    if (s > 0) sum[!(o->softly >> a & 1)] += s;
                 }
-            f->caps[v * f->masks + mask] = 1.0 / (1.0 + sum);
+            for (uint32_t hard = 0; hard < 2; hard++)
+                f->caps[(hard * f->victims + v) * f->masks + mask] = 1.0 / (1.0 + sum[hard]);
         }
 }
 
@@ -163,7 +165,10 @@ static inline int64_t finish_at(int64_t now, double remaining, double rate) {
 }
 
 static inline double cap_of(const fr_fluid *f, const flow *w) {
-    return w->group == FR_FLUID_NO_GROUP ? 1.0 : f->caps[w->victim * f->masks + f->groups[w->group].mask];
+    if (w->group == FR_FLUID_NO_GROUP) return w->limit;
+    const double *caps = &f->caps[w->victim * f->masks + f->groups[w->group].mask];
+    double soft = caps[0], hard = caps[f->victims * f->masks];
+    return (soft < w->limit ? soft : w->limit) * hard;
 }
 
 static void join_group(fr_fluid *f, uint32_t id) {
@@ -191,6 +196,7 @@ int64_t fr_fluid_start(fr_fluid *f, uint32_t id, int64_t now, const fr_fluid_flo
     w->weight = o->weight ? o->weight : 1;
     w->group = o->group;
     w->victim = o->victim;
+    w->limit = o->limit > 0 && o->limit < 1 ? o->limit : 1;
     w->count = 0;
     w->stamp = 0;
     if (o->count > 4) FR_GROW(w->many, w->many_cap, o->count);

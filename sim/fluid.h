@@ -23,7 +23,9 @@
  *
  * Coupling, beside capacity: each flow may belong to a group and, in it, to a class of victims. While an aggressor of
  * class a presses on the group, victims of class v are capped at 1 / (1 + sum over pressing classes of slowdown[v][a]).
- * Several aggressors of one class count once: their factor is that of the class.
+ * Several aggressors of one class count once: their factor is that of the class. A flow may also have a limit of its
+ * own (a clock). Aggressors that take from the same thing as that limit (`softly`: power) don't add to it: the lesser
+ * of the limit and their cap counts; the others' cap is multiplied with it.
  */
 #ifndef FR_FLUID_H
 #define FR_FLUID_H
@@ -44,6 +46,7 @@ typedef struct {
     uint32_t weight; /* >= 1, within the level */
     uint32_t group;  /* FR_FLUID_NO_GROUP = no victim */
     uint32_t victim; /* class in the group */
+    double limit;    /* highest rate, 0..1; 0 = 1 */
     const fr_fluid_usage *usages;
     uint32_t count;
 } fr_fluid_flow;
@@ -54,6 +57,7 @@ typedef struct {
     const int64_t *capacity;              /* [resources], units per second; <= 0: nothing passes, users stand still */
     uint32_t groups, victims, aggressors; /* aggressors <= 8 */
     const double *slowdown;               /* [victims][aggressors], >= 0; may be NULL when aggressors is 0 */
+    uint32_t softly;                      /* bit a: aggressor a shares with the flows' own limits */
     bool everything; /* re-solve all components at every settle: the reference for tests; same results */
 } fr_fluid_options;
 

@@ -272,5 +272,6 @@ int64_t fr_player_now(const fr_player *p) {
 void fr_player_stats_get(const fr_player *p, fr_player_stats *out) {
     *out = p->stats;
     out->solves = p->fluid ? fr_fluid_solves(p->fluid) : 0;
+    out->clock_mhz = fr_play_clock_mhz(p);
     out->folded = p->stats.played * (p->plan->fold - 1);
 }

@@ -68,6 +68,7 @@ typedef struct {
     int64_t played, skipped, solves, folded; /* folded: ops that folding stood in for */
     fr_provenance_share provenance;
     int64_t class_ns[FR_CLASS_COUNT]; /* busy time by op class, over all plan ranks */
+    double clock_mhz;                 /* mean SM clock over kernels; NaN where clocks are not followed */
 } fr_player_stats;
 void fr_player_stats_get(const fr_player *p, fr_player_stats *out);
 /* Time parts of a rank (see fr_parts) from the start of play until its last op's end, or now while it has ops left;

@@ -53,6 +53,7 @@ static void count_engines(fr_player *p) {
 void fr_play_flows_open(fr_player *p) {
     const fr_player_options *o = &p->o;
     if (!o->sharing && !o->interference) return;
+    fr_play_clock_open(p);
     uint32_t ranks = (uint32_t)p->plan->ranks, resources = ranks * PER_RANK + host_of(p, p->plan->ranks - 1) + 1;
     p->capacities = fr_alloc(resources * sizeof *p->capacities);
     if (o->sharing) {
@@ -75,17 +76,21 @@ void fr_play_flows_open(fr_player *p) {
         for (int a = 0; a < FR_AGGRESSORS; a++)
             slowdown[victims[v]][a] = o->slowdown ? o->slowdown(o->context, victims[v], (fr_aggressor)a)
                                                   : fr_cost_slowdown(o->cost, victims[v], (fr_aggressor)a);
-    p->fluid = fr_fluid_new(&(fr_fluid_options){.flows = p->lanes_count,
-                                                .resources = resources,
-                                                .capacity = p->capacities,
-                                                .groups = o->interference ? ranks : 0,
-                                                .victims = FR_CLASS_COUNT,
-                                                .aggressors = FR_AGGRESSORS,
-                                                .slowdown = &slowdown[0][0]});
+    p->fluid =
+        fr_fluid_new(&(fr_fluid_options){.flows = p->lanes_count,
+                                         .resources = resources,
+                                         .capacity = p->capacities,
+                                         .groups = o->interference ? ranks : 0,
+                                         .victims = FR_CLASS_COUNT,
+                                         .aggressors = FR_AGGRESSORS,
+                                         .slowdown = &slowdown[0][0],
+                                         /* pulls and host copies cost power, which the clock counts too */
+                                         .softly = p->clocks ? 1u << FR_AGGRESSOR_PULL | 1u << FR_AGGRESSOR_H2D : 0});
 }
 
 void fr_play_flows_close(fr_player *p) {
     fr_fluid_free(p->fluid);
+    free(p->clocks);
     free(p->capacities);
     free(p->engines_bind);
     free(p->usages);
@@ -103,12 +108,19 @@ void fr_play_prices(fr_player *p, fr_run *run) {
             p->o.price(p->o.context, s, f->pairs, &c);
         else
             fr_cost_op(p->o.cost, s, f->pairs, &c);
-        out->ns = c.ns > 0 ? c.ns : 0;
+        out->ns = out->work = c.ns > 0 ? c.ns : 0;
         out->low = c.low;
         out->high = c.high;
         out->provenance = (uint8_t)c.provenance;
+        if (p->clocks && c.draw.slope > 0) {
+            out->work = c.burst_ns;
+            out->base = (float)c.draw.base;
+            out->slope = (float)c.draw.slope;
+            out->full = (float)c.draw.full;
+            out->flex = (float)c.draw.flex;
+        }
         if (!p->o.sharing || out->ns == 0) continue;
-        double second = 1e9 / (double)out->ns;
+        double second = 1e9 / (double)out->work;
         bool copy = fr_op_class_of(s->kind) == FR_CLASS_COPY;
         out->link = whole((copy ? (double)s->bytes : c.link_bytes) * second);
         out->hbm = whole((c.hbm_bytes > 0 || !copy ? c.hbm_bytes : (double)s->bytes) * second);
@@ -187,6 +199,7 @@ int64_t fr_play_flow_start(fr_player *p, fr_play_lane *l, int64_t work, bool gro
     const fr_op *op = l->op;
     uint8_t class = p->class_of[op->kind];
     bool transfer = class == FR_CLASS_COPY || class == FR_CLASS_COLLECTIVE;
+    double limit = 1;
     p->usages_n = 0;
     if (group) {
         make_room(p, (uint32_t)p->plan->groups[op->group].count);
@@ -195,6 +208,7 @@ int64_t fr_play_flow_start(fr_player *p, fr_play_lane *l, int64_t work, bool gro
             if (p->o.sharing) take_member(p, member, work);
             member->press = aggressor_of(p, member);
             if (member->press) fr_play_press(p, member, 1);
+            if (p->clocks) fr_play_clock_transfer(p, member, FR_AGGRESSOR_NCCL);
         }
     } else {
         const fr_price *price = &l->run->prices[op->shape];
@@ -206,6 +220,10 @@ int64_t fr_play_flow_start(fr_player *p, fr_play_lane *l, int64_t work, bool gro
             take(p, at(l->rank, HBM), price->hbm);
         l->press = aggressor_of(p, l);
         if (l->press) fr_play_press(p, l, 1);
+        if (p->clocks && transfer && op->kind != FR_OP_DRAIN)
+            fr_play_clock_transfer(p, l, l->press ? (fr_aggressor)(l->press - 1) : FR_AGGRESSOR_NCCL);
+        else if (p->clocks && !transfer)
+            limit = fr_play_clock_start(p, l);
     }
     l->flows = true;
     bool victim = p->o.interference && l->compute && !transfer;
@@ -215,6 +233,7 @@ int64_t fr_play_flow_start(fr_player *p, fr_play_lane *l, int64_t work, bool gro
                                            .weight = 1,
                                            .group = victim ? (uint32_t)l->rank : FR_FLUID_NO_GROUP,
                                            .victim = class,
+                                           .limit = limit,
                                            .usages = p->usages,
                                            .count = p->usages_n});
 }

@@ -242,7 +242,7 @@ static inline bool begin(fr_player *p, fr_play_lane *l) {
     const fr_price *price = &l->run->prices[l->op->shape];
     int64_t end = p->now + price->ns;
     if (p->fluid && class != FR_CLASS_HOST && price->ns > 0)
-        end = fr_play_flow_start(p, l, price->ns, false);
+        end = fr_play_flow_start(p, l, price->work, false);
     else if (l->can_chain && (!p->fluid || class == FR_CLASS_HOST))
         end = run_ahead(p, l, end);
     if (end == p->now && !l->flows) {
@@ -413,6 +413,7 @@ static void complete(fr_player *p, fr_play_lane *l) {
         fr_play_press(p, l, -1);
         l->press = 0;
     }
+    if (l->draws) fr_play_clock_end(p, l);
     if (l->flows) {
         fr_fluid_end(p->fluid, l->index);
         l->flows = false;
@@ -462,6 +463,7 @@ void fr_play_activate(fr_player *p, fr_run *run) {
     if (p->runs) p->runs->previous = run;
     p->runs = run;
     for (uint32_t i = 0; i < run->shares_count; i++) fr_play_share_begin(p, &run->shares[i]);
+    if (p->clocks) fr_play_clock_begin(p, run);
     for (uint32_t i = 0; i < run->f->heads_count; i++) {
         uint32_t lane = p->of_plan_lane[run->f->heads[i].lane];
         fr_play_lane *l = &p->lanes[lane];

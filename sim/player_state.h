@@ -12,8 +12,10 @@
 /* Cost of one shape of a fragment, ready to play. */
 typedef struct {
     int64_t ns, low, high;
+    int64_t work;      /* what is played: at the clock of a burst where the clock is followed, else ns */
     int64_t hbm, link; /* bytes/s at full rate */
     double bytes;
+    float base, slope, full, flex; /* fr_draw; slope 0 = keeps its time under any clock */
     uint8_t provenance;
     bool none; /* size 0: the op is skipped */
 } fr_price;
@@ -30,6 +32,7 @@ typedef struct {
 
 struct fr_share;
 struct fr_run;
+typedef struct fr_clock fr_clock; /* of a rank: player_clock.c */
 
 /* A fragment's ops on one lane, queued there. */
 typedef struct fr_link {
@@ -87,6 +90,8 @@ typedef struct {
     bool flows;                            /* the running op is a flow */
     bool fresh;                            /* an item was just taken: ready since the item was */
     uint8_t press;                         /* aggressor + 1 of the running op, 0 = none */
+    uint8_t draws;                         /* what draws power here, 0 = nothing (player_clock.c) */
+    int64_t base_mw, slope_mw, draw_mw;    /* a kernel's draw */
     int64_t run_start, run_ready, run_end; /* stretch of back-to-back transfers */
     uint64_t last_id;
     fr_ended done, done_cause;   /* last op that ended here, and what released it */
@@ -160,6 +165,8 @@ struct fr_player {
     int64_t now;
     fr_heap heap;
     fr_fluid *fluid;
+    const fr_power *power; /* NULL = clocks are not followed */
+    fr_clock *clocks;      /* by rank */
     fr_play_lane *lanes;
     uint32_t lanes_count, events_count;
     fr_counter *events;
@@ -199,6 +206,14 @@ void fr_play_prices(fr_player *p, fr_run *run);
 /* Starts the flow of the op on lane l (with its mates when it is a group op) for `work` ns; returns its end. */
 int64_t fr_play_flow_start(fr_player *p, fr_play_lane *l, int64_t work, bool group);
 void fr_play_press(fr_player *p, const fr_play_lane *l, int delta);
+
+/* player_clock.c: power and clock; all but _open and _mhz only where p->clocks is set */
+void fr_play_clock_open(fr_player *p);
+void fr_play_clock_begin(fr_player *p, const fr_run *run);
+double fr_play_clock_start(fr_player *p, fr_play_lane *l); /* a kernel begins: its speed relative to a burst */
+void fr_play_clock_transfer(fr_player *p, fr_play_lane *l, fr_aggressor kind);
+void fr_play_clock_end(fr_player *p, fr_play_lane *l);
+double fr_play_clock_mhz(const fr_player *p); /* mean over kernels; NaN = not followed */
 
 /* player_account.c: parts, records, spans */
 void fr_play_gap(fr_player *p, fr_rank_state *k, int16_t rank, int64_t until, fr_share *share, const fr_ended *cause,

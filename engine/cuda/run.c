@@ -4,6 +4,7 @@
 #include "engine/cuda/supports.h"
 #include "engine/cuda/weights.h"
 
+#include <math.h>
 #include <stdlib.h>
 
 static fr_status check_devices(const fr_run_options *o, int ranks, fr_run_output *out, fr_error *err) {
@@ -43,9 +44,14 @@ static void playing(void *context, bool on) {
     }
 }
 
-static void fill_energy(const fr_run_output *o, fr_result *r) {
-    double watts = 0;
-    for (int i = 0; i < o->c.ranks; i++) watts += o->meter[i].watts;
+/* What NVML saw: energy, and the clock as the simulator gives it too. */
+static void fill_meters(const fr_run_output *o, fr_result *r) {
+    double watts = 0, mhz = 0;
+    for (int i = 0; i < o->c.ranks; i++) {
+        watts += o->meter[i].watts;
+        mhz += o->meter[i].sm_mhz / o->c.ranks;
+    }
+    r->clock_mhz = mhz > 0 ? mhz : NAN;
     if (watts > 0 && r->tokens > 0)
         r->joules_per_mtoken = (double)r->elapsed_ns * 1e-9 * watts / ((double)r->tokens * 1e-6);
 }
@@ -72,7 +78,7 @@ static fr_status run(const fr_setup *setup, const fr_run_options *o, fr_run_outp
     const fr_status s = fr_conduct(setup, &c, &out->c, err);
     out->device_lost = out->c.lost;
     if (!out->device_lost) fr_world_close(c.world);
-    fill_energy(out, &out->c.result);
+    fill_meters(out, &out->c.result);
     return s;
 }
 

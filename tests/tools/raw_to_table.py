@@ -217,6 +217,11 @@ def slowdowns(raw):
             key = (f["victim"], f["aggressor"], regime)
             turns.setdefault(key, {}).setdefault(f["rank"], []).append(numbers)
     best = {k: [min(t) for _, t in sorted(by.items())] for k, by in turns.items()}
+    for regime in ("burst", "sustained"):  # the memory-bound victim is the residual + norm of 65,536 rows of 4,096
+        ns, p10, p90, mhz, watts = (mean(x[i] for x in best["memory", "none", regime]) for i in range(5))
+        clock = f" clock_mhz={mhz:.0f} watts={watts:.0f}" if regime == "sustained" else ""
+        out.append(f"norm m=65536 n=4096 bytes={65536 * 4096 * 8} regime={regime} ns={ns:.0f} p10={p10:.0f} "
+                   f"p90={p90:.0f}{clock}")
     for regime in ("burst", "sustained"):
         for aggressor in ("pull", "nccl", "h2d"):
             for victim in ("gemm", "grouped", "attention", "memory"):
@@ -230,8 +235,10 @@ def slowdowns(raw):
                 note = f"{100 * (beside / alone - 1):+.1f} %, the transfer {mean(x[6] for x in b) / 1e9:.0f} GB/s"
                 if regime == "sustained":
                     note += f"; {mhz[0]:.0f} -> {mhz[1]:.0f} MHz, {watts[0]:.0f} -> {watts[1]:.0f} W"
+                clocks = f" clock_mhz={mhz[1]:.0f} watts={watts[1]:.0f} clock_alone={mhz[0]:.0f} watts_alone={watts[0]:.0f}"
                 out.append(f"slowdown victim={victim} aggressor={aggressor} regime={regime} alone={alone:.0f} "
-                           f"beside={beside:.0f}{ran} hbm_traffic={traffic:.4g}  ## {note}")
+                           f"beside={beside:.0f}{ran} hbm_traffic={traffic:.4g}"
+                           f"{clocks if regime == 'sustained' else ''}  ## {note}")
     return out
 
 
@@ -280,6 +287,9 @@ def main():
 # date: 2026-11-22
 # kernels: grouped GEMM with a scheduler warp and clusters of two
 # source: raw/h200-2026-11-22.txt, raw/h200x2-2026-11-22.txt by tests/tools/raw_to_table.py; rows marked seeded: first readings and published figures
+# power_limit_w: 700
+# idle_w: 125
+# clock_max_mhz: 1980
 # grouped_tile: 64""")
     kept = []
     for line in open(seeds, encoding="utf-8"):

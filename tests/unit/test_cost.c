@@ -262,7 +262,7 @@ static void regimes(void **state) {
     fr_cost_model *b = h200(FR_BURST), *s = h200(FR_SUSTAINED);
     double ratio =
         (double)cost(s, gemm(16384, 9216, 4096), NULL).ns / (double)cost(b, gemm(16384, 9216, 4096), NULL).ns;
-    assert_true(ratio > 1.08 && ratio < 1.20); /* 790 -> 689 TFLOP/s */
+    assert_true(ratio > 1.12 && ratio < 1.25); /* a product of 8192 by itself: 1.22 */
     fr_cost_close(b);
     fr_cost_close(s);
 }
@@ -303,7 +303,10 @@ static void monotone(void **state) {
             for (int k = 0; k < 10; k++) {
                 /* batches of several sequences: a new tile may shift what the rows say by a hair */
                 bool vector = k == 4;
-                if ((double)now[k] < (double)last[k] * (vector ? 0.995 : 1))
+                /* sustained: a wave that is better filled by more rows takes as long and draws more, so the clock moves
+                 * against it by a hair */
+                double slack = vector ? 0.995 : regime == FR_SUSTAINED ? 0.999 : 1;
+                if ((double)now[k] < (double)last[k] * slack)
                     fail_msg("m %d, curve %d: %ld after %ld", m, k, (long)now[k], (long)last[k]);
                 last[k] = now[k];
             }
@@ -430,11 +433,12 @@ static void slowdowns(void **state) {
     (void)state;
     fr_cost_model *b = h200(FR_BURST), *s = h200(FR_SUSTAINED);
     /* raw/h200x2: GEMM, grouped GEMM, attention; NCCL while the bytes it moved would have taken by themselves */
-    const double pull[] = {0.076, 0.111, 0.117}, full_clock[] = {0.067, 0.088, 0.056}, nccl[] = {0.57, 0.346, 0.258};
+    const double full_clock[] = {0.067, 0.088, 0.056}, nccl[] = {0.57, 0.346, 0.258};
     const fr_op_class victims[] = {FR_CLASS_GEMM, FR_CLASS_GROUPED, FR_CLASS_ATTENTION};
     for (int i = 0; i < 3; i++) {
         assert_true(fabs(fr_cost_slowdown(b, victims[i], FR_AGGRESSOR_PULL) - full_clock[i]) < 0.001);
-        assert_true(fabs(fr_cost_slowdown(s, victims[i], FR_AGGRESSOR_PULL) - pull[i]) < 0.001);
+        /* what is lost under the power limit is the clock's (test_power.c) */
+        assert_true(fabs(fr_cost_slowdown(s, victims[i], FR_AGGRESSOR_PULL) - full_clock[i]) < 0.001);
         assert_true(fr_cost_slowdown(s, victims[i], FR_AGGRESSOR_H2D) < 0.015);
         assert_true(fabs(fr_cost_slowdown(b, victims[i], FR_AGGRESSOR_NCCL) - nccl[i]) < 0.01);
     }

@@ -1,0 +1,215 @@
+#include "engine/power_fit.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+/* NVML between the bursts of an H200, clocks up and contexts open: 119 to 150 W (kernels/measured/raw). */
+#define IDLE_W 125.0
+/* The limit set in some 50 ms into a burst of products (kernels/measured/README.md) at 1.2 times the power that it
+ * allows: tau = 50 ms / ln((P - idle) / (P - cap)) = 28 ms. Rows with at_ms replace it. */
+#define WINDOW_NS 28e6
+/* Clocks nearer than this to the full one are full: NVML steps by 15 MHz. */
+#define FULL 0.985
+
+typedef struct {
+    double x, math, memory, watts; /* clock, achieved over ceiling, achieved over ceiling, above idle */
+} reading;
+
+static bool clocked(const fr_row *r) {
+    return fr_row_plain(r) && r->regime == FR_SUSTAINED && r->clock_mhz > 0 && r->watts > 0;
+}
+
+/* What the row's work asks of tensor cores and memory, over the ceilings, if it takes ns. */
+static void shares(const fr_table *t, const fr_row *r, double ns, double *math, double *memory) {
+    fr_base b;
+    fr_cost_base(&t->ceilings, &r->shape, t->pairs, &b);
+    double peak = t->ceilings.peak[r->shape.precision < FR_PRECISIONS ? r->shape.precision : FR_BF16];
+    *math = peak > 0 ? b.flops / ns * 1e9 / peak : 0;
+    *memory = fmin(b.hbm_bytes / ns * 1e9 / t->ceilings.hbm, 1);
+}
+
+/* Solves the n x n normal equations of the columns in `use` (bits: active, math, memory); false when singular. */
+static bool solve(const reading *v, int count, unsigned use, double out[3], double *error) {
+    double a[3][4] = {{0}};
+    int at[3], n = 0;
+    for (int k = 0; k < 3; k++)
+        if (use >> k & 1) at[n++] = k;
+    for (int i = 0; i < count; i++) {
+        const double f[3] = {v[i].x, v[i].math, v[i].memory};
+        for (int j = 0; j < n; j++) {
+            for (int k = 0; k < n; k++) a[j][k] += f[at[j]] * f[at[k]];
+            a[j][n] += f[at[j]] * v[i].watts;
+        }
+    }
+    for (int j = 0; j < n; j++) {
+        if (a[j][j] < 1e-9) return false;
+        for (int i = 0; i < n; i++) {
+            double q = i == j ? 0 : a[i][j] / a[j][j];
+            for (int k = j; k <= n; k++) a[i][k] -= q * a[j][k];
+        }
+    }
+    for (int k = 0; k < 3; k++) out[k] = 0;
+    for (int j = 0; j < n; j++) {
+        out[at[j]] = a[j][n] / a[j][j];
+        if (!(out[at[j]] >= 0)) return false;
+    }
+    *error = 0;
+    for (int i = 0; i < count; i++)
+        *error += pow(out[0] * v[i].x + out[1] * v[i].math + out[2] * v[i].memory - v[i].watts, 2);
+    return true;
+}
+
+/* Least squares with no negative coefficient: the best of the subsets that hold the first column. */
+static bool fit(const reading *v, int count, fr_power *p) {
+    double best = INFINITY;
+    for (unsigned use = 1; use < 8; use += 2) { /* busy SMs always */
+        double c[3], error;
+        if (!solve(v, count, use, c, &error) || error >= best) continue;
+        best = error;
+        p->active = c[0];
+        p->math = c[1];
+        p->memory = c[2];
+        p->error = sqrt(error / count);
+    }
+    return best < INFINITY && p->active > 0;
+}
+
+static const fr_row *burst_of(const fr_table *t, const fr_row *r) {
+    for (uint32_t i = 0; i < t->count; i++)
+        if (t->rows[i].regime == FR_BURST && fr_row_same(t, &t->rows[i], t, r, false)) return &t->rows[i];
+    return NULL;
+}
+
+/* The fast limit: power of a burst, from the clock at which the sustained row's work runs there. */
+static void fit_peak(const fr_table *t, fr_power *p) {
+    double sum = 0;
+    int n = 0;
+    for (uint32_t i = 0; i < t->count; i++) {
+        const fr_row *r = &t->rows[i], *b;
+        double math, memory;
+        if (!clocked(r) || !(b = burst_of(t, r))) continue;
+        shares(t, r, b->ns, &math, &memory);
+        double x = r->clock_mhz / p->full_mhz * r->ns / b->ns;
+        if (x >= FULL || memory > FR_FLEX_ALL) continue;
+        sum += p->idle + p->active * x + p->math * math + p->memory * memory;
+        n++;
+    }
+    p->peak = n ? sum / n : INFINITY;
+}
+
+/* One shape, whatever the time after rest. */
+static bool like(const fr_table *t, const fr_row *a, const fr_row *b) {
+    fr_row x = *a, y = *b;
+    x.at_ms = y.at_ms = -1;
+    x.key = y.key = 0;
+    return fr_row_same(t, &x, t, &y, true);
+}
+
+/* Rows of one shape by at_ms: when its time has come half of the way from the first to the last reading. */
+static double half_way(const fr_table *t, const fr_row *first) {
+    const fr_row *last = first;
+    for (uint32_t i = 0; i < t->count; i++) {
+        const fr_row *r = &t->rows[i];
+        if (r->at_ms < 0 || !like(t, r, first)) continue;
+        if (r->at_ms > last->at_ms) last = r;
+    }
+    double half = (first->ns + last->ns) / 2, from = first->at_ms, low = first->ns, at = 0;
+    if (last->ns < 1.03 * first->ns) return 0; /* no limit was met */
+    for (int32_t after = first->at_ms; at <= 0;) {
+        const fr_row *next = NULL;
+        for (uint32_t i = 0; i < t->count; i++) {
+            const fr_row *r = &t->rows[i];
+            if (r->at_ms <= after || !like(t, r, first)) continue;
+            if (!next || r->at_ms < next->at_ms) next = r;
+        }
+        if (!next) return 0;
+        if (next->ns >= half) at = from + (next->at_ms - from) * (half - low) / fmax(next->ns - low, 1);
+        after = next->at_ms;
+        from = next->at_ms;
+        low = next->ns;
+    }
+    return at * 1e6;
+}
+
+/* From rest the average rises as 1 - exp(-t / window): it meets the limit when the burst's power has
+ * ln((P - idle) / (P - cap)) windows behind it. */
+static void fit_window(const fr_table *t, fr_power *p) {
+    double sum = 0;
+    int n = 0;
+    p->window_ns = WINDOW_NS;
+    for (uint32_t i = 0; i < t->count; i++) {
+        const fr_row *r = &t->rows[i];
+        bool first = r->at_ms >= 0;
+        for (uint32_t k = 0; k < t->count && first; k++)
+            first = t->rows[k].at_ms < 0 || t->rows[k].at_ms >= r->at_ms || !like(t, &t->rows[k], r);
+        double math, memory, half = first ? half_way(t, r) : 0;
+        if (half <= 0) continue;
+        shares(t, r, r->ns, &math, &memory);
+        double burst = fmin(p->peak, p->idle + p->active + p->math * math + p->memory * memory);
+        if (burst < 1.02 * p->cap) continue;
+        sum += half / log((burst - p->idle) / (burst - p->cap));
+        n++;
+    }
+    if (n) p->window_ns = sum / n;
+}
+
+/* The same pair in a burst: what the aggressor costs without a power limit. */
+static const fr_row *burst_pair(const fr_table *t, const fr_row *r) {
+    for (uint32_t i = 0; i < t->count; i++) {
+        const fr_row *b = &t->rows[i];
+        if (b->type == FR_ROW_SLOWDOWN && b->regime == FR_BURST && b->victim == r->victim &&
+            b->aggressor == r->aggressor && b->ways == r->ways && b->duty >= 1)
+            return b;
+    }
+    return NULL;
+}
+
+/*
+ * Watts of an aggressor: what its victim gives up of the power above idle, (cap - idle) (1 - clock beside / alone).
+ * Pulls take nothing but power, so times tell the clocks' ratio (better than NVML's steps); others need the clocks, or
+ * what a sustained victim loses beyond one in a burst.
+ */
+static void fit_transfers(const fr_table *t, fr_power *p) {
+    for (int a = 0; a < FR_AGGRESSORS; a++) {
+        double sum = 0;
+        int n = 0;
+        for (uint32_t i = 0; i < t->count; i++) {
+            const fr_row *r = &t->rows[i], *b;
+            if (r->type != FR_ROW_SLOWDOWN || r->regime != FR_SUSTAINED || r->aggressor != a || r->ways != 2 ||
+                r->victim == FR_CLASS_MEMORY || r->duty < 0.5)
+                continue;
+            double ratio = r->alone / r->beside;
+            if (a != FR_AGGRESSOR_PULL && r->clock_mhz > 0 && r->clock_alone > 0)
+                ratio = r->clock_mhz / r->clock_alone;
+            else if (a != FR_AGGRESSOR_PULL)
+                ratio = (b = burst_pair(t, r)) ? ratio / (b->alone / b->beside) : 1;
+            sum += (p->cap - p->idle) * (1 - ratio) / r->duty;
+            n++;
+        }
+        p->transfer[a] = n ? fmax(0, sum / n) : 0;
+    }
+}
+
+void fr_power_fit(const fr_table *t, fr_power *p) {
+    *p = (fr_power){.idle = t->idle_watts > 0 ? t->idle_watts : IDLE_W, .full_mhz = t->clock_max_mhz};
+    reading *v = fr_alloc((t->count + 1) * sizeof *v);
+    double cap = 0;
+    int capped = 0;
+    for (uint32_t i = 0; i < t->count; i++) {
+        const fr_row *r = &t->rows[i];
+        if (!clocked(r) || p->full_mhz <= 0) continue;
+        reading *w = &v[p->rows++];
+        *w = (reading){.x = fmin(1, r->clock_mhz / p->full_mhz), .watts = r->watts - p->idle};
+        shares(t, r, r->ns, &w->math, &w->memory);
+        if (w->x >= FULL) continue;
+        cap += r->watts;
+        capped++;
+    }
+    p->known = capped > 0 && p->rows >= 3 && fit(v, p->rows, p);
+    free(v);
+    if (!p->known) return;
+    p->cap = cap / capped;
+    fit_peak(t, p);
+    fit_window(t, p);
+    fit_transfers(t, p);
+}

@@ -1,0 +1,189 @@
+/*
+ * The SM clock of every rank under its power limit (engine/power.h), as a controller sets it that knows the recent
+ * past: the average over the limit's window of what ran gives the clock at which the mix meets the limit, corrected by
+ * what the average power still lacks. A kernel gets its clock when it starts. Rest and memory-bound work leave room
+ * that the next burst uses; pulls beside compute cost clock in proportion to how long they run; sustained differs from
+ * burst in where the average starts, nothing else.
+ *
+ * Draws are whole milliwatts, so that sums don't depend on the order of starts and ends within an instant.
+ */
+#include <math.h>
+#include <stdlib.h>
+
+#include "engine/power.h"
+#include "sim/player_state.h"
+
+/* What the average lacks is spent GAIN times a window: the limit is met after window / (1 + GAIN). Two keeps kernels
+ * of a third of a window from overshooting. */
+#define GAIN 2.0
+/* A kernel longer than this share of the window meets a moving clock: followed in steps of half of it. */
+#define LONG 0.25
+
+enum { KERNEL = 1, TRANSFER = 2 }; /* fr_play_lane.draws; TRANSFER + fr_aggressor */
+
+struct fr_clock {
+    double base, slope, heat; /* averages over the window, W: draw beyond idle at clock 0, its rise to clock 1; power */
+    double weight;            /* how much of a window the first two stand on, 0..1 */
+    int64_t at;               /* up to here */
+    int64_t base_mw, slope_mw, draw_mw; /* of what runs */
+    int32_t moving[FR_AGGRESSORS][2];   /* transfers under way, in and out */
+    double cycles, busy;                /* sums over kernels: clock * ns, ns */
+    bool begun;
+};
+
+static int64_t milliwatts(double w) {
+    return llround(1000 * w);
+}
+
+void fr_play_clock_open(fr_player *p) {
+    if (!p->o.interference || !p->o.cost || p->o.price || !fr_cost_power(p->o.cost)->known) return;
+    p->power = fr_cost_power(p->o.cost);
+    p->clocks = fr_alloc((size_t)p->plan->ranks * sizeof *p->clocks);
+    bool sustained = fr_cost_regime(p->o.cost) == FR_SUSTAINED;
+    for (int r = 0; r < p->plan->ranks; r++) p->clocks[r].heat = sustained ? p->power->cap : p->power->idle;
+}
+
+/* exp(-u) as 1 / (1 + u + u^2/2 + u^3/6): within 2 % of the step for u <= 1, and the same on every machine. */
+static inline double fade(double u) {
+    return 1 / (1 + u * (1 + u * (0.5 + u / 6)));
+}
+
+static inline void average(fr_clock *c, double keep, double base, double slope, double power) {
+    c->base = keep * c->base + (1 - keep) * base;
+    c->slope = keep * c->slope + (1 - keep) * slope;
+    c->heat = keep * c->heat + (1 - keep) * power;
+    c->weight = keep * c->weight + (1 - keep);
+}
+
+static inline void advance(const fr_player *p, fr_clock *c) {
+    if (p->now <= c->at) return;
+    double keep = fade((double)(p->now - c->at) / p->power->window_ns);
+    average(c, keep, 1e-3 * (double)c->base_mw, 1e-3 * (double)c->slope_mw, p->power->idle + 1e-3 * (double)c->draw_mw);
+    c->at = p->now;
+}
+
+/* The clock for a kernel that starts now; until a window has passed it judges by itself as well. */
+static inline double choose(const fr_power *w, const fr_clock *c, const fr_price *price) {
+    double own = 1 - c->weight;
+    return fr_power_clock(w, w->cap + GAIN * (w->cap - c->heat), c->base + own * price->base,
+                          c->slope + own * price->slope);
+}
+
+static inline double speed(const fr_price *price, double x) {
+    return fr_power_speed(&(fr_draw){.flex = price->flex, .full = price->full}, x);
+}
+
+/* Mean speed of a long kernel whose own draw moves the clock; *x becomes its mean clock. */
+static double follow(const fr_player *p, const fr_clock *from, const fr_price *price, double *x) {
+    fr_clock c = *from;
+    double step = 0.5 * LONG * p->power->window_ns, keep = fade(0.5 * LONG), left = (double)price->work, t = 0, sum = 0;
+    for (int i = 0; i < 256 && left > 0; i++) {
+        double at = choose(p->power, &c, price), v = speed(price, at), dt = fmin(step, left / v);
+        if (i == 255) dt = left / v; /* long settled */
+        left -= v * dt;
+        t += dt;
+        sum += at * dt;
+        average(&c, keep, 1e-3 * (double)c.base_mw + price->base, 1e-3 * (double)c.slope_mw + price->slope,
+                p->power->idle + 1e-3 * (double)c.draw_mw + price->base + price->slope * fmin(at, price->full));
+    }
+    *x = sum / t;
+    return (double)price->work / t;
+}
+
+static void add(fr_player *p, int rank, int64_t base, int64_t slope, int64_t all) {
+    fr_clock *c = &p->clocks[rank];
+    advance(p, c);
+    c->base_mw += base;
+    c->slope_mw += slope;
+    c->draw_mw += all;
+}
+
+double fr_play_clock_start(fr_player *p, fr_play_lane *l) {
+    const fr_price *price = &l->run->prices[l->op->shape];
+    fr_clock *c = &p->clocks[l->rank];
+    if (price->slope <= 0) return 1;
+    advance(p, c);
+    double x, v;
+    if ((double)price->work > LONG * p->power->window_ns) {
+        v = follow(p, c, price, &x);
+    } else {
+        x = choose(p->power, c, price);
+        v = speed(price, x);
+    }
+    x = fmin(x, price->full);
+    l->base_mw = milliwatts(price->base);
+    l->slope_mw = milliwatts(price->slope);
+    l->draw_mw = l->base_mw + milliwatts(price->slope * x);
+    l->draws = KERNEL;
+    add(p, l->rank, l->base_mw, l->slope_mw, l->draw_mw);
+    c->cycles += x * (double)price->work / v;
+    c->busy += (double)price->work / v;
+    return v;
+}
+
+/* One end of a transfer begins or ends: half of its watts while any of the kind and direction is under way, since those
+ * that run at once share the link. */
+static void end_of(fr_player *p, int rank, fr_aggressor kind, int direction, int delta) {
+    int32_t *n = &p->clocks[rank].moving[kind][direction], before = *n;
+    int64_t half = milliwatts(p->power->transfer[kind] / 2);
+    *n += delta;
+    if ((before > 0) == (*n > 0)) return;
+    add(p, rank, delta * half, 0, delta * half);
+}
+
+/* A pull draws half here, half at its peer; other transfers, and in a folded plan all, both halves here. */
+static void move(fr_player *p, const fr_play_lane *l, int delta) {
+    const fr_op *op = l->op;
+    bool pair = (op->kind == FR_OP_PULL || op->kind == FR_OP_PUSH) && op->peer >= 0 && p->plan->fold == 1;
+    fr_aggressor kind = (fr_aggressor)(l->draws - TRANSFER);
+    end_of(p, l->rank, kind, 0, delta);
+    end_of(p, pair ? op->peer : l->rank, kind, 1, delta);
+}
+
+void fr_play_clock_transfer(fr_player *p, fr_play_lane *l, fr_aggressor kind) {
+    l->draws = (uint8_t)(TRANSFER + kind);
+    move(p, l, 1);
+}
+
+void fr_play_clock_end(fr_player *p, fr_play_lane *l) {
+    if (l->draws == KERNEL)
+        add(p, l->rank, -l->base_mw, -l->slope_mw, -l->draw_mw);
+    else
+        move(p, l, -1);
+    l->draws = 0;
+}
+
+/* Sustained starts where a stream of the first forward would have settled. */
+void fr_play_clock_begin(fr_player *p, const fr_run *run) {
+    if (fr_cost_regime(p->o.cost) != FR_SUSTAINED) return;
+    for (uint32_t s = 0; s < run->shares_count; s++) {
+        int rank = run->shares[s].rank;
+        fr_clock *c = &p->clocks[rank];
+        double base = 0, slope = 0, moved = 0, busy = 0;
+        if (c->begun) continue;
+        c->begun = true;
+        for (uint32_t i = 0; i < run->f->ops_count; i++) {
+            const fr_op *op = &run->f->ops[i];
+            const fr_lane *lane = &p->plan->lanes[op->lane];
+            const fr_price *price = &run->prices[op->shape];
+            if (lane->rank != rank) continue;
+            if (lane->kind == FR_LANE_COMPUTE) busy += (double)price->ns;
+            base += price->base * (double)price->ns;
+            slope += price->slope * (double)price->ns;
+            if (lane->kind == FR_LANE_COPY) moved += p->power->transfer[FR_AGGRESSOR_PULL] * (double)price->ns;
+        }
+        if (busy <= 0) continue;
+        c->base = base / busy + fmin(moved / busy, p->power->transfer[FR_AGGRESSOR_PULL]);
+        c->slope = slope / busy;
+        c->weight = 1;
+    }
+}
+
+double fr_play_clock_mhz(const fr_player *p) {
+    double cycles = 0, busy = 0;
+    for (int r = 0; p->clocks && r < p->plan->ranks; r++) {
+        cycles += p->clocks[r].cycles;
+        busy += p->clocks[r].busy;
+    }
+    return busy > 0 ? round(cycles / busy * p->power->full_mhz) : NAN; /* whole: what NVML shows too */
+}

@@ -1,0 +1,73 @@
+/* The clock under the power limit, played: a burst that turns into a sustained stream. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "sim/driver.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static bool near(double a, double b, double within) {
+    if (fabs(a - b) <= within) return true;
+    print_error("%g, expected %g\n", a, b);
+    return false;
+}
+
+/* Elapsed ns of `forwards` forwards of 4 layers, with the spans of one op kind over time. */
+static fr_result play(const char *regime, int forwards, fr_timeline *spans) {
+    fr_experiment e;
+    fr_error err = {0};
+    char text[300];
+    fr_experiment_defaults(&e);
+    snprintf(
+        text, sizeof text,
+        "model=qwen3-235b-a22b machine=h200x1 strategy=dp layers=4 tokens=16K seq=4K skew=even regime=%s forwards=%d",
+        regime, forwards);
+    for (char *save, *word = strtok_r(text, " ", &save); word; word = strtok_r(NULL, " ", &save)) {
+        char *value = strchr(word, '=');
+        *value++ = 0;
+        if (fr_experiment_set(&e, word, value, &err)) fail_msg("%s", err.text);
+    }
+    e.spans = spans != NULL;
+    fr_setup s;
+    fr_result r;
+    if (fr_setup_open(&e, &s, &err)) fail_msg("%s", err.text);
+    if (fr_drive(&s, &(fr_drive_options){.spans = spans}, &r, &err)) fail_msg("%s", err.text);
+    fr_setup_close(&s);
+    return r;
+}
+
+/* A burst begins at its price and ends as a sustained stream: same mechanism, another start. */
+static void burst_turns_sustained(void **state) {
+    (void)state;
+    fr_timeline b = {0}, s = {0};
+    fr_result burst = play("burst", 12, &b), sustained = play("sustained", 12, &s);
+    int64_t first = 0, last = 0, steady = 0, until = 0;
+    for (uint32_t i = 0; i < b.count; i++)
+        if (b.spans[i].kind == FR_OP_ATTENTION) {
+            int64_t ns = b.spans[i].end - b.spans[i].start;
+            if (!first) first = ns;
+            if (ns < first * 101 / 100 && last < first * 101 / 100) until = b.spans[i].end;
+            last = ns;
+        }
+    for (uint32_t i = 0; i < s.count; i++)
+        if (s.spans[i].kind == FR_OP_ATTENTION) steady = s.spans[i].end - s.spans[i].start;
+    assert_true(last > first * 125 / 100); /* at full clock in a burst, at 1,500 of 1,980 MHz under the limit */
+    assert_true(near((double)last / (double)steady, 1, 0.01));
+    assert_true(until > 20000000 && until < 80000000); /* some 50 ms into a burst */
+    assert_true(burst.elapsed_ns < sustained.elapsed_ns);
+    assert_true(sustained.clock_mhz > 1400 && sustained.clock_mhz < 1600 && burst.clock_mhz > sustained.clock_mhz);
+    fr_timeline_free(&b);
+    fr_timeline_free(&s);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test(burst_turns_sustained)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
