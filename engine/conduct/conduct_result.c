@@ -251,6 +251,7 @@ void fr_conduct_result(fr_conductor *c) {
                        .memory = s->memory,
                        .fits = true,
                        .solves = -1,
+                       .clock_mhz = NAN,
                        .price_per_mtoken =
                            m->price_per_gpu_hour > 0 ? seconds * gpus / 3600 * m->price_per_gpu_hour / million : NAN,
                        .joules_per_mtoken = NAN};
