@@ -93,7 +93,11 @@ typedef struct {
     int64_t attention_out; /* heads * v_head_dim wide */
     int64_t router;        /* fp32 logits, top-k ids and weights, permutation */
     int64_t send, receive; /* packed tokens of a dispatch and its combine; all-gathered tokens */
-    int64_t rows;          /* routed rows that this rank computes at most (a count, not bytes) */
+    /* One receive buffer (expert groups have one each) holds `arriving` tokens (a count), then the ids and the weights
+     * (4 bytes each) of `slots` experts for each of them: [arriving, H] | [arriving, slots] | [arriving, slots]. */
+    int64_t arriving;
+    int slots;
+    int64_t rows; /* routed rows that this rank computes at most (a count, not bytes) */
     int64_t permuted, up, down;
     int64_t dense; /* hidden layer of a dense FFN or of the shared experts */
     int64_t peak;
@@ -101,6 +105,10 @@ typedef struct {
 void fr_layout_activations(const fr_layout *l, const fr_model *m, const fr_load *load, int64_t tokens,
                            fr_activations *out);
 
+/* Parts into which each ep rank's experts are cut, which travel one after the other (FR_OVERLAP_EXPERT_GROUPS). */
+int fr_layout_expert_parts(const fr_layout *l);
+/* The imbalance that no routing exceeds: all tokens on one part of one rank. */
+double fr_layout_worst_imbalance(const fr_layout *l);
 /* Routed experts that ep rank r (0 .. ep - 1) holds: contiguous, near-equal (dwdp may be uneven). */
 void fr_layout_expert_range(const fr_layout *l, const fr_model *m, int r, int *first, int *end);
 /* Shard window of offload with ep > 1, in layers: `window`, or its default. */

@@ -41,23 +41,45 @@ static int64_t routed_rows(const fr_layout *l, const fr_model *m, const fr_load 
 
 /* Tokens that leave for, and arrive from, other ranks: one copy per (token, target rank), so never more than the rows
  * nor than the tokens times the ranks. */
-static void exchange_buffers(const fr_layout *l, const fr_model *m, int64_t tokens, fr_activations *a) {
+static void exchange_buffers(const fr_layout *l, const fr_model *m, const fr_load *load, int64_t tokens,
+                             fr_activations *a) {
     int64_t row = 2 * (int64_t)m->hidden;
-    if (l->experts == FR_EXP_TP && l->dp > 1) a->receive = tokens * l->dp * row; /* all-gathered tokens of the stage */
+    a->slots = m->top_k;
+    if (l->experts == FR_EXP_TP && l->dp > 1) { /* all-gathered tokens of the stage */
+        a->arriving = tokens * l->dp;
+        a->receive = a->arriving * (row + 8 * a->slots);
+    }
     if (l->experts == FR_EXP_ASAP) { /* dp groups' tokens at an expert rank: D * S * H (facts: asap-duoserve, a.3) */
         a->receive = tokens * l->dp * row;
         a->send = fr_ceil_div(tokens, l->tp) * fr_min_i64(m->top_k, l->ep) * row;
     }
     if (l->experts != FR_EXP_EP || l->ep == 1) return;
     int64_t groups = l->ep > l->tp ? l->ep / l->tp : 1;
+    int parts = fr_layout_expert_parts(l);
+    bool by_expert = l->exchange == FR_EXCHANGE_A2A_K;
     if (l->exchange == FR_EXCHANGE_AGRS) {
-        a->receive = tokens * groups * row;
+        a->arriving = tokens * groups;
+        a->receive = a->arriving * (row + 8 * a->slots);
         return;
     }
-    int64_t copies = l->exchange == FR_EXCHANGE_A2A_K ? m->top_k : fr_min_i64(m->top_k, l->ep);
+    int64_t copies = by_expert ? m->top_k : fr_min_i64(m->top_k, (int64_t)l->ep * parts);
     a->send = fr_ceil_div(tokens, l->tp) * copies * row; /* tp ranks of a group share its tokens out */
-    int64_t arriving = l->exchange == FR_EXCHANGE_A2A_K ? a->rows : fr_min_i64(a->rows, tokens * groups);
-    a->receive = arriving * row;
+    fr_layout part = *l;                                 /* a part is to its target what a rank is without parts */
+    part.ep = l->ep * parts;
+    part.tp = 1;
+    int64_t rows = routed_rows(&part, m, load, fr_ceil_div(tokens * groups, part.ep));
+    a->slots = by_expert ? 1 : m->top_k;
+    a->arriving = by_expert ? rows : fr_min_i64(rows, tokens * groups);
+    a->arriving = fr_ceil_div(a->arriving, 4) * 4; /* what lies behind begins at a multiple of 16 bytes */
+    a->receive = parts * a->arriving * (row + 8 * a->slots);
+}
+
+int fr_layout_expert_parts(const fr_layout *l) {
+    return l->overlap == FR_OVERLAP_EXPERT_GROUPS && l->overlap_stages > 1 ? l->overlap_stages : 1;
+}
+
+double fr_layout_worst_imbalance(const fr_layout *l) {
+    return l->experts == FR_EXP_EP || l->experts == FR_EXP_ASAP ? (double)l->ep * fr_layout_expert_parts(l) : 1;
 }
 
 /*
@@ -80,7 +102,7 @@ void fr_layout_activations(const fr_layout *l, const fr_model *m, const fr_load 
     a->attention_out = 2 * n * s.heads * dv;
     a->rows = routed_rows(l, m, load, n);
     a->router = n * m->experts * 4 + n * m->top_k * (4 + 4) + a->rows * 4;
-    exchange_buffers(l, m, n, a);
+    exchange_buffers(l, m, load, n, a);
     a->permuted = l->precision == FR_FP8 ? a->rows * (hidden + 4 * fr_ceil_div(hidden, 128)) : 2 * a->rows * hidden;
     a->up = 2 * a->rows * s.expert_width;
     a->down = 2 * a->rows * hidden;

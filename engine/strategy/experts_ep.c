@@ -32,7 +32,7 @@ static void open(fr_planner *p, fr_rank *r) {
     for (int g = 0; g < p->moe_groups && p->moe_groups > 1; g++) {
         char name[24];
         snprintf(name, sizeof name, "recv %d", g);
-        r->recv[g] = fr_add_buffer(p, r, FR_BUF_ACTIVATION, name, fr_ceil_div(a.receive, p->moe_groups), 0);
+        r->recv[g] = fr_add_buffer(p, r, FR_BUF_ACTIVATION, name, a.receive / p->moe_groups, 0);
     }
     if (overlapped(p)) fr_add_lane(p, r, FR_LANE_COMM);
     for (int h = 0; h < (l->overlap == FR_OVERLAP_TBO ? 2 : 1); h++) {
@@ -221,6 +221,7 @@ static void pack(fr_walk *w, fr_rank *r, int64_t held, int64_t most) {
     fr_read(w, b->route);
     fr_read(w, b->normed);
     fr_write(w, b->send);
+    fr_write(w, b->route); /* where each copy lies */
     fr_late(w->f, b->held, fr_memory_shape(w, FR_OP_PERMUTE, most, hidden, 2 * most * row));
 }
 
@@ -313,6 +314,7 @@ static void compute(fr_walk *w, fr_rank *r, int g) {
            fr_memory_shape(w, FR_OP_REDUCE, out, p->model.hidden, (m->rows + out) * row), g);
     fr_read(w, b->out);
     fr_read(w, b->order);
+    fr_read(w, recv); /* weights */
     fr_write(w, recv);
     if (!agrs(p))
         fr_late(w->f, b->counts, fr_memory_shape(w, FR_OP_REDUCE, m->bound, p->model.hidden, 2 * m->bound * row));

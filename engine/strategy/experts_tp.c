@@ -51,7 +51,6 @@ static void experts(fr_walk *w, fr_rank *r) {
         fr_read(w, b->normed);
         fr_read(w, b->route);
         fr_write(w, b->recv);
-        fr_write(w, b->route);
         fr_join(w, &r->stage_group);
     }
     uint32_t source = spread ? b->recv : b->normed;

@@ -270,7 +270,7 @@ void fr_emit_sort(fr_walk *w, fr_rank *r, const fr_moe *m, uint32_t source, int 
     int64_t out = fp8 ? fp8 : BF16 * hidden, sort = 12, tables = 8 * (int64_t)p->model.experts;
     fr_put(w, r, FR_LANE_COMPUTE, FR_OP_SORT,
            fr_memory_shape(w, FR_OP_SORT, m->rows, p->model.experts, m->rows * sort + tables), sub);
-    fr_read(w, b->route);
+    fr_read(w, source == b->normed ? b->route : source); /* ids travel with their rows */
     fr_write(w, b->order);
     if (b->counts != FR_NONE)
         fr_late(w->f, b->counts, fr_memory_shape(w, FR_OP_SORT, m->bound, p->model.experts, m->bound * sort + tables));
@@ -308,7 +308,7 @@ void fr_emit_grouped(fr_walk *w, fr_rank *r, const fr_moe *m, int sub) {
 
 /*
  * Weighted sum: `rows` rows in, one a token out, with the shared experts' row. Into the residual stream (in and out),
- * or as a partial result into another buffer.
+ * or as a partial result into delta or over the tokens that were gathered.
  */
 void fr_emit_combine(fr_walk *w, fr_rank *r, uint32_t source, int64_t rows, int64_t tokens, uint32_t into) {
     fr_planner *p = w->p;
@@ -317,8 +317,8 @@ void fr_emit_combine(fr_walk *w, fr_rank *r, uint32_t source, int64_t rows, int6
     int64_t row = BF16 * (int64_t)p->model.hidden, bytes = row * (rows + tokens * (1 + residual + shared));
     fr_put(w, r, FR_LANE_COMPUTE, FR_OP_COMBINE, fr_memory_shape(w, FR_OP_COMBINE, tokens, p->model.hidden, bytes), 0);
     fr_read(w, source);
-    if (source == b->out) fr_read(w, b->order); /* else rows come summed */
-    fr_read(w, b->route);
+    if (source == b->out) fr_read(w, b->order);                 /* else rows come summed */
+    fr_read(w, residual || into == b->delta ? b->route : into); /* weights: beside what travelled here */
     if (shared) fr_read(w, b->shared);
     if (residual) {
         fr_hidden_use(w, r, FR_USE_READ);
@@ -339,6 +339,27 @@ static void answer(fr_walk *w, fr_rank *r) {
     if (head && r->t == 0 && fr_work_of(w, r)->count) w->f->ops[w->f->heads[head - 1].last].flags |= FR_OP_ANSWER;
 }
 
+/* Rows of a tp group's batch that this rank computes logits of: those whose token it holds where each rank holds a part
+ * of the tokens, else its share of their number. */
+static void head_rows(const fr_walk *w, const fr_rank *r, int64_t *all, int64_t *some) {
+    const fr_planner *p = w->p;
+    const fr_work *work = fr_work_of(w, r);
+    int tp = p->layout.tp;
+    *all = fr_share(work->rows_all, tp, r->t);
+    *some = fr_share(work->rows_some, tp, r->t);
+    if (!p->sliced || p->folded) return;
+    int64_t first = 0, end, row = 0;
+    for (int i = 0; i < r->t; i++) first += fr_share(work->tokens, tp, i);
+    end = first + fr_share(work->tokens, tp, r->t);
+    *all = *some = 0;
+    for (int32_t i = 0; i < work->count; i++) {
+        row += work->sequences[i].queries;
+        if (row - 1 < first || row - 1 >= end) continue;
+        *all += work->sequences[i].candidates < 0;
+        *some += work->sequences[i].candidates > 0;
+    }
+}
+
 /*
  * Final norm over the rows that want logits (gathered on the way: rows in, with the pending result, and out), then the
  * head: the whole vocabulary, or each row's few candidates (n = candidates). Ranks of a tp group, which all hold the
@@ -350,7 +371,8 @@ void fr_emit_head(fr_walk *w, fr_rank *r) {
     fr_scratch *b = fr_scratch_of(w, r);
     const fr_model *m = &p->model;
     int tp = p->layout.tp;
-    int64_t all = fr_share(work->rows_all, tp, r->t), some = fr_share(work->rows_some, tp, r->t);
+    int64_t all, some;
+    head_rows(w, r, &all, &some);
     int64_t rows = all + some, row = BF16 * (int64_t)m->hidden;
     uint32_t norm = fr_memory_shape(w, FR_OP_NORM, rows, m->hidden, (r->residual ? 3 : 2) * rows * row);
     fr_put(w, r, FR_LANE_COMPUTE, FR_OP_NORM, norm, 2);

@@ -151,7 +151,9 @@ static void open_scratch(fr_planner *p, fr_rank *r, int half, const fr_activatio
     ROOM(delta, a->residual, 0);
     ROOM(logits, fr_max_i64(a->router, rows * 4 * p->model.vocab), 0);
     ROOM(route, a->router, 0);
-    ROOM(order, a->rows * 8, 0);
+    /* Where each chosen expert's row lies, and the token of each row; ids come with what arrives (experts_ep.c). */
+    bool travels = p->layout.experts == FR_EXP_EP && p->layout.ep > 1;
+    ROOM(order, 4 * (a->rows + (travels ? a->arriving * a->slots : a->rows)), 0);
     ROOM(rows, a->permuted, 0);
     ROOM(mid, a->up, 0);
     ROOM(out, a->down, 0);
@@ -243,7 +245,7 @@ static void open_static(fr_planner *p) {
     p->slots = real_unit / l->tp;
     p->sliced = fr_layout_sliced(l);
     p->part = part_of(l->experts);
-    p->moe_groups = l->overlap == FR_OVERLAP_EXPERT_GROUPS ? l->overlap_stages : 1;
+    p->moe_groups = fr_layout_expert_parts(l);
     p->ranks_count = p->folded ? 1 : gpus;
     p->plan = fr_plan_new(p->ranks_count, gpus);
     p->ranks = fr_alloc((size_t)p->ranks_count * sizeof *p->ranks);

@@ -164,7 +164,8 @@ static void test_activations(void **state) {
     load.imbalance = 1.5;
     fr_layout_activations(&l, &m, &load, load.tokens, &a);
     assert_int_equal(a.rows, 16384 * 8 * 3 / 2);
-    assert_int_equal(a.receive, fr_min_i64(a.rows, 16384 * 8) * 4096 * 2);
+    assert_int_equal(a.arriving, fr_min_i64(a.rows, 16384 * 8));
+    assert_int_equal(a.receive, a.arriving * (4096 * 2 + 8 * 8)); /* a row, ids and weights of 8 experts */
     load.imbalance = 1000;
     fr_layout_activations(&l, &m, &load, load.tokens, &a);
     assert_int_equal(a.rows, 16384 * 8 * 8);
