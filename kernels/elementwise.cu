@@ -72,7 +72,9 @@ __device__ __forceinline__ void norm_row(const float (&x)[NV][8], const fr_bf16 
     }
 }
 
-template <int NV, bool ADD>
+enum { NORM_ONLY, NORM_ADD, NORM_ADD_KEEP }; /* KEEP: the sum goes into the residual stream */
+
+template <int NV, int MODE>
 __global__ void __launch_bounds__(THREADS) rmsnorm_kernel(const fr_bf16 *x, fr_bf16 *residual, const fr_bf16 *weight,
                                                           const int32_t *rows, fr_bf16 *out, int H, float eps) {
     __shared__ float scratch[THREADS / 32];
@@ -83,12 +85,12 @@ __global__ void __launch_bounds__(THREADS) rmsnorm_kernel(const fr_bf16 *x, fr_b
         const int at = (n * THREADS + static_cast<int>(threadIdx.x)) * 8;
         if (at < H) {
             to_float(load8(x + row * H + at), v[n]);
-            if constexpr (ADD) {
+            if constexpr (MODE != NORM_ONLY) {
                 float r[8];
                 to_float(load8_plain(residual + row * H + at), r);
 #pragma unroll
                 for (int j = 0; j < 8; j++) v[n][j] = round_bf16(v[n][j] + r[j]);
-                store8(residual + row * H + at, to_bf16(v[n]));
+                if constexpr (MODE == NORM_ADD_KEEP) store8(residual + row * H + at, to_bf16(v[n]));
             }
         } else {
 #pragma unroll
@@ -220,8 +222,9 @@ __global__ void __launch_bounds__(THREADS)
 /* ---- permutation and combine ---- */
 template <int NV>
 __global__ void __launch_bounds__(THREADS)
-    permute_kernel(const fr_bf16 *x, const int32_t *row_of_slot, fr_bf16 *out, int k, int H) {
+    permute_kernel(const fr_bf16 *x, const int32_t *row_of_slot, const int32_t *arrived, fr_bf16 *out, int k, int H) {
     const int64_t t = blockIdx.x;
+    if (arrived && t >= *arrived) return;
     vec8 v[NV];
 #pragma unroll
     for (int n = 0; n < NV; n++) {
@@ -241,10 +244,12 @@ __global__ void __launch_bounds__(THREADS)
 
 template <int NV, bool NORM>
 __global__ void __launch_bounds__(THREADS)
-    combine_kernel(const fr_bf16 *y, const int32_t *row_of_slot, const float *weights, const fr_bf16 *residual,
-                   fr_bf16 *out, const fr_bf16 *norm_weight, fr_bf16 *norm_out, float eps, int k, int H) {
+    combine_kernel(const fr_bf16 *y, const int32_t *row_of_slot, const float *weights, const int32_t *arrived,
+                   const fr_bf16 *residual, fr_bf16 *out, const fr_bf16 *norm_weight, fr_bf16 *norm_out, float eps,
+                   int k, int H) {
     __shared__ float scratch[THREADS / 32];
     const int64_t t = blockIdx.x;
+    if (arrived && t >= *arrived) return;
     float sum[NV][8];
 #pragma unroll
     for (int n = 0; n < NV; n++)
@@ -257,8 +262,8 @@ __global__ void __launch_bounds__(THREADS)
         float w[AHEAD];
 #pragma unroll
         for (int a = 0; a < AHEAD; a++) {
-            const int64_t row = j + a < k ? row_of_slot[t * k + j + a] : -1;
-            w[a] = row >= 0 ? weights[t * k + j + a] : 0;
+            const int64_t slot = t * k + j + a, row = j + a >= k ? -1 : row_of_slot ? row_of_slot[slot] : slot;
+            w[a] = row < 0 ? 0 : weights ? weights[slot] : 1;
 #pragma unroll
             for (int n = 0; n < NV; n++) {
                 const int at = (n * THREADS + static_cast<int>(threadIdx.x)) * 8;
@@ -373,7 +378,7 @@ cudaError_t fr_k_rmsnorm(const fr_bf16 *x, const fr_bf16 *weight, const int32_t 
     if (n < 0 || bad_width(H)) return cudaErrorInvalidValue;
     if (!n) return cudaSuccess;
     return with_vectors(H, [&](auto nv) {
-        rmsnorm_kernel<decltype(nv)::value, false>
+        rmsnorm_kernel<decltype(nv)::value, NORM_ONLY>
             <<<blocks_for(n, 1), THREADS, 0, stream>>>(x, nullptr, weight, rows, out, static_cast<int>(H), eps);
         return cudaGetLastError();
     });
@@ -384,8 +389,20 @@ cudaError_t fr_k_add_rmsnorm(fr_bf16 *residual, const fr_bf16 *delta, const fr_b
     if (n < 0 || bad_width(H)) return cudaErrorInvalidValue;
     if (!n) return cudaSuccess;
     return with_vectors(H, [&](auto nv) {
-        rmsnorm_kernel<decltype(nv)::value, true>
+        rmsnorm_kernel<decltype(nv)::value, NORM_ADD_KEEP>
             <<<blocks_for(n, 1), THREADS, 0, stream>>>(delta, residual, weight, nullptr, out, static_cast<int>(H), eps);
+        return cudaGetLastError();
+    });
+}
+
+cudaError_t fr_k_add_rmsnorm_rows(const fr_bf16 *residual, const fr_bf16 *delta, const fr_bf16 *weight,
+                                  const int32_t *rows, fr_bf16 *out, int64_t n, int64_t H, float eps,
+                                  cudaStream_t stream) {
+    if (n < 0 || bad_width(H)) return cudaErrorInvalidValue;
+    if (!n) return cudaSuccess;
+    return with_vectors(H, [&](auto nv) {
+        rmsnorm_kernel<decltype(nv)::value, NORM_ADD><<<blocks_for(n, 1), THREADS, 0, stream>>>(
+            delta, const_cast<fr_bf16 *>(residual), weight, rows, out, static_cast<int>(H), eps);
         return cudaGetLastError();
     });
 }
@@ -425,13 +442,29 @@ cudaError_t fr_k_attention_meta(const int32_t *q_start, const int32_t *kv_start,
     return cudaGetLastError();
 }
 
-cudaError_t fr_k_permute(const fr_bf16 *x, const int32_t *row_of_slot, fr_bf16 *out, int64_t T, int32_t k, int64_t H,
-                         cudaStream_t stream) {
+cudaError_t fr_k_permute_arrived(const fr_bf16 *x, const int32_t *row_of_slot, const int32_t *arrived, fr_bf16 *out,
+                                 int64_t T, int32_t k, int64_t H, cudaStream_t stream) {
     if (T < 0 || k < 1 || bad_width(H)) return cudaErrorInvalidValue;
     if (!T) return cudaSuccess;
     return with_vectors(H, [&](auto nv) {
         permute_kernel<decltype(nv)::value>
-            <<<blocks_for(T, 1), THREADS, 0, stream>>>(x, row_of_slot, out, k, static_cast<int>(H));
+            <<<blocks_for(T, 1), THREADS, 0, stream>>>(x, row_of_slot, arrived, out, k, static_cast<int>(H));
+        return cudaGetLastError();
+    });
+}
+
+cudaError_t fr_k_permute(const fr_bf16 *x, const int32_t *row_of_slot, fr_bf16 *out, int64_t T, int32_t k, int64_t H,
+                         cudaStream_t stream) {
+    return fr_k_permute_arrived(x, row_of_slot, nullptr, out, T, k, H, stream);
+}
+
+cudaError_t fr_k_reduce(const fr_bf16 *y, const int32_t *row_of_slot, const float *weights, const int32_t *arrived,
+                        const fr_bf16 *residual, fr_bf16 *out, int64_t T, int32_t k, int64_t H, cudaStream_t stream) {
+    if (T < 0 || k < 1 || (!row_of_slot && k != 1) || bad_width(H)) return cudaErrorInvalidValue;
+    if (!T) return cudaSuccess;
+    return with_vectors(H, [&](auto nv) {
+        combine_kernel<decltype(nv)::value, false><<<blocks_for(T, 1), THREADS, 0, stream>>>(
+            y, row_of_slot, weights, arrived, residual, out, nullptr, nullptr, 0, k, static_cast<int>(H));
         return cudaGetLastError();
     });
 }
@@ -441,15 +474,11 @@ cudaError_t fr_k_combine(const fr_bf16 *y, const int32_t *row_of_slot, const flo
                          int64_t H, cudaStream_t stream) {
     if (T < 0 || k < 1 || bad_width(H) || (norm_weight && !norm_out)) return cudaErrorInvalidValue;
     if (!T) return cudaSuccess;
+    if (!norm_weight) return fr_k_reduce(y, row_of_slot, weights, nullptr, residual, out, T, k, H, stream);
     return with_vectors(H, [&](auto nv) {
         constexpr int NV = decltype(nv)::value;
-        const unsigned grid = blocks_for(T, 1);
-        if (norm_weight)
-            combine_kernel<NV, true><<<grid, THREADS, 0, stream>>>(y, row_of_slot, weights, residual, out, norm_weight,
-                                                                   norm_out, eps, k, static_cast<int>(H));
-        else
-            combine_kernel<NV, false><<<grid, THREADS, 0, stream>>>(y, row_of_slot, weights, residual, out, nullptr,
-                                                                    nullptr, eps, k, static_cast<int>(H));
+        combine_kernel<NV, true><<<blocks_for(T, 1), THREADS, 0, stream>>>(
+            y, row_of_slot, weights, nullptr, residual, out, norm_weight, norm_out, eps, k, static_cast<int>(H));
         return cudaGetLastError();
     });
 }

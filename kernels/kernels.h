@@ -41,6 +41,12 @@ cudaError_t fr_k_rmsnorm(const fr_bf16 *x, const fr_bf16 *weight, const int32_t 
 cudaError_t fr_k_add_rmsnorm(fr_bf16 *residual, const fr_bf16 *delta, const fr_bf16 *weight, fr_bf16 *out, int64_t n,
                              int64_t H, float eps, cudaStream_t stream);
 
+/* out[i,:] = rmsnorm(bf16(residual[r,:] + delta[r,:])) * weight, r = rows[i]: the final norm where a block's result is
+ * still to be added. residual is left as it is. */
+cudaError_t fr_k_add_rmsnorm_rows(const fr_bf16 *residual, const fr_bf16 *delta, const fr_bf16 *weight,
+                                  const int32_t *rows, fr_bf16 *out, int64_t n, int64_t H, float eps,
+                                  cudaStream_t stream);
+
 /*
  * cos and sin of position p and frequency i, p < positions, i < D/2: table[p*D/2 + i] = (cos, sin) of
  * p * theta^(-2i/D), computed in fp32 and rounded to bf16 as the reference does; 4 bytes an entry.
@@ -96,9 +102,19 @@ size_t fr_k_route_workspace(int64_t slots, int32_t E);
 cudaError_t fr_k_route(const int32_t *ids, int64_t T, int32_t k, int32_t first, int32_t E, int32_t *offsets,
                        int32_t *row_of_slot, int32_t *token_of_row, void *workspace, cudaStream_t stream);
 
+/* The same for tokens that came from other ranks, whose number only the device knows: *arrived (device), at most T. The
+ * slots of tokens beyond are not written. */
+cudaError_t fr_k_route_arrived(const int32_t *ids, const int32_t *arrived, int64_t T, int32_t k, int32_t first,
+                               int32_t E, int32_t *offsets, int32_t *row_of_slot, int32_t *token_of_row,
+                               void *workspace, cudaStream_t stream);
+
 /* out[row_of_slot[t*k+j],:] = x[t,:] for every slot that has a row. x [T,H] is read once. */
 cudaError_t fr_k_permute(const fr_bf16 *x, const int32_t *row_of_slot, fr_bf16 *out, int64_t T, int32_t k, int64_t H,
                          cudaStream_t stream);
+
+/* The same for the first *arrived (device) of at most T tokens. */
+cudaError_t fr_k_permute_arrived(const fr_bf16 *x, const int32_t *row_of_slot, const int32_t *arrived, fr_bf16 *out,
+                                 int64_t T, int32_t k, int64_t H, cudaStream_t stream);
 
 /*
  * Grouped GEMM on Hopper (sm_90a): c[r,:] = a[r,:] * b[e]^T for the rows r of each expert e, fp32 accumulation.
@@ -165,6 +181,13 @@ cudaError_t fr_k_swiglu(const fr_bf16 *gate_up, fr_bf16 *out, int64_t n, int64_t
 cudaError_t fr_k_combine(const fr_bf16 *y, const int32_t *row_of_slot, const float *weights, const fr_bf16 *residual,
                          fr_bf16 *out, const fr_bf16 *norm_weight, fr_bf16 *norm_out, float eps, int64_t T, int32_t k,
                          int64_t H, cudaStream_t stream);
+
+/*
+ * Partial sums of the same kind, over rows that may have travelled: row_of_slot NULL: token t's only row is t (k = 1);
+ * weights NULL: 1 each; arrived (device) not NULL: the first *arrived of at most T tokens. residual may be NULL or out.
+ */
+cudaError_t fr_k_reduce(const fr_bf16 *y, const int32_t *row_of_slot, const float *weights, const int32_t *arrived,
+                        const fr_bf16 *residual, fr_bf16 *out, int64_t T, int32_t k, int64_t H, cudaStream_t stream);
 
 /* logits[i] = sum_h hidden[rows[i],h] * lm_head[tokens[i],h], i < n, fp32 throughout; a token outside [0, vocab)
  * gives NaN. */

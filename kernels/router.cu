@@ -69,7 +69,8 @@ __global__ void __launch_bounds__(THREADS) topk_kernel(const float *logits, cons
 
 /* counts[block][E]: how many of the block's slots each expert has. */
 __global__ void __launch_bounds__(THREADS)
-    count_kernel(const int32_t *ids, int64_t slots, int first, int E, int32_t *counts) {
+    count_kernel(const int32_t *ids, int64_t slots, const int32_t *arrived, int k, int first, int E, int32_t *counts) {
+    if (arrived) slots = min(slots, static_cast<int64_t>(*arrived) * k);
     __shared__ int32_t count[FR_K_MAX_EXPERTS];
     for (int e = static_cast<int>(threadIdx.x); e < E; e += THREADS) count[e] = 0;
     __syncthreads();
@@ -133,8 +134,9 @@ __global__ void __launch_bounds__(SCAN_THREADS) scan_kernel(int32_t *counts, int
 
 /* Places the block's slots: base of (block, expert) + slots of earlier warps + rank within the warp's run. */
 __global__ void __launch_bounds__(THREADS)
-    place_kernel(const int32_t *ids, int64_t slots, int k, int first, int E, const int32_t *base_of,
-                 int32_t *row_of_slot, int32_t *token_of_row) {
+    place_kernel(const int32_t *ids, int64_t slots, const int32_t *arrived, int k, int first, int E,
+                 const int32_t *base_of, int32_t *row_of_slot, int32_t *token_of_row) {
+    if (arrived) slots = min(slots, static_cast<int64_t>(*arrived) * k);
     __shared__ uint16_t seen[WARPS][FR_K_MAX_EXPERTS];
     const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
     for (int i = thread; i < WARPS * FR_K_MAX_EXPERTS; i += THREADS) (&seen[0][0])[i] = 0;
@@ -204,13 +206,19 @@ size_t fr_k_route_workspace(int64_t slots, int32_t E) {
 
 cudaError_t fr_k_route(const int32_t *ids, int64_t T, int32_t k, int32_t first, int32_t E, int32_t *offsets,
                        int32_t *row_of_slot, int32_t *token_of_row, void *workspace, cudaStream_t stream) {
+    return fr_k_route_arrived(ids, nullptr, T, k, first, E, offsets, row_of_slot, token_of_row, workspace, stream);
+}
+
+cudaError_t fr_k_route_arrived(const int32_t *ids, const int32_t *arrived, int64_t T, int32_t k, int32_t first,
+                               int32_t E, int32_t *offsets, int32_t *row_of_slot, int32_t *token_of_row,
+                               void *workspace, cudaStream_t stream) {
     const int64_t slots = T * k, blocks = (slots + CHUNK - 1) / CHUNK;
     if (T < 0 || k < 1 || slots > INT32_MAX || E < 1 || E > FR_K_MAX_EXPERTS) return cudaErrorInvalidValue;
     if (!T) return cudaMemsetAsync(offsets, 0, static_cast<size_t>(E + 1) * sizeof *offsets, stream);
     int32_t *counts = static_cast<int32_t *>(workspace);
-    count_kernel<<<static_cast<unsigned>(blocks), THREADS, 0, stream>>>(ids, slots, first, E, counts);
+    count_kernel<<<static_cast<unsigned>(blocks), THREADS, 0, stream>>>(ids, slots, arrived, k, first, E, counts);
     scan_kernel<<<1, SCAN_THREADS, 0, stream>>>(counts, static_cast<int>(blocks), E, offsets);
-    place_kernel<<<static_cast<unsigned>(blocks), THREADS, 0, stream>>>(ids, slots, k, first, E, counts, row_of_slot,
-                                                                        token_of_row);
+    place_kernel<<<static_cast<unsigned>(blocks), THREADS, 0, stream>>>(ids, slots, arrived, k, first, E, counts,
+                                                                        row_of_slot, token_of_row);
     return cudaGetLastError();
 }

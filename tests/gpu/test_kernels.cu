@@ -144,6 +144,15 @@ static void test_norms() {
         compare(name, got, want2, relative(want2, 3 * U));
         snprintf(name, sizeof name, "add+rmsnorm residual H=%d", H);
         compare(name, dr.get(), sum, relative(sum, 0));
+        snprintf(name, sizeof name, "add+rmsnorm of rows H=%d", H);
+        for (int i = 0; i < m; i++)
+            std::copy_n(&want2[static_cast<size_t>(rows[i]) * H], H, &chosen[static_cast<size_t>(i) * H]);
+        CUDA(cudaMemcpy(dr.p, res.data(), N * 2, cudaMemcpyHostToDevice));
+        compare(
+            name,
+            twice(name, few, [&] { return fr_k_add_rmsnorm_rows(dr.p, d.p, dw.p, drows.p, few.p, m, H, 1e-6f, 0); }),
+            chosen, relative(chosen, 3 * U));
+        equal(name, dr.get(), res);
     }
 }
 
@@ -366,6 +375,71 @@ static void test_route() {
         auto t = tokens.get();
         t.resize(want.token_of_row.size());
         equal(name, t, want.token_of_row);
+    }
+}
+
+/* Tokens whose number only the device knows: what lies beyond it is looked at by nobody and stays as it is. */
+static void test_arrived() {
+    struct {
+        int T, bound, k, E, H, first, local;
+    } cases[] = {{301, 900, 8, 128, 4096, 32, 32},
+                 {0, 64, 8, 128, 256, 0, 64},
+                 {1, 5000, 2, 8, 1000, 4, 4},
+                 {777, 777, 1, 16, 2048, 8, 8},
+                 {2049, 4100, 8, 60, 512, 0, 30}};
+    for (auto &c : cases) {
+        Random r(static_cast<uint64_t>(c.bound + c.H));
+        auto ids = random_ids(r, c.T, c.k, c.E, 0);
+        const auto want = route_reference(ids, c.k, c.first, c.local);
+        const size_t slots = static_cast<size_t>(c.bound) * c.k, R = want.token_of_row.size(),
+                     H = static_cast<size_t>(c.H);
+        while (ids.size() < slots) ids.push_back(r.below(c.E)); /* what is left of an earlier layer */
+        Dev<int32_t> di(ids), offsets(static_cast<size_t>(c.local) + 1), rows(slots), tokens(slots),
+            arrived(std::vector<int32_t>{c.T});
+        Dev<uint8_t> ws(fr_k_route_workspace(static_cast<int64_t>(slots), c.local));
+        char name[96];
+        snprintf(name, sizeof name, "route %d of %d arrived, k=%d E=%d of %d", c.T, c.bound, c.k, c.local, c.E);
+        auto got = twice(name, rows, [&] {
+            return fr_k_route_arrived(di.p, arrived.p, c.bound, c.k, c.first, c.local, offsets.p, rows.p, tokens.p,
+                                      ws.p, 0);
+        });
+        auto places = want.row_of_slot;
+        places.resize(slots, -1); /* poison: not written */
+        equal(name, got, places);
+        equal(name, offsets.get(), want.offsets);
+
+        auto x = random_bf(r, static_cast<size_t>(c.bound) * H), y = random_bf(r, (R + 1) * H);
+        std::vector<float> weights(slots);
+        for (auto &v : weights) v = static_cast<float>(r.uniform());
+        Dev<fr_bf16> dx(x), dy(y), out((R + 1) * H), sum(static_cast<size_t>(c.bound) * H);
+        Dev<float> dweights(weights);
+        snprintf(name, sizeof name, "permute %d of %d arrived, k=%d H=%d", c.T, c.bound, c.k, c.H);
+        CUDA(cudaMemset(out.p, 0, (R + 1) * H * 2));
+        CUDA(fr_k_permute_arrived(dx.p, rows.p, arrived.p, out.p, c.bound, c.k, c.H, 0));
+        CUDA(cudaDeviceSynchronize());
+        std::vector<fr_bf16> moved((R + 1) * H, 0);
+        for (size_t i = 0; i < R; i++) std::copy_n(&x[static_cast<size_t>(want.token_of_row[i]) * H], H, &moved[i * H]);
+        equal(name, out.get(), moved);
+
+        /* the same sums as combine's, bit for bit, and the rest untouched */
+        snprintf(name, sizeof name, "reduce %d of %d arrived, k=%d H=%d", c.T, c.bound, c.k, c.H);
+        Dev<fr_bf16> same(static_cast<size_t>(c.bound) * H);
+        CUDA(cudaMemset(same.p, 0x11, same.n * 2));
+        CUDA(cudaMemset(sum.p, 0x11, sum.n * 2));
+        CUDA(fr_k_combine(dy.p, rows.p, dweights.p, nullptr, same.p, nullptr, nullptr, 0, c.T, c.k, c.H, 0));
+        CUDA(fr_k_reduce(dy.p, rows.p, dweights.p, arrived.p, nullptr, sum.p, c.bound, c.k, c.H, 0));
+        CUDA(cudaDeviceSynchronize());
+        equal(name, sum.get(), same.get());
+
+        /* without places and weights: residual + row */
+        snprintf(name, sizeof name, "reduce of whole rows T=%d H=%d", c.bound, c.H);
+        auto z = random_bf(r, x.size());
+        Dev<fr_bf16> dz(z);
+        CUDA(fr_k_reduce(dx.p, nullptr, nullptr, nullptr, dz.p, dz.p, c.bound, 1, c.H, 0));
+        CUDA(cudaDeviceSynchronize());
+        std::vector<double> added(x.size());
+        for (size_t i = 0; i < x.size(); i++) added[i] = round_bf(bf_to_float(x[i]) + bf_to_float(z[i]));
+        compare(name, dz.get(), added, relative(added, 0));
     }
 }
 
@@ -880,6 +954,7 @@ int main(int argc, char **argv) {
                  {"router", test_router},
                  {"route", test_route},
                  {"permute", test_permute_combine},
+                 {"arrived", test_arrived},
                  {"swiglu", test_swiglu},
                  {"fill", test_fill},
                  {"gemm", test_gemm},
