@@ -82,6 +82,9 @@ fr_status fr_setup_open_cached(const fr_experiment *e, fr_setup_cache *cache, fr
  * alone) and checks memory again. The driver calls it once it knows the trace.
  */
 fr_status fr_setup_size(fr_setup *s, int64_t longest, fr_error *err);
+/* Sizes buffers for any routing, where the load counts on that of the setup, and checks memory again: what executes
+ * cannot know beforehand where tokens will go. */
+fr_status fr_setup_any_routing(fr_setup *s, fr_error *err);
 
 /*
  * Sets one option by its long flag name without dashes ("tokens", "16K"): the command line, an experiment's JSON and a

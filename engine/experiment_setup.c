@@ -195,10 +195,19 @@ static void size_trace(fr_setup *s, int64_t longest) {
     s->load.kv_tokens = e->layout.kv_cache ? fr_max_i64(s->load.tokens, longest) + fr_max_i64(e->cache_tokens, 0) : 0;
 }
 
-static fr_status check(fr_setup *s, fr_error *err) {
-    s->load.imbalance = rank_imbalance(s);
+static fr_status check_layout(fr_setup *s, fr_error *err) {
     return fr_layout_check(&s->experiment.layout, &s->model, &s->machine, &s->load, &s->memory, &s->fits, s->reason,
                            err);
+}
+
+static fr_status check(fr_setup *s, fr_error *err) {
+    s->load.imbalance = rank_imbalance(s);
+    return check_layout(s, err);
+}
+
+fr_status fr_setup_any_routing(fr_setup *s, fr_error *err) {
+    s->load.imbalance = fr_layout_worst_imbalance(&s->experiment.layout);
+    return check_layout(s, err);
 }
 
 fr_status fr_setup_size(fr_setup *s, int64_t longest, fr_error *err) {

@@ -310,6 +310,7 @@ static fr_status run_job(job *j, const cli_args *a, const char *exe, fr_error *e
     FR_TRY(make_setup(j, a, err));
     FR_TRY(read_options(j, a, err));
     FR_TRY(open_requests(j, a, exe, err));
+    FR_TRY(fr_setup_any_routing(&j->setup, err));
     FR_TRY(predict(j, a, exe, err));
     FR_TRY(fr_run(&j->setup, &j->options, &j->out, err));
     FR_TRY(write_files(j, a, err));

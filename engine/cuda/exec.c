@@ -47,7 +47,7 @@ typedef struct {
     int32_t *staging; /* pinned */
     int64_t staging_ints;
     float *logits;    /* pinned */
-    int32_t *offsets; /* pinned, [micros][layers][E + 1] */
+    int32_t *offsets; /* pinned: fr_rank_counts */
     int32_t *counts;
     int micros;
     cudaEvent_t begin, entry, answer, end;
@@ -140,7 +140,7 @@ static fr_status open_lanes(fr_exec *x, fr_error *err) {
 
 static fr_status open_slot(fr_exec *x, flight *f, fr_error *err) {
     const fr_device_rank *r = &x->rank;
-    const size_t layer = (size_t)(r->model->experts + 1), offsets = (size_t)(r->offsets_micros * r->layers) * layer;
+    const size_t offsets = (size_t)(r->offsets_micros * r->layers) * (size_t)fr_rank_offsets(r);
     cudaEvent_t *events[4] = {&f->begin, &f->entry, &f->answer, &f->end};
     for (int i = 0; i < 4; i++) FR_TRY(check(x, cudaEventCreate(events[i]), "cudaEventCreate", err));
     FR_TRY(check(x, cudaHostAlloc((void **)&f->logits, (size_t)r->most_logits * 4, cudaHostAllocDefault),
@@ -469,7 +469,7 @@ static fr_status issue_forward(fr_exec *x, flight *f, const fr_cuts *cuts, const
     for (uint32_t i = 0; i < x->o.plan->lanes_count; i++) x->lanes[i].last = NULL; /* the tables stand between */
     FR_TRY(issue_all(x, f, err));
     if (x->o.counts) {
-        const size_t bytes = (size_t)(r->micros * r->layers) * (size_t)(r->model->experts + 1) * 4;
+        const size_t bytes = (size_t)(r->micros * r->layers) * (size_t)fr_rank_offsets(r) * 4;
         f->micros = r->micros;
         FR_TRY(check(x, cudaMemcpyAsync(f->offsets, r->offsets, bytes, cudaMemcpyDeviceToHost, stream),
                      "cudaMemcpyAsync of the counts", err));
@@ -565,17 +565,6 @@ static fr_status take_spans(fr_exec *x, flight *f, fr_timeline *out, int64_t *bu
     return s;
 }
 
-/* Tokens per expert, all micro-batches together. */
-static void take_counts(const fr_exec *x, flight *f) {
-    const size_t e = (size_t)x->rank.model->experts, layers = (size_t)x->rank.layers;
-    memset(f->counts, 0, layers * e * sizeof *f->counts);
-    for (size_t l = 0; l < (size_t)f->micros * layers; l++)
-        for (size_t i = 0; i < e; i++) {
-            const int32_t *at = f->offsets + l * (e + 1) + i;
-            f->counts[l % layers * e + i] += at[1] - at[0];
-        }
-}
-
 fr_status fr_exec_collect(fr_exec *x, fr_timeline *spans, fr_exec_done *out, fr_error *err) {
     if (x->appended == x->collected) return fr_fail(err, FR_FAILED, "no forward is out");
     flight *f = &x->slot[x->collected % SLOTS];
@@ -594,7 +583,7 @@ fr_status fr_exec_collect(fr_exec *x, fr_timeline *spans, fr_exec_done *out, fr_
     x->anchor = f->begin;
     x->anchor_ns = f->begin_ns;
     f->begin = swap;
-    if (x->o.counts) take_counts(x, f);
+    if (x->o.counts) fr_rank_counts(&x->rank, f->offsets, f->micros, f->counts);
     const int64_t since = fr_max_i64(f->release, x->last_end); /* as the simulator's records: fr_forward_record.parts */
     x->last_end = end;
     double flops = 0;

@@ -46,7 +46,11 @@ static fr_status final_norm(fr_call *c) {
     const fr_device_rank *r = c->r;
     const int64_t rows = c->b->rows_all + c->b->rows_some;
     FR_TRY(fr_call_expect(c, 1, 1, c->shape->m, rows));
-    if (c->ins > 1) return fr_fail(c->err, FR_FAILED, "a final norm with a pending residual is not known");
+    if (c->ins > 1)
+        return fr_call_done(c,
+                            fr_k_add_rmsnorm_rows(c->in[0], c->in[1], r->weights->final_norm, c->b->rows, c->out[0],
+                                                  rows, r->model->hidden, (float)r->model->norm_eps, c->stream),
+                            "fr_k_add_rmsnorm_rows");
     return fr_call_done(c,
                         fr_k_rmsnorm(c->in[0], r->weights->final_norm, c->b->rows, c->out[0], rows, r->model->hidden,
                                      (float)r->model->norm_eps, c->stream),
@@ -101,6 +105,7 @@ static const launcher launchers[FR_OP_KIND_COUNT] = {
     [FR_OP_EXPERT_UP] = fr_launch_expert_up,
     [FR_OP_EXPERT_DOWN] = fr_launch_expert_down,
     [FR_OP_COMBINE] = fr_launch_combine,
+    [FR_OP_REDUCE] = fr_launch_reduce,
     [FR_OP_GEMM_HEAD] = head,
 };
 

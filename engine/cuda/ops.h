@@ -38,6 +38,23 @@ fr_status fr_launch_attention(fr_call *c);
 fr_status fr_launch_o(fr_call *c);
 
 /* ops_experts.c */
+/* The route buffer of `tokens` tokens: ids [tokens, k], weights, then, for an exchange, which row of send holds each
+ * copy [tokens, copies], -1 = none. */
+typedef struct {
+    int32_t *ids;
+    float *weights;
+    int32_t *row_of_copy;
+} fr_route_view;
+fr_route_view fr_route_of(const fr_device_rank *r, const void *route, int64_t tokens);
+/* A receive buffer: rows [arriving, H], then ids and weights [arriving, slots] (fr_activations). */
+typedef struct {
+    fr_bf16 *rows;
+    int32_t *ids;
+    float *weights;
+} fr_recv_view;
+fr_recv_view fr_recv_of(const fr_device_rank *r, const void *recv);
+int fr_call_half(const fr_call *c);             /* of a two-batch overlap, else 0 */
+int64_t fr_call_group_tokens(const fr_call *c); /* of all ranks that this one's experts work for */
 fr_status fr_launch_router(fr_call *c);
 fr_status fr_launch_topk(fr_call *c);
 fr_status fr_launch_sort(fr_call *c);
@@ -45,5 +62,6 @@ fr_status fr_launch_permute(fr_call *c);
 fr_status fr_launch_expert_up(fr_call *c);
 fr_status fr_launch_expert_down(fr_call *c);
 fr_status fr_launch_combine(fr_call *c);
+fr_status fr_launch_reduce(fr_call *c);
 
 #endif

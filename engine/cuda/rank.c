@@ -21,6 +21,11 @@ static int64_t activation_bytes(const fr_device_rank *r, const fr_buffer *b) {
     return fr_max_i64(router, 4 * r->most_logits);
 }
 
+/* Chosen experts that one sort looks at. */
+static int64_t route_slots(const fr_device_rank *r) {
+    return fr_max_i64(r->most_tokens * r->model->top_k, r->room.arriving * r->room.slots);
+}
+
 /* The plan's activation buffers of this rank one after the other, then what no plan lists. */
 static void cut_arena(fr_device_rank *r, const fr_plan *plan, char *base) {
     const fr_model *m = r->model;
@@ -37,9 +42,10 @@ static void cut_arena(fr_device_rank *r, const fr_plan *plan, char *base) {
         CUT(r->buffers[i], r->buffer_bytes[i] * (b->slots > 1 ? b->slots : 1));
     }
     CUT(r->gemm_workspace, FR_GEMM_WORKSPACE);
-    CUT(r->route_workspace, fr_k_route_workspace(r->most_tokens * m->top_k, m->experts));
+    CUT(r->route_workspace, fr_k_route_workspace(route_slots(r), m->experts));
     CUT(r->rope, r->positions * m->head_dim / 2 * 4);
-    CUT(r->offsets, (int64_t)r->offsets_micros * r->layers * (m->experts + 1) * 4);
+    CUT(r->landed, 2 * FR_MOST_PARTS * 4);
+    CUT(r->offsets, (int64_t)r->offsets_micros * r->layers * fr_rank_offsets(r) * 4);
     CUT(r->counter, 16);
 #undef CUT
     r->arena_bytes = at;
@@ -63,6 +69,7 @@ static fr_status open_arena(fr_device_rank *r, const fr_plan *plan, fr_error *er
     cut_arena(r, plan, r->arena);
     /* What is read before it is written must show: fill with NaN bits. */
     FR_TRY(check(cudaMemset(r->arena, 0xff, (size_t)r->arena_bytes), "cudaMemset", err));
+    FR_TRY(check(cudaMemset(r->landed, 0, 2 * FR_MOST_PARTS * 4), "cudaMemset", err));
     return check(cudaMemset(r->counter, 0, 16), "cudaMemset", err);
 }
 
@@ -108,6 +115,13 @@ fr_status fr_rank_open(const fr_exec_options *o, fr_device_rank *r, fr_error *er
     fr_layout_place(o->layout, o->rank, &r->place);
     fr_shard_of(o->layout, o->model, o->rank, &r->shard);
     r->layers = r->shard.end_layer - r->shard.first_layer;
+    fr_layout_activations(o->layout, o->model, &o->load, o->load.tokens, &r->room);
+    if (fr_layout_worst_imbalance(o->layout) > 1 && o->load.imbalance < fr_layout_worst_imbalance(o->layout))
+        return fr_fail(err, FR_FAILED, "buffers are planned for an imbalance of %.3g: any routing needs %.3g",
+                       o->load.imbalance, fr_layout_worst_imbalance(o->layout));
+    if (fr_layout_expert_parts(o->layout) > FR_MOST_PARTS)
+        return fr_fail(err, FR_FAILED, "--overlap-stages %d: at most %d are executed", o->layout->overlap_stages,
+                       FR_MOST_PARTS);
     r->offsets_micros = most_micros(o->layout, o->load.tokens);
     r->most_tokens = o->load.tokens;
     r->most_sequences = fr_max_i64(o->load.sequences, 1);
@@ -145,4 +159,21 @@ void fr_rank_close(fr_device_rank *r) {
     free(r->buffers);
     free(r->buffer_bytes);
     *r = (fr_device_rank){0};
+}
+
+void fr_rank_counts(const fr_device_rank *r, const int32_t *offsets, int micros, int32_t *counts) {
+    const int64_t experts = r->model->experts, stride = fr_rank_offsets(r);
+    const int parts = fr_layout_expert_parts(r->layout), all = r->layout->ep * parts;
+    const bool travels = r->layout->experts == FR_EXP_EP && r->layout->ep > 1;
+    memset(counts, 0, (size_t)(r->layers * experts) * sizeof *counts);
+    if (r->layout->experts == FR_EXP_TP && r->place.local > 0) return; /* the stage's first rank has the same */
+    for (int64_t l = 0; l < (int64_t)micros * r->layers; l++)
+        for (int p = 0; p < (travels ? parts : 1); p++) {
+            const int64_t v = (int64_t)r->place.ep_index * parts + p;
+            const int64_t first = travels ? experts * v / all : 0, end = travels ? experts * (v + 1) / all : experts;
+            for (int64_t e = first; e < end; e++) {
+                const int32_t *at = offsets + l * stride + e + p;
+                counts[l % r->layers * experts + e] += at[1] - at[0];
+            }
+        }
 }

@@ -11,6 +11,7 @@
 #include "kernels/attention.h"
 #include "kernels/gemm.h"
 
+enum { FR_MOST_PARTS = 128 };                /* of the experts of a rank (kernels/exchange.h) */
 #define FR_GEMM_WORKSPACE ((size_t)32 << 20) /* kernels/gemm.h: serves every algorithm on Hopper */
 
 /*
@@ -46,8 +47,9 @@ typedef struct fr_device_rank {
     const fr_weights *weights;
     int rank;
     fr_place place;
-    fr_shard shard; /* its part of the model: layers, heads, experts, widths */
-    int layers;     /* executed by the rank's stage */
+    fr_shard shard;      /* its part of the model: layers, heads, experts, widths */
+    int layers;          /* executed by the rank's stage */
+    fr_activations room; /* what the plan's buffers hold */
     fr_gemm *gemm;
     fr_attention *attention;
     /* arena: activations by plan buffer (NULL where a buffer is no activation; a pool's slots follow one another), and
@@ -62,7 +64,8 @@ typedef struct fr_device_rank {
     uint32_t *rope; /* [positions][D / 2] */
     int64_t positions;
     uint32_t *counter; /* the grouped product's, zero between launches */
-    int32_t *offsets;  /* [offsets_micros][layers][E + 1] rows of each expert, kept for all layers */
+    int32_t *landed;   /* [2][FR_MOST_PARTS] per half: copies that have arrived of each part (kernels/exchange.h) */
+    int32_t *offsets;  /* [offsets_micros][layers][fr_rank_offsets] rows of each expert, kept for all layers */
     int32_t offsets_micros;
     int32_t *batch_memory; /* grows with the batches */
     int64_t batch_ints;
@@ -92,6 +95,15 @@ void fr_rank_close(fr_device_rank *r);
 void *fr_rank_buffer(const fr_device_rank *r, const fr_plan *plan, uint32_t target, uint32_t hold);
 /* Tokens of micro-batch m that rank q of the unit holds between attention blocks. */
 int64_t fr_rank_tokens(const fr_device_rank *r, int q, int m);
+
+/* Ints that a layer's table of offsets takes: a part has one more than it has experts; part p's begin p places late. */
+static inline int64_t fr_rank_offsets(const fr_device_rank *r) {
+    return r->model->experts + fr_layout_expert_parts(r->layout);
+}
+/* Tokens per expert [layers of the stage][E] from the tables `offsets` of a forward's micro-batches: of the rank's own
+ * experts, the others 0, and nothing where another rank of a group has the same: sums over ranks are what was routed.
+ */
+void fr_rank_counts(const fr_device_rank *r, const int32_t *offsets, int micros, int32_t *counts);
 
 /* Checks a forward's batches and returns the ints that the tables take on the host (staging). */
 fr_status fr_batch_plan(fr_device_rank *r, const fr_cuts *cuts, const fr_exec_batch *batches, int64_t *ints,
