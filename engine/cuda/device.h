@@ -27,7 +27,7 @@ typedef struct {
 
 /*
  * To call before anything else of CUDA: NVLink multicast in NCCL (NVLS) can put a host's GPUs out of service, so
- * NCCL_NVLS_ENABLE=0 is set here and another value is refused.
+ * NCCL_NVLS_ENABLE=0 is set here and another value is refused. NCCL_RUNTIME_CONNECT=0 is set unless it has a value.
  */
 fr_status fr_device_environment(fr_error *err);
 

@@ -31,6 +31,7 @@ typedef struct {
     const fr_plan *plan;
     const fr_layout *layout;
     const fr_model *model;
+    int64_t tokens; /* new tokens of an attention group, at most (fr_load.tokens) */
     double timeout_s;
 } fr_transport_options;
 
@@ -55,16 +56,21 @@ fr_status fr_transport_bind(fr_transport *t, void *arena, size_t bytes, void *co
  * kernels/exchange.h. `send` and `recv` are plan buffers of this rank. */
 typedef struct {
     int half, part;
-    int64_t tokens; /* of this rank, routed by it in this micro-batch */
+    int64_t tokens;   /* of this rank, routed by it in this micro-batch */
+    int64_t capacity; /* rows of recv, the same on all ranks */
     const void *normed;
-    void *route;
-    uint32_t send, recv; /* FR_NONE: not used by the op */
-    int32_t *landed;     /* [parts] of this half: written by COUNTS */
+    const int32_t *ids; /* [tokens, k] */
+    const float *weights;
+    int32_t *row_of_copy; /* [tokens, copies]: written by pack */
+    uint32_t send, recv;  /* FR_NONE: not used by the op */
+    int32_t *landed;      /* [parts] of this half: written by COUNTS */
 } fr_dispatch;
 
 typedef struct {
     fr_op_kind kind;
+    uint64_t id;    /* fr_op_id, for messages */
     uint32_t group; /* of the op */
+    int sm_limit;   /* SMs that it may use, 0 = as many as serve it */
     int peer;       /* SEND, RECV, else -1: the other plan rank */
     uint8_t gather; /* fr_gather: of GATHER_WEIGHTS */
     /*

@@ -1,0 +1,45 @@
+/*
+ * nccl: communicators and the collectives that run on them (internal to transport). The library is opened at run time:
+ * one GPU needs none. Uneven rows travel as one grouped broadcast (all-gather) or reduce (reduce-scatter) per member.
+ */
+#ifndef FR_CUDA_TRANSPORT_NCCL_H
+#define FR_CUDA_TRANSPORT_NCCL_H
+
+#include "engine/cuda/transport/transport.h"
+
+typedef struct fr_nccl fr_nccl;
+typedef struct fr_nccl_comm fr_nccl_comm;
+
+enum { FR_NCCL_ID_BYTES = 128 };
+
+/* FR_FAILED when libnccl.so.2 is missing, or older than or of another minor version than the header. */
+fr_status fr_nccl_load(fr_nccl **out, fr_error *err);
+void fr_nccl_unload(fr_nccl *n); /* NULL is allowed */
+fr_status fr_nccl_unique(fr_nccl *n, char id[FR_NCCL_ID_BYTES], fr_error *err);
+
+typedef struct {
+    fr_nccl *lib;
+    char id[FR_NCCL_ID_BYTES];
+    int ranks, me, device;
+    bool copy_engines; /* CTA policy zero: for windows that copy engines carry */
+    double timeout_s;
+    fr_world *world;
+} fr_nccl_request;
+/*
+ * Collective over the members. The handshake and one small run of every collective (connections are made on first use,
+ * on the host, waiting for the peers) happen in a thread of their own, which is left behind when it does not end within
+ * the timeout or the world fails.
+ */
+fr_status fr_nccl_connect(const fr_nccl_request *r, fr_nccl_comm **out, fr_error *err);
+void fr_nccl_close(fr_nccl_comm *c, bool abort); /* NULL is allowed */
+
+/* `peer`: member index, of SEND and RECV. */
+fr_status fr_nccl_run(fr_nccl_comm *c, const fr_collective *op, int peer, cudaStream_t stream, fr_error *err);
+fr_status fr_nccl_check(fr_nccl_comm *c, fr_error *err); /* what happened to ops launched earlier */
+
+/* Memory and windows that copy engines can gather (collective over the members). */
+fr_status fr_nccl_alloc(fr_nccl *n, size_t bytes, void **out, fr_error *err);
+void fr_nccl_free(fr_nccl *n, void *p);
+fr_status fr_nccl_window(fr_nccl_comm *c, void *base, size_t bytes, fr_error *err);
+
+#endif

@@ -1,0 +1,246 @@
+#include "engine/cuda/transport/transport.h"
+
+#include "engine/cuda/transport/exchange.h"
+#include "engine/cuda/transport/nccl.h"
+
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { HOST_NAME = 64 };
+
+/* Where a rank lives. */
+typedef struct {
+    int32_t device, pid;
+    char host[HOST_NAME];
+} address;
+
+struct fr_transport {
+    fr_transport_options o;
+    int ranks;
+    address *at; /* [ranks] */
+    fr_nccl *lib;
+    fr_nccl_comm **comms; /* [plan groups]: of those that this rank is in */
+    uint32_t groups;
+    void **arenas;    /* [ranks]: as seen from here */
+    int64_t *offsets; /* [ranks][plan buffers], from the rank's arena; -1: not there */
+    uint32_t buffers;
+    fr_exchanges *exchanges;
+    atomic_bool aborted;
+};
+
+static fr_status check(cudaError_t e, const char *call, fr_error *err) {
+    if (e == cudaSuccess) return FR_OK;
+    return fr_fail(err, FR_FAILED, "%s failed: %s", call, cudaGetErrorString(e));
+}
+
+/* ---- who needs what -----------------------------------------------------------------------------------------------*/
+
+static bool gathers(const fr_layout *l) {
+    const bool gathering = l->experts == FR_EXP_ASYNCEP || l->experts == FR_EXP_DWDP || l->experts == FR_EXP_OFFLOAD;
+    return gathering && l->ep > 1 && l->gather != FR_GATHER_CE;
+}
+
+static bool needs_nccl(const fr_layout *l) {
+    const bool split = l->tp > 1 || l->pp > 1 || (l->experts == FR_EXP_TP && l->dp > 1);
+    return split || gathers(l) || (l->experts == FR_EXP_EP && l->ep > 1 && l->exchange == FR_EXCHANGE_AGRS);
+}
+
+const char *fr_transport_name(const fr_layout *l, fr_op_kind kind) {
+    switch (kind) {
+    case FR_OP_COUNTS:
+    case FR_OP_ALLTOALL:
+    case FR_OP_ALLTOALL_BACK:
+        return "peer kernels";
+    case FR_OP_GATHER_WEIGHTS:
+        return l->gather == FR_GATHER_NCCL_CE ? "nccl-ce" : "nccl";
+    default:
+        return fr_op_class_of(kind) == FR_CLASS_COLLECTIVE ? "nccl" : "";
+    }
+}
+
+/* ---- opening ------------------------------------------------------------------------------------------------------*/
+
+static bool here(const fr_transport *t, int q) { /* on this host */
+    return strcmp(t->at[q].host, t->at[t->o.rank].host) == 0;
+}
+
+static fr_status meet(fr_transport *t, fr_error *err) {
+    address mine = {.device = t->o.device, .pid = (int32_t)getpid()};
+    gethostname(mine.host, HOST_NAME - 1);
+    FR_TRY(fr_world_exchange(t->o.world, t->o.rank, &mine, sizeof mine, t->at, err));
+    for (int q = 0; q < t->ranks; q++) {
+        const int other = t->at[q].device;
+        int can = 0;
+        if (t->at[q].pid != mine.pid || !here(t, q) || other == mine.device) continue;
+        FR_TRY(check(cudaDeviceCanAccessPeer(&can, mine.device, other), "cudaDeviceCanAccessPeer", err));
+        if (!can) continue;
+        const cudaError_t e = cudaDeviceEnablePeerAccess(other, 0);
+        if (e == cudaErrorPeerAccessAlreadyEnabled)
+            cudaGetLastError();
+        else
+            FR_TRY(check(e, "cudaDeviceEnablePeerAccess", err));
+    }
+    return FR_OK;
+}
+
+/* This rank's place among a group's members, -1 = not in it. */
+static int member_of(const fr_transport *t, uint32_t group, int rank) {
+    const fr_group *g = &t->o.plan->groups[group];
+    for (int i = 0; i < g->count; i++)
+        if (t->o.plan->members[g->first + (uint32_t)i] == rank) return i;
+    return -1;
+}
+
+/* One group after the other, in the plan's order on all ranks: whoever waits for a peer is waited for by none. */
+static fr_status connect_groups(fr_transport *t, fr_error *err) {
+    const fr_plan *p = t->o.plan;
+    char *ids = fr_alloc((size_t)t->ranks * FR_NCCL_ID_BYTES);
+    fr_status s = fr_nccl_load(&t->lib, err);
+    for (uint32_t g = 0; g < p->groups_count && s == FR_OK; g++) {
+        const int me = member_of(t, g, t->o.rank), leader = p->members[p->groups[g].first];
+        fr_nccl_request r = {.lib = t->lib,
+                             .ranks = p->groups[g].count,
+                             .me = me,
+                             .device = t->o.device,
+                             .copy_engines = gathers(t->o.layout) && t->o.layout->gather == FR_GATHER_NCCL_CE,
+                             .timeout_s = t->o.timeout_s,
+                             .world = t->o.world};
+        if (me == 0) s = fr_nccl_unique(t->lib, r.id, err);
+        if (s == FR_OK) s = fr_world_exchange(t->o.world, t->o.rank, r.id, sizeof r.id, ids, err);
+        if (s != FR_OK || me < 0) continue;
+        memcpy(r.id, ids + (size_t)leader * FR_NCCL_ID_BYTES, sizeof r.id);
+        s = fr_nccl_connect(&r, &t->comms[g], err);
+    }
+    free(ids);
+    return s;
+}
+
+static fr_status open_all(fr_transport *t, fr_error *err) {
+    if (t->ranks < 2) return FR_OK;
+    FR_TRY(meet(t, err));
+    return needs_nccl(t->o.layout) ? connect_groups(t, err) : FR_OK;
+}
+
+fr_status fr_transport_open(const fr_transport_options *o, fr_transport **out, fr_error *err) {
+    fr_transport *t = fr_alloc(sizeof *t);
+    t->o = *o;
+    t->ranks = o->world ? fr_world_ranks(o->world) : 1;
+    t->at = fr_alloc((size_t)t->ranks * sizeof *t->at);
+    t->groups = o->plan->groups_count;
+    t->comms = fr_alloc((t->groups + 1) * sizeof(*t->comms));
+    *out = NULL;
+    fr_status s = open_all(t, err);
+    if (s != FR_OK) {
+        fr_transport_close(t, true);
+        return s;
+    }
+    *out = t;
+    return FR_OK;
+}
+
+void fr_transport_close(fr_transport *t, bool lost) {
+    if (!t) return;
+    for (uint32_t g = 0; g < t->groups && !atomic_load(&t->aborted); g++) fr_nccl_close(t->comms[g], lost);
+    fr_exchanges_close(t->exchanges, lost);
+    fr_nccl_unload(t->lib);
+    free(t->comms);
+    free(t->at);
+    free(t->arenas);
+    free(t->offsets);
+    free(t);
+}
+
+/* ---- peers' memory ------------------------------------------------------------------------------------------------*/
+
+fr_status fr_transport_share(fr_transport *t, void *base, size_t bytes, void **peers, fr_error *err) {
+    (void)bytes;
+    peers[t->ranks > 1 ? t->o.rank : 0] = base;
+    if (t->ranks < 2) return FR_OK;
+    if (!fr_world_same_process(t->o.world))
+        return fr_fail(err, FR_FAILED, "memory of other processes is not shared yet");
+    FR_TRY(fr_world_exchange(t->o.world, t->o.rank, &base, sizeof base, peers, err));
+    for (int q = 0; q < t->ranks; q++) {
+        int can = t->at[q].device == t->o.device;
+        if (!can)
+            FR_TRY(check(cudaDeviceCanAccessPeer(&can, t->o.device, t->at[q].device), "cudaDeviceCanAccessPeer", err));
+        if (!can) peers[q] = NULL;
+    }
+    return FR_OK;
+}
+
+static void *peer_of(fr_transport *t, uint32_t buffer, int q) {
+    const fr_plan *p = t->o.plan;
+    if (buffer >= t->buffers) return NULL;
+    for (uint32_t b = 0; b < t->buffers; b++) {
+        const fr_buffer *other = &p->buffers[b];
+        if (other->rank != q || strcmp(other->name, p->buffers[buffer].name) != 0) continue;
+        const int64_t at = t->offsets[(size_t)q * t->buffers + b];
+        if (at >= 0 && t->arenas[q]) return (char *)t->arenas[q] + at;
+    }
+    return NULL;
+}
+
+fr_status fr_transport_bind(fr_transport *t, void *arena, size_t bytes, void *const *buffers, fr_error *err) {
+    if (t->ranks < 2) return FR_OK;
+    t->buffers = t->o.plan->buffers_count;
+    t->arenas = fr_alloc((size_t)t->ranks * sizeof *t->arenas);
+    t->offsets = fr_alloc((size_t)t->ranks * t->buffers * sizeof *t->offsets);
+    int64_t *mine = fr_alloc(t->buffers * sizeof *mine);
+    for (uint32_t b = 0; b < t->buffers; b++) mine[b] = buffers[b] ? (char *)buffers[b] - (char *)arena : -1;
+    fr_status s = fr_transport_share(t, arena, bytes, t->arenas, err);
+    if (s == FR_OK) s = fr_world_exchange(t->o.world, t->o.rank, mine, t->buffers * sizeof *mine, t->offsets, err);
+    free(mine);
+    if (s != FR_OK || !fr_exchanges_wanted(t->o.layout)) return s;
+    return fr_exchanges_open(t, &t->o, peer_of, &t->exchanges, err);
+}
+
+int64_t fr_transport_bytes(const fr_transport *t) {
+    return fr_exchanges_bytes(t->exchanges);
+}
+
+/* ---- launching ----------------------------------------------------------------------------------------------------*/
+
+/* Nothing to move, as all members know. */
+static bool nothing(const fr_collective *c, int members) {
+    const bool one = c->kind == FR_OP_ALLREDUCE || c->kind == FR_OP_SEND || c->kind == FR_OP_RECV;
+    for (int i = 0; i < (one ? 1 : members); i++)
+        if (c->rows[i] > 0) return false;
+    return true;
+}
+
+fr_status fr_transport_launch(fr_transport *t, const fr_collective *c, cudaStream_t stream, fr_error *err) {
+    if (atomic_load(&t->aborted)) return fr_fail(err, FR_FAILED, "the transport was given up");
+    if (c->kind == FR_OP_COUNTS || c->kind == FR_OP_ALLTOALL || c->kind == FR_OP_ALLTOALL_BACK) {
+        if (!t->exchanges) return fr_fail(err, FR_FAILED, "no exchange was opened for this layout");
+        return fr_exchanges_run(t->exchanges, c, stream, err);
+    }
+    if (c->group >= t->groups || !t->comms[c->group])
+        return fr_fail(err, FR_FAILED, "no communicator was opened for group %u", c->group);
+    if (nothing(c, t->o.plan->groups[c->group].count)) return FR_OK;
+    const int peer = c->peer >= 0 ? member_of(t, c->group, c->peer) : 0;
+    if (peer < 0) return fr_fail(err, FR_FAILED, "rank %d is not in group %u", c->peer, c->group);
+    return fr_nccl_run(t->comms[c->group], c, peer, stream, err);
+}
+
+fr_status fr_transport_pack(fr_transport *t, const fr_collective *c, cudaStream_t stream, fr_error *err) {
+    if (!t->exchanges) return fr_fail(err, FR_FAILED, "no exchange was opened for this layout");
+    return fr_exchanges_pack(t->exchanges, c, stream, err);
+}
+
+/* ---- faults -------------------------------------------------------------------------------------------------------*/
+
+fr_status fr_transport_check(fr_transport *t, fr_error *err) {
+    if (t->exchanges) FR_TRY(fr_exchanges_check(t->exchanges, err));
+    for (uint32_t g = 0; g < t->groups && !atomic_load(&t->aborted); g++)
+        if (t->comms[g]) FR_TRY(fr_nccl_check(t->comms[g], err));
+    return FR_OK;
+}
+
+void fr_transport_abort(fr_transport *t) {
+    if (!t || atomic_exchange(&t->aborted, true)) return;
+    if (t->exchanges) fr_exchanges_release(t->exchanges);
+    for (uint32_t g = 0; g < t->groups; g++) fr_nccl_close(t->comms[g], true);
+}
