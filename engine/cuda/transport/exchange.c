@@ -18,6 +18,8 @@ typedef struct {
     fr_k_exchange x;
     int32_t *source_of_copy;
     void *workspace;
+    const int32_t *ids; /* of the layer packed last */
+    const float *weights;
     uint32_t number, round;                                 /* exchanges launched; layers begun */
     uint64_t recent[RECENT];                                /* ids of the latest, by number */
     void *send_of[FR_X_RANKS], *recv_of[PARTS][FR_X_RANKS]; /* members' buffers, as mapped here; found on first use */
@@ -176,6 +178,8 @@ fr_status fr_exchanges_pack(fr_exchanges *x, const fr_collective *c, cudaStream_
     half *h;
     FR_TRY(half_of(x, c, &h, err));
     void *send = x->peer_of(x->transport, d->send, x->o.rank);
+    h->ids = d->ids;
+    h->weights = d->weights;
     return check(fr_k_pack(&h->x, d->ids, d->normed, d->tokens, x->o.model->hidden, d->row_of_copy, h->source_of_copy,
                            send, h->workspace, stream),
                  "fr_k_pack", err);
@@ -193,8 +197,8 @@ static fr_status dispatch(fr_exchanges *x, half *h, const fr_collective *c, cuda
     FR_TRY(find(x, d->send, h->send_of, err));
     FR_TRY(find(x, d->recv, h->recv_of[d->part], err));
     fr_k_push_args a = {.rows = h->send_of[h->x.me],
-                        .ids = d->ids,
-                        .weights = d->weights,
+                        .ids = h->ids,
+                        .weights = h->weights,
                         .source_of_copy = h->source_of_copy,
                         .capacity = d->capacity,
                         .H = x->o.model->hidden,

@@ -56,14 +56,15 @@ fr_status fr_transport_bind(fr_transport *t, void *arena, size_t bytes, void *co
  * kernels/exchange.h. `send` and `recv` are plan buffers of this rank. */
 typedef struct {
     int half, part;
-    int64_t tokens;   /* of this rank, routed by it in this micro-batch */
-    int64_t capacity; /* rows of recv, the same on all ranks */
+    int64_t tokens;      /* of this rank, routed by it in this micro-batch */
+    int64_t capacity;    /* rows of recv, the same on all ranks */
+    uint32_t send, recv; /* FR_NONE: not used by the op */
+    int32_t *landed;     /* COUNTS: [parts] of this half: copies that arrive */
+    /* pack; ids and weights stay until the half's dispatches have ended */
     const void *normed;
     const int32_t *ids; /* [tokens, k] */
     const float *weights;
-    int32_t *row_of_copy; /* [tokens, copies]: written by pack */
-    uint32_t send, recv;  /* FR_NONE: not used by the op */
-    int32_t *landed;      /* [parts] of this half: written by COUNTS */
+    int32_t *row_of_copy; /* [tokens, copies]: where each copy lies in send, -1 = none */
 } fr_dispatch;
 
 typedef struct {
