@@ -115,6 +115,10 @@ static const char *overlap_names(int i) {
     X("seed", "K", "Routing", "seed of routing and of generated arrivals", T_SEED, seed, 0, 0, NULL)                   \
     X("tokens", "N", "Batch", "new tokens per GPU and forward (16K = 16384)", T_LONG, tokens, 1, 1ll << 30, NULL)      \
     X("seq", "N", "Batch", "tokens of each of the equal sequences", T_LONG, seq, 1, TOKEN, NULL)                       \
+    X("seqs", "N,NxK,.../...", "Batch",                                                                                \
+      "lengths of a forward's sequences in place of equal ones: dealt round robin, or one list per attention group "   \
+      "between slashes; forwards take turns between semicolons",                                                       \
+      T_TEXT, seqs, 0, 0, NULL)                                                                                        \
     X("prefix", "N", "Batch", "cached prefix tokens before every sequence", T_LONG, prefix, 0, TOKEN, NULL)            \
     X("forwards", "K", "Batch", "consecutive batches", T_INT, forwards, 1, 1000000, NULL)                              \
     X("candidates", "N", "Batch", "logits computed at a sequence's last position; -1 = the whole vocabulary", T_INT,   \

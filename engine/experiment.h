@@ -22,9 +22,10 @@ typedef struct fr_experiment {
     /* batch mode (trace[0] == 0): `tokens` new tokens per GPU and forward as equal sequences of `seq`, dealt whole over
      * the attention groups */
     int64_t tokens, seq;
-    int64_t prefix; /* cached prefix tokens before every sequence */
-    int forwards;   /* consecutive batches, default 8 */
-    int candidates; /* logits per sequence, default 2 */
+    int64_t prefix;  /* cached prefix tokens before every sequence */
+    char seqs[1024]; /* lengths of a forward's sequences in place of equal ones (engine/deal.h); "" = equal ones */
+    int forwards;    /* consecutive batches, default 8 */
+    int candidates;  /* logits per sequence, default 2 */
 
     /* trace mode */
     char trace[512];      /* file or built-in name or generator spec; "" = batch mode */

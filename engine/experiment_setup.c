@@ -2,6 +2,7 @@
  * From an experiment as it was said to everything that an executor needs: names loaded, degrees filled in, options
  * that would act on nothing refused, the load sized, the layout checked.
  */
+#include "engine/deal.h"
 #include "engine/experiment.h"
 
 #include <inttypes.h>
@@ -103,8 +104,9 @@ static fr_status refuse_unused(const fr_experiment *e, fr_error *err) {
     bool offload = l->experts == FR_EXP_OFFLOAD;
     bool pulls = dwdp || ((asyncep || (offload && l->ep > 1)) && l->gather == FR_GATHER_CE);
     const use uses[] = {
-        {"tokens", !trace, "equal batches: with --trace, --budget sizes a forward"},
-        {"seq", !trace, "equal batches: a trace has its own lengths"},
+        {"tokens", !trace && !e->seqs[0], "equal batches: --trace has --budget, --seqs its own lengths"},
+        {"seq", !trace && !e->seqs[0], "equal batches: --trace and --seqs have their own lengths"},
+        {"seqs", !trace && l->experts != FR_EXP_ASAP, "batches in place of a trace, of any strategy but asap"},
         {"prefix", !trace, "equal batches: a trace has its own prefixes"},
         {"forwards", !trace, "equal batches: with --trace use --requests or --duration"},
         {"format", trace, "--trace"},
@@ -170,16 +172,35 @@ static double rank_imbalance(const fr_setup *s) {
 /* Sequences that one attention group holds at once: a bound on the host's own tables, far above any real batch. */
 #define MOST_SEQUENCES (1 << 20)
 
+static fr_status too_many(int64_t sequences, int64_t tokens, fr_error *err) {
+    if (sequences <= MOST_SEQUENCES && tokens <= INT32_MAX) return FR_OK;
+    return fr_fail(err, FR_BAD_INPUT,
+                   "%" PRId64 " sequences of %" PRId64 " tokens in one attention group: more than %d sequences or 2^31 "
+                   "tokens; take fewer --tokens",
+                   sequences, tokens, MOST_SEQUENCES);
+}
+
+/* A list of lengths: --tokens and --seq become its tokens per GPU and its longest sequence. */
+static fr_status size_list(fr_setup *s, int64_t groups, fr_error *err) {
+    fr_experiment *e = &s->experiment;
+    fr_seqs q;
+    FR_TRY(fr_seqs_check(e->seqs, groups, &q, err));
+    FR_TRY(too_many(q.most_sequences, q.most_tokens, err));
+    e->seq = q.longest;
+    e->tokens = fr_max_i64(q.tokens / fr_layout_gpus(&e->layout), 1);
+    s->load.tokens = q.most_tokens;
+    s->load.sequences = q.most_sequences;
+    s->load.kv_tokens = e->layout.kv_cache ? q.most_tokens + q.most_sequences * e->prefix : 0;
+    return FR_OK;
+}
+
 static fr_status size_batches(fr_setup *s, fr_error *err) {
     const fr_experiment *e = &s->experiment;
     int64_t groups = (int64_t)e->layout.replicas * e->layout.dp;
-    int64_t total = fr_max_i64(e->tokens * fr_layout_gpus(&e->layout) / e->seq, 1); /* as the driver deals them */
+    if (e->seqs[0]) return size_list(s, groups, err);
+    int64_t total = fr_max_i64(e->tokens * fr_layout_gpus(&e->layout) / e->seq, 1); /* as fr_deal deals them */
     int64_t most = fr_ceil_div(total, groups);
-    if (most > MOST_SEQUENCES || most * e->seq > INT32_MAX)
-        return fr_fail(err, FR_BAD_INPUT,
-                       "--tokens %" PRId64 ": %" PRId64 " sequences of %" PRId64 " tokens in one attention group: more "
-                       "than %d sequences or 2^31 tokens; take fewer tokens",
-                       e->tokens, most, e->seq, MOST_SEQUENCES);
+    FR_TRY(too_many(most, most * e->seq, err));
     s->load.tokens = most * e->seq;
     s->load.sequences = most;
     s->load.kv_tokens = e->layout.kv_cache ? most * (e->seq + e->prefix) : 0;

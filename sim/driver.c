@@ -25,6 +25,7 @@ typedef struct {
     fr_fragment *fragment;
     int64_t given;
     const fr_sched_batch **batches; /* [slots], NULL = empty */
+    const fr_batch *dealt;          /* [slots], batch mode */
     int64_t *answers;               /* [slots], latest answer of the slot's ranks, 0 = none yet */
 } flight;
 
@@ -89,7 +90,7 @@ static void give(drive *d, int unit, const fr_batch *batches, const fr_sched_bat
     }
     FR_GROW(d->flights, d->flights_cap, d->flights_count + 1);
     d->flights[d->flights_count++] =
-        (flight){f, now, tickets, fr_alloc((size_t)d->slots * sizeof *d->flights->answers)};
+        (flight){f, now, tickets, batches, fr_alloc((size_t)d->slots * sizeof *d->flights->answers)};
     if (d->unit_given[unit] == 0) fr_audit_fragment(&d->audit, d->setup->cost, f);
     d->unit_held[unit]++;
     d->unit_given[unit]++;
@@ -100,7 +101,7 @@ static void give(drive *d, int unit, const fr_batch *batches, const fr_sched_bat
 static void feed_batches(drive *d, int unit, int64_t now) {
     int limit = d->setup->experiment.forwards;
     while (d->status == FR_OK && d->unit_held[unit] < BATCH_LOOKAHEAD && d->unit_given[unit] < limit)
-        give(d, unit, d->deal.batches + (size_t)unit * (size_t)d->slots, NULL, now);
+        give(d, unit, fr_deal_batches(&d->deal, unit, d->slots, d->unit_given[unit]), NULL, now);
 }
 
 /* Trace mode: if the unit is free and any of its queues has work, forms one batch per slot and hands them over. */
@@ -174,7 +175,7 @@ static void close_flight(drive *d, flight *fl, fr_forward_record *r) {
             r->cached += b->cached;
             fr_sched_done(d->sched, b, r->end);
         } else if (!d->sched) {
-            const fr_batch *batch = &d->deal.batches[(size_t)r->unit * (size_t)d->slots + (size_t)s];
+            const fr_batch *batch = &fl->dealt[s];
             for (int i = 0; i < batch->count; i++) {
                 r->tokens += (int64_t)batch->sequences[i].queries * d->deal.stands_for;
                 r->cached += (int64_t)batch->sequences[i].prefix * d->deal.stands_for;
@@ -228,7 +229,7 @@ static bool deal_is_even(const fr_experiment *e) {
     int64_t gpus = fr_layout_gpus(&e->layout);
     int64_t groups = gpus / e->layout.tp / e->layout.pp;
     int64_t total = e->tokens * gpus / e->seq;
-    return e->layout.experts != FR_EXP_ASAP && total >= groups && total % groups == 0;
+    return !e->seqs[0] && e->layout.experts != FR_EXP_ASAP && total >= groups && total % groups == 0;
 }
 
 static void deal(drive *d) {
@@ -552,7 +553,7 @@ fr_status fr_drive_plan(const fr_setup *setup, fr_planner **planner, fr_fragment
         deal(&d);
         *fragments = fr_alloc((size_t)d.units * sizeof **fragments);
         for (*count = 0; *count < d.units && status == FR_OK; *count += status == FR_OK)
-            status = fr_planner_forward(d.planner, *count, d.deal.batches + (size_t)*count * (size_t)d.slots,
+            status = fr_planner_forward(d.planner, *count, fr_deal_batches(&d.deal, *count, d.slots, 0),
                                         &(*fragments)[*count], err);
     }
     if (status == FR_OK) {

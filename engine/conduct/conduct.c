@@ -7,6 +7,7 @@
 #include <time.h>
 
 #define REST_S     1.0       /* burst: clocks and temperature after a second of rest */
+#define START_NS   5000000   /* until the clock starts: ranks tie theirs to the host's meanwhile */
 #define LISTEN_NS  100000000 /* longest sleep between two looks at the deadlines */
 #define GRACE_S    5.0 /* after a failure: for ranks to let go of the device (its spins end within 2 s) and close */
 #define ISSUE_PART 0.9 /* of the timeout: a rank's own wait for its device, which says less, runs out after it */
@@ -304,11 +305,14 @@ static fr_status replan(fr_conductor *c) {
 
 /* ---- all of it ----------------------------------------------------------------------------------------------------*/
 
-/* The ranks' devices are idle; time 0 is now. */
+/* The ranks' devices are idle. Time 0 is when they have tied their clocks to the host's, which takes some 2 ms. */
 static fr_status start_clock(fr_conductor *c) {
-    c->epoch = fr_monotonic();
+    c->epoch = fr_monotonic() + START_NS;
     for (int r = 0; r < c->ranks; r++) fr_worker_start(c->workers[r], c->epoch);
     FR_TRY(fr_conduct_ready(c));
+    const int64_t left = -fr_conduct_now(c);
+    const struct timespec rest = {.tv_nsec = (long)fr_max_i64(left, 0)};
+    nanosleep(&rest, NULL);
     c->timed = true;
     return FR_OK;
 }
@@ -389,7 +393,7 @@ static void close_conductor(fr_conductor *c, bool failed) {
     free(c->traffic);
     free(c->unit);
     free(c->books);
-    free(c->batches);
+    free(c->spares);
     free(c->fit);
     free(c->ttft);
 }

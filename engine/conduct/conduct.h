@@ -20,7 +20,8 @@ typedef struct {
     const fr_request *requests; /* trace mode: in order of arrival; NULL = batch mode */
     int64_t requests_count;
     fr_prompts *prompts;        /* the token ids of those requests (id = index), answered here; NULL = synthesised */
-    bool random_weights;        /* the experiment's routing is injected as a router bias, and fitted */
+    bool random_weights;        /* the experiment's routing is injected as a router bias, ... */
+    int fit_rounds;             /* ... which is corrected so often by what it brings */
     bool spans;                 /* keep the timeline */
     bool logits;                /* keep all logits of batch mode */
     int64_t sequence_base;      /* batch mode: number of the first sequence, from which its token ids are made */

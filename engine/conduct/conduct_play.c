@@ -22,7 +22,7 @@ fr_status fr_conduct_batches(fr_conductor *c, int64_t forwards, int64_t until_ns
             fr_unit *unit = &c->unit[u];
             while (s == FR_OK && unit->held < FR_CONDUCT_AHEAD && unit->out < most &&
                    (forwards > 0 ? unit->given - first[u] < forwards : fr_conduct_now(c) < until_ns))
-                s = fr_conduct_give(c, u, c->batches + (size_t)u * (size_t)c->slots, NULL);
+                s = fr_conduct_give(c, u, fr_conduct_dealt(c, u, unit->given), NULL);
             out = out || unit->out > 0;
         }
         if (s != FR_OK || !out) break;

@@ -71,10 +71,10 @@ typedef struct {
     fr_unit *unit;
     fr_kv_book *books; /* [units * slots] */
     fr_deal deal;
-    fr_sequence spare; /* a batch to measure routing with, and to warm up a trace */
-    fr_batch *batches; /* [units * slots] of batch mode and of warming up */
-    int64_t sequences_all;
-    bool timed; /* what comes in counts */
+    fr_sequence spare;     /* a batch to measure routing with, and to warm up a trace */
+    fr_batch *spares;      /* [units * slots] of it */
+    int64_t sequences_all; /* most of a forward of all units */
+    bool timed;            /* what comes in counts */
     int64_t epoch;
     int64_t *fit; /* [layers][E] counts of the forwards being measured; NULL = not measuring */
     /* sums */
@@ -103,6 +103,8 @@ fr_status fr_conduct_batches(fr_conductor *c, int64_t forwards, int64_t until_ns
 fr_status fr_conduct_trace(fr_conductor *c);
 
 /* conduct_warm.c */
+/* Batches that are not requests': of batch mode, or of warming up. */
+const fr_batch *fr_conduct_dealt(const fr_conductor *c, int unit, int64_t forward);
 fr_status fr_conduct_warm(fr_conductor *c);
 
 /* tokens.c */

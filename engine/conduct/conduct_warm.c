@@ -5,28 +5,30 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { FIT_ROUNDS = 4 }; /* corrections of the injected router bias */
-#define FIT_TOKENS 4096  /* tokens of a forward that measures routing: 256 choices of each of 128 experts, k = 8 */
+#define FIT_TOKENS 4096 /* tokens of a forward that measures routing: 256 choices of each of 128 experts, k = 8 */
 
-static void count_sequences(fr_conductor *c) {
-    c->sequences_all = 0;
-    for (int g = 0; g < c->units * c->slots; g++) c->sequences_all += c->batches[g].count;
+const fr_batch *fr_conduct_dealt(const fr_conductor *c, int unit, int64_t forward) {
+    return c->spares ? c->spares + (size_t)unit * (size_t)c->slots : fr_deal_batches(&c->deal, unit, c->slots, forward);
 }
 
 /* Trace mode: a batch that every plan has room for, on every attention group. */
 static void make_batches(fr_conductor *c) {
     const size_t groups = (size_t)c->units * (size_t)c->slots;
-    c->batches = fr_alloc(groups * sizeof *c->batches);
     if (!c->o->requests) {
         fr_deal_open(&c->setup->experiment, (int64_t)groups, 1, &c->deal);
-        memcpy(c->batches, c->deal.batches, groups * sizeof *c->batches);
-    } else {
-        int64_t n = fr_min_i64(FIT_TOKENS, c->setup->load.tokens), longest = 1;
-        for (int64_t i = 0; i < c->o->requests_count; i++) longest = fr_max_i64(longest, c->o->requests[i].tokens);
-        c->spare = (fr_sequence){.queries = (int32_t)fr_min_i64(n, longest), .candidates = 1, .kv_prefix = -1};
-        for (size_t g = 0; g < groups; g++) c->batches[g] = (fr_batch){&c->spare, 1};
+        for (int v = 0; v < c->deal.variants; v++) {
+            int64_t all = 0;
+            for (size_t g = 0; g < groups; g++) all += fr_conduct_dealt(c, 0, v)[g].count;
+            c->sequences_all = fr_max_i64(c->sequences_all, all);
+        }
+        return;
     }
-    count_sequences(c);
+    int64_t n = fr_min_i64(FIT_TOKENS, c->setup->load.tokens), longest = 1;
+    for (int64_t i = 0; i < c->o->requests_count; i++) longest = fr_max_i64(longest, c->o->requests[i].tokens);
+    c->spare = (fr_sequence){.queries = (int32_t)fr_min_i64(n, longest), .candidates = 1, .kv_prefix = -1};
+    c->spares = fr_alloc(groups * sizeof *c->spares);
+    for (size_t g = 0; g < groups; g++) c->spares[g] = (fr_batch){&c->spare, 1};
+    c->sequences_all = (int64_t)groups;
 }
 
 static double worst_share(const fr_conductor *c, const int64_t *counts) {
@@ -64,11 +66,11 @@ static fr_status fit_routing(fr_conductor *c) {
     const size_t n = (size_t)c->layers * (size_t)c->setup->model.experts;
     FR_TRY(skew(c, NULL));
     c->fit = fr_alloc(n * sizeof *c->fit);
-    for (int round = 0; round <= FIT_ROUNDS; round++) {
+    for (int round = 0; round <= c->o->fit_rounds; round++) {
         memset(c->fit, 0, n * sizeof *c->fit);
         FR_TRY(fr_conduct_batches(c, 1, 0));
         c->out->routing_error = worst_share(c, c->fit);
-        if (round < FIT_ROUNDS) FR_TRY(skew(c, c->fit));
+        if (round < c->o->fit_rounds) FR_TRY(skew(c, c->fit));
     }
     free(c->fit);
     c->fit = NULL;
@@ -79,7 +81,7 @@ fr_status fr_conduct_warm(fr_conductor *c) {
     make_batches(c);
     c->epoch = fr_monotonic();
     if (c->o->random_weights && fr_routing_kind(c->setup->routing) != FR_SKEW_EVEN) FR_TRY(fit_routing(c));
-    FR_TRY(fr_conduct_batches(c, 1, 0));
+    FR_TRY(fr_conduct_batches(c, c->o->requests ? 1 : c->deal.variants, 0));
     const int64_t until = fr_conduct_now(c) + (int64_t)(c->o->warmup_s * 1e9);
     if (c->o->warmup_s > 0) FR_TRY(fr_conduct_batches(c, 0, until));
     for (int g = 0; c->o->requests && c->needs.kv_tokens > 0 && g < c->units * c->slots; g++) {

@@ -81,7 +81,7 @@ typedef struct {
 /*
  * open      makes everything up to the first forward; ranks may exchange through the world
  * replan    goes on with another plan of the same static part, whose counters begin at 0
- * start     time 0 of the clock is CLOCK_MONOTONIC's `epoch`, which is past; the device is idle
+ * start     time 0 of the clock is CLOCK_MONOTONIC's `epoch`; the device is idle
  * skew      random weights: moves the router bias (counts as measured with the bias in force, NULL = first)
  * append    issues a forward
  * poll      what has become of the oldest forward that is out

@@ -15,8 +15,8 @@ static int32_t token(uint64_t who, uint64_t where, int32_t vocab) {
  * sequence has the same tokens however the layout deals it. */
 static uint64_t number_of(const fr_conductor *c, const fr_job *job, int slot, int32_t i) {
     uint64_t before = 0;
-    const size_t group = (size_t)job->unit * (size_t)c->slots + (size_t)slot;
-    for (size_t g = 0; g < group; g++) before += (uint64_t)c->batches[g].count;
+    const fr_batch *all = fr_conduct_dealt(c, 0, job->number);
+    for (int g = 0; g < job->unit * c->slots + slot; g++) before += (uint64_t)all[g].count;
     return c->setup->experiment.seed + (uint64_t)c->o->sequence_base + before + (uint64_t)i +
            (uint64_t)job->number * (uint64_t)c->sequences_all;
 }

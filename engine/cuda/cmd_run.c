@@ -117,6 +117,7 @@ static fr_status make_setup(job *j, const cli_args *a, fr_error *err) {
 
 static fr_status read_options(job *j, const cli_args *a, fr_error *err) {
     const char *warmup = cli_value(a, "warmup"), *timeout = cli_value(a, "timeout"), *device = cli_value(a, "device");
+    const char *rounds = cli_value(a, "fit-rounds"), *base = cli_value(a, "sequence-base");
     int64_t number = 0;
     j->options.spans = cli_value(a, "no-spans") == NULL;
     j->options.logits = true;
@@ -126,6 +127,11 @@ static fr_status read_options(job *j, const cli_args *a, fr_error *err) {
     j->options.timeout_s = 60;
     if (warmup) FR_TRY(fr_parse_double(warmup, 0, 3600, "--warmup", &j->options.warmup_s, err));
     if (timeout) FR_TRY(fr_parse_double(timeout, 0.001, 86400, "--timeout", &j->options.timeout_s, err));
+    j->options.fit_rounds = 4;
+    if (rounds) FR_TRY(fr_parse_int(rounds, 0, 100, false, "--fit-rounds", &number, err));
+    if (rounds) j->options.fit_rounds = (int)number;
+    if (base) FR_TRY(fr_parse_int(base, 0, INT32_MAX, false, "--sequence-base", &j->options.sequence_base, err));
+    number = 0;
     if (device) FR_TRY(fr_parse_int(device, 0, FR_MAX_DEVICES - 1, false, "--device", &number, err));
     j->options.device = (int)number;
     return FR_OK;
@@ -274,10 +280,40 @@ static fr_status keep(const job *j, const cli_args *a, fr_error *err) {
     return cli_keep(&k, a, err);
 }
 
+/* A line of JSON that says what follows: rows [forward, unit, group, sequence, logits] in order, and then all logits as
+ * little-endian float32, row after row. */
+static fr_status write_logits(const job *j, const char *path, fr_error *err) {
+    const fr_conducted *c = &j->out.c;
+    fr_text t = {0};
+    fr_text_add(&t, "{\"hash\": \"%016" PRIx64 "\", \"logits\": %" PRId64 ", \"rows\": [", fr_conducted_hash(c),
+                c->logits_count);
+    for (uint32_t i = 0; i < c->logit_rows_count; i++) {
+        const fr_logit_row *r = &c->logit_rows[i];
+        fr_text_add(&t, "%s[%" PRId64 ", %d, %d, %d, %" PRId64 "]", i ? ", " : "", r->forward, r->unit, r->slot,
+                    r->sequence, r->count);
+    }
+    fr_text_add(&t, "]}\n");
+    const size_t head = t.length, bytes = (size_t)c->logits_count * sizeof *c->logits;
+    char *all = fr_alloc(head + bytes + 1);
+    memcpy(all, t.text, head);
+    fr_text_free(&t);
+    char *at = all + head;
+    for (uint32_t i = 0; i < c->logit_rows_count; i++) {
+        const size_t count = (size_t)c->logit_rows[i].count * sizeof *c->logits;
+        memcpy(at, c->logits + c->logit_rows[i].at, count);
+        at += count;
+    }
+    const fr_status s = fr_write_file(path, all, head + bytes, err);
+    free(all);
+    return s;
+}
+
 static fr_status write_files(const job *j, const cli_args *a, fr_error *err) {
     const char *routing = cli_value(a, "record-routing"), *answers = cli_value(a, "answers");
+    const char *logits = cli_value(a, "logits");
     fr_text t = {0};
     fr_status s = FR_OK;
+    if (logits) FR_TRY(write_logits(j, logits, err));
     if (routing) {
         fr_routing_format(&t, j->setup.model.experts, j->out.c.layers, 0, j->out.c.counts);
         s = fr_write_file(routing, t.text, t.length, err);

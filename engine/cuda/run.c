@@ -66,6 +66,7 @@ static fr_status run(const fr_setup *setup, const fr_run_options *o, fr_run_outp
                             .requests_count = o->requests_count,
                             .prompts = o->prompts,
                             .random_weights = !o->weights,
+                            .fit_rounds = o->fit_rounds,
                             .spans = o->spans,
                             .logits = o->logits,
                             .sequence_base = o->sequence_base,

@@ -16,6 +16,7 @@ typedef struct {
     fr_prompts *prompts; /* the token ids of those requests (id = index), answered here; NULL = ids are synthesised */
     bool spans, check_ops, logits;
     int64_t sequence_base;
+    int fit_rounds;             /* corrections of the injected routing */
     double warmup_s, timeout_s; /* back to back before the clock starts; 0 = one forward, then a second of rest */
     int device;                 /* of rank 0; the others are on the next ones */
     const char *inject;         /* conduct/inject.h; NULL = nothing */

@@ -204,7 +204,7 @@ static void done(played *p) {
 static void test_forwards_of_all_units(void **unused) {
     (void)unused;
     const char *flags[] = {TINY, "strategy", "dp", "gpus", "4", "tokens", "100", "seq", "30", "forwards", "5", NULL};
-    fr_conduct_options o = {.spans = true, .logits = true, .warmup_s = 0.02, .random_weights = true};
+    fr_conduct_options o = {.spans = true, .logits = true, .warmup_s = 0.02, .random_weights = true, .fit_rounds = 2};
     played p = {.stage = {.ms = 2, .hang_rank = -1}};
     play(&p, flags, &o, NULL);
     if (p.status != FR_OK) fail_msg("%s", p.err.text);
