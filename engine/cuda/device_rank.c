@@ -1,6 +1,7 @@
 #include "engine/cuda/device_rank.h"
 
 #include "engine/cuda/exec.h"
+#include "engine/cuda/transport/transport.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -13,6 +14,7 @@ typedef struct {
     fr_world *world;
     int rank, device, first_layer, layers; /* of the rank's stage */
     fr_weights *weights;
+    fr_transport *transport;
     fr_exec *exec;
     fr_rank_facts facts;
 } device_rank;
@@ -27,6 +29,19 @@ static fr_status open_weights(device_rank *d, fr_error *err) {
     return fr_weights_random(d->weights, &s->model, fr_layout_layers(l, &s->model), s->experiment.seed, err);
 }
 
+static fr_status open_transport(device_rank *d, const fr_plan *plan, fr_error *err) {
+    const fr_rank_needs *n = d->needs;
+    const fr_transport_options o = {.world = d->world,
+                                    .rank = d->rank,
+                                    .device = d->device,
+                                    .plan = plan,
+                                    .layout = &n->setup->experiment.layout,
+                                    .model = &n->setup->model,
+                                    .tokens = n->load.tokens,
+                                    .timeout_s = n->timeout_s};
+    return fr_transport_open(&o, &d->transport, err);
+}
+
 static fr_status open_exec(device_rank *d, const fr_plan *plan, fr_error *err) {
     const fr_rank_needs *n = d->needs;
     const fr_exec_options o = {.plan = plan,
@@ -34,6 +49,7 @@ static fr_status open_exec(device_rank *d, const fr_plan *plan, fr_error *err) {
                                .layout = &n->setup->experiment.layout,
                                .weights = d->weights,
                                .world = d->world,
+                               .transport = d->transport,
                                .load = n->load,
                                .rank = d->rank,
                                .positions = n->positions,
@@ -57,6 +73,7 @@ static fr_status open_all(device_rank *d, const fr_plan *plan, fr_error *err) {
                        cudaGetErrorString(e));
     if (cudaGetDeviceProperties(&p, d->device) == cudaSuccess)
         snprintf(d->facts.name, sizeof d->facts.name, "%.90s", p.name);
+    FR_TRY(open_transport(d, plan, err));
     FR_TRY(open_weights(d, err));
     return open_exec(d, plan, err);
 }
@@ -163,12 +180,12 @@ static void facts(void *self, fr_rank_facts *out) {
     device_rank *d = self;
     d->facts.weights_bytes = d->weights->bytes;
     d->facts.weights_s = d->weights->seconds;
-    d->facts.activation_bytes = fr_exec_bytes(d->exec);
+    d->facts.activation_bytes = fr_exec_bytes(d->exec) + fr_transport_bytes(d->transport);
     *out = d->facts;
 }
 
 static void release(void *self) {
-    (void)self;
+    fr_transport_abort(((device_rank *)self)->transport);
 }
 
 /*
@@ -179,6 +196,7 @@ static bool close_rank(void *self, bool lost) {
     device_rank *d = self;
     const bool answers = !d->exec || !fr_exec_lost(d->exec);
     fr_exec_close(d->exec);
+    fr_transport_close(d->transport, lost || !answers);
     if (!lost && answers && fr_world_exchange(d->world, d->rank, NULL, 0, NULL, NULL) == FR_OK)
         fr_weights_close(d->weights);
     free(d);

@@ -2,6 +2,7 @@
 
 #include "engine/cuda/clock.h"
 #include "engine/cuda/rank.h"
+#include "engine/cuda/transport/transport.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -113,6 +114,7 @@ fr_status fr_exec_replan(fr_exec *x, const fr_plan *plan, bool spans, fr_error *
         return fr_fail(err, FR_FAILED, "the plan's static part is another one");
     x->o.plan = plan;
     x->o.spans = spans;
+    if (x->o.transport) fr_transport_replan(x->o.transport, plan);
     for (uint32_t i = 0; i < x->counters_count; i++) x->counters[i].issued = 0;
     return FR_OK;
 }
@@ -268,6 +270,7 @@ static fr_status await(fr_exec *x, flight *f, cudaEvent_t event, fr_error *err) 
                            op, cudaGetErrorString(e));
         }
         if (spin < 64) continue;
+        if (x->o.transport) FR_TRY(fr_transport_check(x->o.transport, err));
         if (monotonic() > deadline) {
             name_current(x, f, op);
             x->lost = true;
@@ -503,6 +506,7 @@ fr_status fr_exec_poll(fr_exec *x, fr_exec_state *state, fr_error *err) {
     if (e != cudaSuccess && e != cudaErrorNotReady) return await(x, f, f->end, err);
     if (e == cudaErrorNotReady && fr_exec_now(x) - f->release > (int64_t)(x->o.timeout_s * 1e9))
         return await(x, f, f->end, err);
+    if (x->o.transport) FR_TRY(fr_transport_check(x->o.transport, err)); /* what ended in vain is no result */
     if (!f->entered) f->entered = e == cudaSuccess || (f->has_entry && cudaEventQuery(f->entry) == cudaSuccess);
     *state = e == cudaSuccess ? FR_EXEC_DONE : f->entered ? FR_EXEC_ENTERED : FR_EXEC_RUNNING;
     return FR_OK;

@@ -119,7 +119,9 @@ fr_status fr_op_launch(fr_device_rank *r, const fr_plan *plan, const fr_fragment
                  .b = &r->micro[op->micro],
                  .stream = stream,
                  .err = err};
-    const launcher launch = launchers[op->kind];
+    launcher launch = launchers[op->kind];
+    if (fr_op_class_of((fr_op_kind)op->kind) == FR_CLASS_COLLECTIVE) launch = fr_launch_collective;
+    if (op->kind == FR_OP_PERMUTE && op->sub == FR_SUB_PACK) launch = fr_launch_pack;
     if (!launch) return fr_fail(err, FR_FAILED, "ops of kind %s are not executed yet", fr_op_name(op->kind));
     if (op->layer != FR_NO_LAYER) c.w = fr_weights_layer(r->weights, op->layer);
     const fr_ref *use = fr_op_uses(f, op);

@@ -64,4 +64,9 @@ fr_status fr_launch_expert_down(fr_call *c);
 fr_status fr_launch_combine(fr_call *c);
 fr_status fr_launch_reduce(fr_call *c);
 
+/* ops_exchange.c */
+fr_status fr_launch_collective(fr_call *c); /* the whole class */
+fr_status fr_launch_pack(fr_call *c);       /* PERMUTE sub FR_SUB_PACK */
+enum { FR_SUB_PACK = 1000 };                /* experts_ep.c */
+
 #endif

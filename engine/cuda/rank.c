@@ -1,6 +1,8 @@
 /* A rank's memory: the arena cut from the plan's buffers, workspaces, tables, KV cache. */
 #include "engine/cuda/rank.h"
 
+#include "engine/cuda/transport/transport.h"
+
 #include <stdlib.h>
 #include <string.h>
 
@@ -111,7 +113,8 @@ void *fr_rank_buffer(const fr_device_rank *r, const fr_plan *plan, uint32_t targ
 }
 
 fr_status fr_rank_open(const fr_exec_options *o, fr_device_rank *r, fr_error *err) {
-    *r = (fr_device_rank){.model = o->model, .layout = o->layout, .weights = o->weights, .rank = o->rank};
+    *r = (fr_device_rank){
+        .model = o->model, .layout = o->layout, .weights = o->weights, .transport = o->transport, .rank = o->rank};
     fr_layout_place(o->layout, o->rank, &r->place);
     fr_shard_of(o->layout, o->model, o->rank, &r->shard);
     r->layers = r->shard.end_layer - r->shard.first_layer;
@@ -136,6 +139,7 @@ fr_status fr_rank_open(const fr_exec_options *o, fr_device_rank *r, fr_error *er
     r->buffers = fr_alloc(r->buffers_count * sizeof *r->buffers);
     r->buffer_bytes = fr_alloc(r->buffers_count * sizeof *r->buffer_bytes);
     FR_TRY(open_arena(r, o->plan, err));
+    if (r->transport) FR_TRY(fr_transport_bind(r->transport, r->arena, (size_t)r->arena_bytes, r->buffers, err));
     FR_TRY(open_kv(r, err));
     FR_TRY(check(fr_k_rope_table(r->rope, r->positions, r->model->head_dim, (float)r->model->rope_theta, NULL),
                  "rope table", err));

@@ -45,6 +45,7 @@ typedef struct fr_device_rank {
     const fr_model *model;
     const fr_layout *layout;
     const fr_weights *weights;
+    struct fr_transport *transport; /* NULL: alone */
     int rank;
     fr_place place;
     fr_shard shard;      /* its part of the model: layers, heads, experts, widths */

@@ -22,6 +22,8 @@ static bool executed(fr_op_kind kind) {
     case FR_CLASS_ATTENTION:
     case FR_CLASS_GROUPED:
         return true;
+    case FR_CLASS_COLLECTIVE:
+        return kind != FR_OP_GATHER_WEIGHTS;
     default:
         return false;
     }

@@ -131,6 +131,10 @@ fr_status fr_exchanges_open(fr_transport *t, const fr_transport_options *o,
     return FR_OK;
 }
 
+void fr_exchanges_replan(fr_exchanges *x, const fr_plan *plan) {
+    x->o.plan = plan;
+}
+
 void fr_exchanges_close(fr_exchanges *x, bool lost) {
     if (!x) return;
     if (!lost) {

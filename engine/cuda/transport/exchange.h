@@ -13,6 +13,7 @@ bool fr_exchanges_wanted(const fr_layout *l);
 /* Collective. peers_of(b, q): where plan rank q's counterpart of buffer b is seen from here. */
 fr_status fr_exchanges_open(fr_transport *t, const fr_transport_options *o,
                             void *(*peer_of)(fr_transport *, uint32_t, int), fr_exchanges **out, fr_error *err);
+void fr_exchanges_replan(fr_exchanges *x, const fr_plan *plan);
 void fr_exchanges_close(fr_exchanges *x, bool lost); /* NULL is allowed */
 
 fr_status fr_exchanges_pack(fr_exchanges *x, const fr_collective *c, cudaStream_t stream, fr_error *err);

@@ -141,6 +141,11 @@ fr_status fr_transport_open(const fr_transport_options *o, fr_transport **out, f
     return FR_OK;
 }
 
+void fr_transport_replan(fr_transport *t, const fr_plan *plan) {
+    t->o.plan = plan;
+    if (t->exchanges) fr_exchanges_replan(t->exchanges, plan);
+}
+
 void fr_transport_close(fr_transport *t, bool lost) {
     if (!t) return;
     for (uint32_t g = 0; g < t->groups && !atomic_load(&t->aborted); g++) fr_nccl_close(t->comms[g], lost);

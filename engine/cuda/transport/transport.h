@@ -37,6 +37,8 @@ typedef struct {
 
 /* Collective. Turns peer access on and opens a communicator for each group of this rank. One rank: opens at once. */
 fr_status fr_transport_open(const fr_transport_options *o, fr_transport **out, fr_error *err);
+/* Another plan of the same static part. */
+void fr_transport_replan(fr_transport *t, const fr_plan *plan);
 /* `lost`: the device or a peer failed: communicators are aborted and memory is left, as frees would wait for it. NULL
  * is allowed. */
 void fr_transport_close(fr_transport *t, bool lost);
