@@ -296,9 +296,7 @@ static fr_status replan(fr_conductor *c) {
     for (int r = 0; r < c->ranks; r++) fr_worker_replan(c->workers[r], c->plan, c->o->spans);
     FR_TRY(fr_conduct_ready(c));
     fr_planner_close(c->old_planner);
-    fr_plan_free(c->old_plan);
     c->old_planner = NULL;
-    c->old_plan = NULL;
     for (int u = 0; u < c->units; u++) c->unit[u].given = c->unit[u].last_end = 0;
     return FR_OK;
 }

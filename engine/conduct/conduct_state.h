@@ -66,7 +66,7 @@ typedef struct {
     int64_t *asked;    /* [ranks] when a rank was given something that it has not answered; 0 = nothing */
     int *unissued;     /* [ranks] forwards given and not issued */
     fr_planner *planner, *old_planner;
-    fr_plan *plan, *old_plan; /* the ranks': see fr_plan_static */
+    fr_plan *plan, *old_plan; /* the ranks': see fr_plan_static; the old one's groups stay in use */
     fr_sched *sched;
     fr_unit *unit;
     fr_kv_book *books; /* [units * slots] */

@@ -145,8 +145,10 @@ static fr_status poll_rank(void *self, fr_rank_state *state, fr_error *err) {
                                            [FR_EXEC_RUNNING] = FR_RANK_RUNNING,
                                            [FR_EXEC_ENTERED] = FR_RANK_ENTERED,
                                            [FR_EXEC_DONE] = FR_RANK_DONE};
+    device_rank *d = self;
     fr_exec_state s;
-    FR_TRY(fr_exec_poll(((device_rank *)self)->exec, &s, err));
+    FR_TRY(fr_transport_check(d->transport, err));
+    FR_TRY(fr_exec_poll(d->exec, &s, err));
     *state = states[s];
     return FR_OK;
 }
@@ -194,7 +196,7 @@ static void release(void *self) {
  */
 static bool close_rank(void *self, bool lost) {
     device_rank *d = self;
-    const bool answers = !d->exec || !fr_exec_lost(d->exec);
+    const bool answers = !d->exec || fr_exec_settle(d->exec);
     fr_exec_close(d->exec);
     fr_transport_close(d->transport, lost || !answers);
     if (!lost && answers && fr_world_exchange(d->world, d->rank, NULL, 0, NULL, NULL) == FR_OK)

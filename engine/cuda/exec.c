@@ -11,7 +11,8 @@
 #include <string.h>
 #include <time.h>
 
-#define SLOW_NS 50000 /* an ordinary launch takes 3 to 10 us; the two clocks agree to some 10 us */
+#define SETTLE_NS 4000000000 /* when closing: a device's own waits for its peers end within 2 s */
+#define SLOW_NS   50000      /* an ordinary launch takes 3 to 10 us; the two clocks agree to some 10 us */
 
 enum { RING = 8, SLOTS = FR_EXEC_FLIGHTS + 1 }; /* one more: a forward's begin is measured from the one before it */
 
@@ -197,10 +198,22 @@ static void close_slot(flight *f) {
     free(f->ops);
 }
 
+/* Whether all streams run dry within SETTLE_NS. */
+bool fr_exec_settle(fr_exec *x) {
+    const int64_t deadline = monotonic() + SETTLE_NS;
+    for (uint32_t i = 0; x->lanes && i < x->o.plan->lanes_count && !x->lost; i++) {
+        cudaError_t e = cudaSuccess;
+        while (x->lanes[i].stream && (e = cudaStreamQuery(x->lanes[i].stream)) == cudaErrorNotReady &&
+               monotonic() < deadline)
+            nanosleep(&(struct timespec){.tv_nsec = 100000}, NULL);
+        if (e != cudaSuccess) x->lost = true;
+    }
+    return !x->lost;
+}
+
 void fr_exec_close(fr_exec *x) {
     if (!x) return;
-    if (!x->lost) { /* frees would wait for a device that does not answer */
-        cudaDeviceSynchronize();
+    if (fr_exec_settle(x)) { /* frees would wait for a device that does not answer */
         for (int i = 0; i < SLOTS; i++) close_slot(&x->slot[i]);
         for (uint32_t i = 0; i < x->counters_count; i++)
             for (int k = 0; k < RING; k++)
