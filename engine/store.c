@@ -69,6 +69,7 @@ static fr_status create_schema(fr_store *s, fr_error *err) {
         "CREATE TABLE IF NOT EXISTS requests(run INTEGER, id INTEGER, arrival_ns INTEGER, start_ns INTEGER, "
         "answer_ns INTEGER, ttft_ns INTEGER, tokens INTEGER, cached INTEGER, queue INTEGER, source INTEGER);"
         "CREATE INDEX IF NOT EXISTS requests_by_run ON requests(run);"
+        "CREATE TABLE IF NOT EXISTS attached(run INTEGER, name TEXT, text TEXT);"
         "CREATE TABLE IF NOT EXISTS cells(key TEXT PRIMARY KEY, cell INTEGER, status TEXT, reason TEXT, config TEXT, "
         "result TEXT");
     add_columns(&sql);
@@ -320,6 +321,17 @@ fr_status fr_store_add_spans(fr_store *s, int64_t run, const fr_plan *plan, cons
         bind_text(q, 16, fr_provenance_name((fr_provenance)p->provenance));
         status = step(s, q, err);
     }
+    sqlite3_finalize(q);
+    return status;
+}
+
+fr_status fr_store_attach(fr_store *s, int64_t run, const char *name, const char *text, fr_error *err) {
+    sqlite3_stmt *q = NULL;
+    FR_TRY(prepare_insert(s, "INSERT INTO attached", 3, false, &q, err));
+    sqlite3_bind_int64(q, 1, run);
+    bind_text(q, 2, name);
+    bind_text(q, 3, text);
+    fr_status status = step(s, q, err);
     sqlite3_finalize(q);
     return status;
 }

@@ -19,6 +19,9 @@
  *
  *   requests  run, id, arrival_ns, start_ns, answer_ns, ttft_ns, tokens, cached, queue, source
  *
+ *   attached  run, name, text: 'routing' (engine/routing.h, recorded), 'anchors' (rows of kernels/measured/FORMAT.md
+ *             that were measured on the same machine at the time of the run)
+ *
  *   cells     key (hash of config, program version and cost tables; primary key), cell (number in its grid),
  *             status ('done' | 'unfit' | 'refused' | 'failed'), reason, config (JSON), result (JSON),
  *             then the columns of engine/columns.h
@@ -54,6 +57,8 @@ fr_status fr_store_add_forwards(fr_store *s, int64_t run, const fr_forward_recor
 fr_status fr_store_add_requests(fr_store *s, int64_t run, const fr_request_record *records, int64_t count,
                                 fr_error *err);
 fr_status fr_store_add_spans(fr_store *s, int64_t run, const fr_plan *plan, const fr_timeline *t, fr_error *err);
+
+fr_status fr_store_attach(fr_store *s, int64_t run, const char *name, const char *text, fr_error *err);
 
 /*
  * The spans of a run as they were stored, with a plan that names their lanes and holds nothing else (ranks, lanes in

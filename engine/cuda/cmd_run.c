@@ -13,6 +13,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#define ANCHORS_LIMIT ((size_t)1 << 20)
+
 /* A run, what it ran on, and the simulator's opinion of it. */
 typedef struct {
     fr_setup setup;
@@ -268,6 +270,12 @@ static void print_text(const job *j) {
 
 static fr_status keep(const job *j, const cli_args *a, fr_error *err) {
     if (!cli_keeps(a)) return FR_OK;
+    const char *path = cli_value(a, "anchors");
+    char *anchors = NULL;
+    size_t length;
+    if (path) FR_TRY(fr_read_file(path, ANCHORS_LIMIT, &anchors, &length, err));
+    fr_text routing = {0};
+    fr_routing_format(&routing, j->setup.model.experts, j->out.c.layers, 0, j->out.c.counts);
     cli_kept k = {.kind = "run",
                   .setup = &j->setup,
                   .result = &j->out.c.result,
@@ -276,8 +284,13 @@ static fr_status keep(const job *j, const cli_args *a, fr_error *err) {
                   .forwards_count = j->out.c.forwards_count,
                   .requests = j->out.c.requests,
                   .requests_count = j->out.c.requests_count,
-                  .spans = &j->out.c.spans};
-    return cli_keep(&k, a, err);
+                  .spans = &j->out.c.spans,
+                  .routing = routing.text,
+                  .anchors = anchors};
+    const fr_status status = cli_keep(&k, a, err);
+    fr_text_free(&routing);
+    free(anchors);
+    return status;
 }
 
 /* A line of JSON that says what follows: rows [forward, unit, group, sequence, logits] in order, and then all logits as

@@ -64,6 +64,7 @@ typedef struct {
     const fr_request_record *requests;
     int64_t requests_count;
     const fr_timeline *spans;
+    const char *routing, *anchors; /* texts attached to a run in a store; NULL = none */
 } cli_kept;
 /* Writes it where --db, --perfetto and --csv say. */
 fr_status cli_keep(const cli_kept *k, const cli_args *a, fr_error *err);

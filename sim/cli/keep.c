@@ -14,6 +14,8 @@ static fr_status add_run(fr_store *s, const cli_kept *k, const fr_plan *plan, co
     FR_TRY(fr_store_add_run(s, k->kind, k->setup, k->result, config, result, id, err));
     FR_TRY(fr_store_add_forwards(s, *id, k->forwards, k->forwards_count, err));
     FR_TRY(fr_store_add_requests(s, *id, k->requests, k->requests_count, err));
+    if (k->routing) FR_TRY(fr_store_attach(s, *id, "routing", k->routing, err));
+    if (k->anchors) FR_TRY(fr_store_attach(s, *id, "anchors", k->anchors, err));
     return fr_store_add_spans(s, *id, plan, k->spans, err);
 }
 

@@ -11,6 +11,8 @@ const fr_option cmd_run_options[] = {
     {"fit-rounds", "N", NULL,
      "random weights: corrections of the injected routing, default 4; 0 = the same bias in every layout"},
     {"sequence-base", "N", NULL, "number of the first sequence of batch mode: token ids follow from it, default 0"},
+    {"anchors", "FILE", NULL,
+     "rows of `calibrate --anchors` taken on this machine just now, kept with the run in --db"},
     {"warmup", "S", NULL, "seconds back to back before the clock starts; default 10 sustained, 0 burst"},
     {"timeout", "S", NULL, "longest wait for the device, default 60"},
     {"device", "N", NULL, "GPU of rank 0, default 0; the other ranks are on the next ones"},
