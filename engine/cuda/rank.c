@@ -141,6 +141,7 @@ fr_status fr_rank_open(const fr_exec_options *o, fr_device_rank *r, fr_error *er
     FR_TRY(open_arena(r, o->plan, err));
     if (r->transport) FR_TRY(fr_transport_bind(r->transport, r->arena, (size_t)r->arena_bytes, r->buffers, err));
     FR_TRY(open_kv(r, err));
+    r->batch = (fr_batch_rank){r->model, r->layout, r->place, r->shard.head, r->kv != NULL};
     FR_TRY(check(fr_k_rope_table(r->rope, r->positions, r->model->head_dim, (float)r->model->rope_theta, NULL),
                  "rope table", err));
     FR_TRY(check(cudaDeviceSynchronize(), "rope table", err));

@@ -5,6 +5,7 @@
 #ifndef FR_CUDA_RANK_H
 #define FR_CUDA_RANK_H
 
+#include "engine/batch_tables.h"
 #include "engine/cuda/exec.h"
 #include "engine/kv_rows.h"
 #include "engine/shard.h"
@@ -13,33 +14,6 @@
 
 enum { FR_MOST_PARTS = 128 };                /* of the experts of a rank (kernels/exchange.h) */
 #define FR_GEMM_WORKSPACE ((size_t)32 << 20) /* kernels/gemm.h: serves every algorithm on Hopper */
-
-/*
- * What a micro-batch (chunk, half) of this rank's batch is on the device: a run of ints, copied with those of the other
- * micro-batches at the start of a forward. T tokens, S sequences; T = S = 0 where the rank has no work.
- */
-typedef struct {
-    int32_t tokens, sequences, max_q, max_kv;
-    int32_t padded; /* sequences with empty ones behind them, as attention sees them */
-    bool equal;     /* all sequences have one length and nothing before them */
-    /* The residual stream that this rank holds: tokens [first, first + held) of T; all of them unless sliced. */
-    int32_t first, held;
-    /* Logits that this rank computes: of rows that want the whole vocabulary and of candidates (pairs (row, token));
-     * and where they go in the forward's. Stages before the last have none. */
-    int32_t rows_all, rows_some, picks;
-    int64_t all_at, picks_at; /* floats; valid where rows_all or picks > 0 */
-    bool wanted_some;         /* some rank computes candidates: the head's second op is the last one */
-    /* device */
-    int32_t *ids, *position;        /* [T] */
-    int32_t *q_start;               /* [padded + 1] */
-    int32_t *rows;                  /* rows, in what this rank holds, that it computes logits of: rows_all first */
-    int32_t *pick_row, *pick_token; /* [picks]: index into `rows`, token */
-    int32_t *meta;                  /* attention.h */
-    /* with a KV cache: row of each new token [T], first and number of each sequence's keys in the gathered context
-     * [padded], rows of that context [context] */
-    int32_t *kv_row, *kv_start, *kv_len, *context_rows;
-    int64_t context;
-} fr_batch_tables;
 
 typedef struct fr_device_rank {
     const fr_model *model;
@@ -78,6 +52,7 @@ typedef struct fr_device_rank {
     uint32_t kv_owner_cap;
     bool made_up_prefix, varied;
     /* the forward being issued */
+    fr_batch_rank batch;
     fr_batch_tables *micro; /* [micros] */
     int micros;
     uint32_t micro_cap;
