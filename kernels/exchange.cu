@@ -7,13 +7,16 @@
 #include "kernels/exchange.h"
 
 #include "kernels/device.cuh"
+#include "kernels/ptx.cuh"
 
 namespace {
 using namespace fr;
 
 constexpr int THREADS = 512, IN_FLIGHT = 4;
-constexpr int64_t CHUNK = THREADS * IN_FLIGHT * 16; /* bytes of rows that a block moves at a time */
-constexpr int META_ROWS = 256;                      /* rows whose ids and weights it moves at a time */
+constexpr int64_t CHUNK = THREADS * IN_FLIGHT * 16;       /* bytes of rows that a block moves at a time */
+constexpr int BULK_THREADS = 128, STAGES = 12, AHEAD = 6; /* of the ring: chunks, and those on their way into it */
+constexpr int64_t BULK = 16384;
+constexpr int META_ROWS = 256; /* rows whose ids and weights it moves at a time */
 
 /* ---- memory order between GPUs -----------------------------------------------------------------------------------*/
 
@@ -137,19 +140,38 @@ __device__ __forceinline__ void copy_chunk(char *to, const char *from, int64_t b
 
 /* Ids and weights of send rows first .. first+rows-1 to the target's rows from `to` on. */
 __device__ __forceinline__ void copy_meta(const fr_k_exchange &x, const fr_k_push_args &a, char *recv, int target,
-                                          int first, int to, int rows) {
+                                          int first, int to, int rows, int thread, int threads) {
     const int S = x.by_expert ? 1 : x.top_k, V = x.ranks * x.parts;
     const int low = static_cast<int>(static_cast<int64_t>(x.experts) * target / V);
     const int high = static_cast<int>(static_cast<int64_t>(x.experts) * (target + 1) / V);
     int32_t *ids = reinterpret_cast<int32_t *>(recv + a.capacity * a.H * 2);
     float *weights = reinterpret_cast<float *>(ids + a.capacity * S);
-    for (int i = static_cast<int>(threadIdx.x); i < rows * S; i += THREADS) {
+    for (int i = thread; i < rows * S; i += threads) {
         const int64_t slot = static_cast<int64_t>(a.source_of_copy[first + i / S]) * S + i % S;
         const int64_t at = static_cast<int64_t>(to) * S + i;
         const int e = a.ids[slot];
         ids[at] = e >= low && e < high ? e : -1;
         weights[at] = a.weights[slot];
     }
+}
+
+/* Behind the last block's last write the flag is raised at all peers; then theirs are waited for. */
+template <bool DISPATCH> __device__ void finish(const fr_k_exchange &x, uint32_t number, int phases) {
+    fr_x_block *b = x.block[x.me];
+    __shared__ bool last;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        __threadfence_system();
+        last = atomicAdd(&b->done, 1u) == gridDim.x - 1;
+        if (last) b->done = 0;
+        __threadfence_system();
+    }
+    __syncthreads();
+    if (!last) return;
+    const int peer = static_cast<int>(threadIdx.x);
+    if (peer >= x.ranks || peer == x.me) return;
+    raise(&x.block[peer]->flag[x.me], number);
+    if (phases & FR_X_WAIT) wait_for(x, peer, DISPATCH ? FR_X_DISPATCH : FR_X_BACK, number);
 }
 
 /* DISPATCH: with meta data. */
@@ -176,26 +198,101 @@ __global__ void __launch_bounds__(THREADS)
             } else {
                 const int first = static_cast<int>(i - chunks) * META_ROWS;
                 copy_meta(x, a, to, peer * x.parts + a.part, m.from + first, m.to + first,
-                          min(META_ROWS, m.rows - first));
+                          min(META_ROWS, m.rows - first), static_cast<int>(threadIdx.x), THREADS);
             }
         }
         base += chunks + metas;
     }
-    /* Behind the last block's last write the flag is raised at all peers. */
-    __shared__ bool last;
-    __syncthreads();
+    finish<DISPATCH>(x, number, phases);
+}
+
+/*
+ * The same with the bulk copy engine of the SMs: one thread a block keeps a ring of chunks in flight, from memory into
+ * shared memory and from there to the target, so that a few SMs fill a link. Chunks are taken in an order that spreads
+ * every target's over the whole run (stride G, coprime to their number N): no link waits while another is served.
+ */
+__device__ int64_t coprime(int64_t n) {
+    int64_t g = n * 618 / 1000 + 1; /* about the golden section: consecutive ones are far apart */
+    for (;; g++) {
+        int64_t u = n, v = g;
+        while (v) {
+            const int64_t w = u % v;
+            u = v;
+            v = w;
+        }
+        if (u == 1) return g;
+    }
+}
+
+struct Chunk {
+    const char *from;
+    char *to;
+    uint32_t bytes;
+};
+
+template <bool DISPATCH>
+__global__ void __launch_bounds__(BULK_THREADS)
+    bulk_kernel(const __grid_constant__ fr_k_exchange x, const __grid_constant__ fr_k_push_args a, uint32_t number,
+                int phases) {
+    extern __shared__ __align__(128) char ring[];
+    __shared__ __align__(8) uint64_t full[STAGES];
+    __shared__ int64_t start[FR_X_RANKS + 1]; /* first chunk of each member */
+    fr_x_block *b = x.block[x.me];
+    const fr_x_move *moves = (DISPATCH ? b->dispatch : b->back) + a.part * x.ranks;
+    const int64_t row = a.H * 2;
+    const uint32_t ring_at = smem_addr(ring), full_at = smem_addr(full);
     if (threadIdx.x == 0) {
-        __threadfence_system();
-        last = atomicAdd(&b->done, 1u) == gridDim.x - 1;
-        if (last) b->done = 0;
-        __threadfence_system();
+        for (int i = 0; i < STAGES; i++) mbar_init(full_at + 8 * static_cast<uint32_t>(i), 1);
+        fence_barrier_init();
+        start[0] = 0;
+        for (int p = 0; p < x.ranks; p++) start[p + 1] = start[p] + (moves[p].rows * row + BULK - 1) / BULK;
     }
     __syncthreads();
-    if (!last) return;
-    const int peer = static_cast<int>(threadIdx.x);
-    if (peer >= x.ranks || peer == x.me) return;
-    raise(&x.block[peer]->flag[x.me], number);
-    if (phases & FR_X_WAIT) wait_for(x, peer, DISPATCH ? FR_X_DISPATCH : FR_X_BACK, number);
+    if (threadIdx.x == 0) {
+        const int64_t n = start[x.ranks], g = n > 1 ? coprime(n) : 1;
+        const int64_t mine = n > blockIdx.x ? (n - blockIdx.x + gridDim.x - 1) / gridDim.x : 0;
+        auto chunk = [&](int64_t i) {
+            const int64_t at = (blockIdx.x + i * gridDim.x) * g % n;
+            int p = 0;
+            while (at >= start[p + 1]) p++;
+            const int64_t offset = (at - start[p]) * BULK;
+            return Chunk{reinterpret_cast<const char *>(a.rows) + moves[p].from * row + offset,
+                         static_cast<char *>(a.to[p]) + moves[p].to * row + offset,
+                         static_cast<uint32_t>(min(BULK, moves[p].rows * row - offset))};
+        };
+        for (int64_t i = 0; i < mine + AHEAD; i++) {
+            if (i < mine) {
+                const uint32_t stage = static_cast<uint32_t>(i % STAGES);
+                /* The store that used this stage has read it: of those issued since, STAGES - AHEAD - 1 may be out. */
+                if (i >= STAGES) bulk_wait_read<STAGES - AHEAD - 1>();
+                const Chunk c = chunk(i);
+                mbar_expect(full_at + 8 * stage, c.bytes);
+                bulk_load(ring_at + stage * BULK, c.from, c.bytes, full_at + 8 * stage);
+            }
+            if (i >= AHEAD) {
+                const int64_t j = i - AHEAD;
+                const uint32_t stage = static_cast<uint32_t>(j % STAGES);
+                const Chunk c = chunk(j);
+                mbar_wait(full_at + 8 * stage, static_cast<uint32_t>(j / STAGES % 2));
+                bulk_store(c.to, ring_at + stage * BULK, c.bytes);
+            }
+        }
+        bulk_wait_all();
+    } else if (DISPATCH && threadIdx.x >= 32) {
+        int64_t item = blockIdx.x, base = 0;
+        for (int j = 1; j <= x.ranks; j++) {
+            const int peer = (x.me + j) % x.ranks;
+            const fr_x_move m = moves[peer];
+            const int64_t metas = (m.rows + META_ROWS - 1) / META_ROWS;
+            for (; item < base + metas; item += gridDim.x) {
+                const int first = static_cast<int>(item - base) * META_ROWS;
+                copy_meta(x, a, static_cast<char *>(a.to[peer]), peer * x.parts + a.part, m.from + first, m.to + first,
+                          min(META_ROWS, m.rows - first), static_cast<int>(threadIdx.x) - 32, BULK_THREADS - 32);
+            }
+            base += metas;
+        }
+    }
+    finish<DISPATCH>(x, number, phases);
 }
 
 __global__ void release_kernel(const __grid_constant__ fr_k_exchange x) {
@@ -213,6 +310,13 @@ cudaError_t push(const fr_k_exchange *x, const fr_k_push_args *a, uint32_t numbe
     if (!fits(x) || a->part < 0 || a->part >= x->parts || a->blocks < 1 || a->blocks > 1024 || a->H % 8)
         return cudaErrorInvalidValue;
     const unsigned grid = static_cast<unsigned>(a->blocks);
+    if (a->bulk) {
+        const auto kernel = dispatch ? bulk_kernel<true> : bulk_kernel<false>;
+        const cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, STAGES * BULK);
+        if (e) return e;
+        kernel<<<grid, BULK_THREADS, STAGES * BULK, stream>>>(*x, *a, number, phases);
+        return cudaGetLastError();
+    }
     if (dispatch)
         push_kernel<true><<<grid, THREADS, 0, stream>>>(*x, *a, number, phases);
     else

@@ -102,6 +102,7 @@ typedef struct {
     const int32_t *source_of_copy;
     int64_t capacity, H;
     int32_t part, blocks; /* blocks: of the launch, 1 .. 1024 */
+    bool bulk;            /* by the SMs' bulk copies, not by loads and stores */
 } fr_k_push_args;
 /* Rows travel; ends when those of all members have arrived (phases as above, SEND and WAIT). */
 cudaError_t fr_k_dispatch(const fr_k_exchange *x, const fr_k_push_args *a, uint32_t number, int phases,

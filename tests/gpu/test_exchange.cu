@@ -47,6 +47,7 @@ struct Rank {
 };
 
 static int devices = 1;
+static bool bulk; /* which way rows are pushed */
 
 /* Threads meet, spinning. */
 struct Meet {
@@ -130,7 +131,7 @@ static fr_k_push_args dispatch_args(const std::vector<Rank> &all, const Config &
     const Rank &a = all[static_cast<size_t>(r)];
     fr_k_push_args p = {};
     p.rows = a.send, p.ids = a.ids, p.weights = a.weights, p.source_of_copy = a.source_of_copy;
-    p.capacity = a.capacity, p.H = c.H, p.part = part, p.blocks = blocks;
+    p.capacity = a.capacity, p.H = c.H, p.part = part, p.blocks = blocks, p.bulk = bulk;
     for (const Rank &b : all) p.to[b.x.me] = b.recv[part];
     return p;
 }
@@ -139,7 +140,7 @@ static fr_k_push_args back_args(const std::vector<Rank> &all, const Config &c, i
     const Rank &a = all[static_cast<size_t>(r)];
     fr_k_push_args p = {};
     p.rows = reinterpret_cast<const fr_bf16 *>(a.recv[part]);
-    p.capacity = a.capacity, p.H = c.H, p.part = part, p.blocks = blocks;
+    p.capacity = a.capacity, p.H = c.H, p.part = part, p.blocks = blocks, p.bulk = bulk;
     for (const Rank &b : all) p.to[b.x.me] = b.send;
     return p;
 }
@@ -379,7 +380,7 @@ static bool check(const Config &c) {
                a.x.error->peer, a.x.error->at, a.x.error->number);
     for (int l = 0; l < c.layers; l++) compare(c, l, in[static_cast<size_t>(l)], out[static_cast<size_t>(l)]);
     close_ranks(c, all);
-    printf("check %-28s %s\n", c.name, errors == before ? "ok" : "FAILED");
+    printf("check %-28s%s %s\n", c.name, bulk ? " bulk" : "", errors == before ? "ok" : "FAILED");
     fflush(stdout);
     return errors == before;
 }
@@ -541,12 +542,13 @@ static void bench_push(int T, int H, int k, int E, bool by_expert, const std::ve
             for (auto &x : e) CUDA(cudaEventDestroy(x));
         });
         const double bytes = static_cast<double>(remote[0]) * H * 2;
-        printf("bench push %6d tokens H %d k %d%s, %3d blocks: pack %7.1f us, counts %5.1f, dispatch %7.1f us = %5.1f "
-               "GB/s out, "
-               "back %7.1f us = %5.1f GB/s (%lld of %d rows leave)\n",
-               T, H, k, by_expert ? " by expert" : "", n, median(us[0]), median(us[1]), median(us[2]),
-               bytes / median(us[2]) / 1e3, median(us[3]), bytes / median(us[3]) / 1e3,
-               static_cast<long long>(remote[0]), T);
+        printf(
+            "bench push%s %6d tokens H %d k %d%s, %3d blocks: pack %7.1f us, counts %5.1f, dispatch %7.1f us = %5.1f "
+            "GB/s out, "
+            "back %7.1f us = %5.1f GB/s (%lld of %d rows leave)\n",
+            bulk ? " bulk" : "", T, H, k, by_expert ? " by expert" : "", n, median(us[0]), median(us[1]), median(us[2]),
+            bytes / median(us[2]) / 1e3, median(us[3]), bytes / median(us[3]) / 1e3, static_cast<long long>(remote[0]),
+            T);
         fflush(stdout);
     }
     close_ranks(c, all);
@@ -586,17 +588,23 @@ int main(int argc, char **argv) {
             {"four ranks", 4, 1, 32, 8, 64, false, {100, 50, 0, 250}, 0, 6},
             {"four ranks, three parts", 4, 3, 60, 6, 128, false, {100, 50, 70, 250}, 0, 4},
         };
-        for (const Config &c : all) check(c);
+        for (int way = 0; way < 2; way++) {
+            bulk = way;
+            for (const Config &c : all) check(c);
+        }
         check_faults();
     }
     if (speed && devices == 2) {
         bench_counts(true);
         bench_counts(false);
-        bench_push(16384, 4096, 8, 128, false, {132, 64, 48, 32, 24, 16, 8});
-        bench_push(1024, 4096, 8, 128, false, {132, 64, 32, 16});
-        bench_push(128, 4096, 8, 128, false, {32, 16});
-        bench_push(16384, 2048, 8, 128, false, {64, 32});
-        bench_push(4096, 4096, 8, 128, true, {64, 32});
+        for (int way = 1; way >= 0; way--) {
+            bulk = way;
+            bench_push(16384, 4096, 8, 128, false, {132, 64, 32, 24, 16, 12, 8, 4});
+            bench_push(1024, 4096, 8, 128, false, {64, 32, 16, 8});
+            bench_push(128, 4096, 8, 128, false, {32, 16, 8});
+            bench_push(16384, 2048, 8, 128, false, {32, 16});
+            bench_push(4096, 4096, 8, 128, true, {32, 16});
+        }
     }
     printf("%s\n", errors ? "FAILED" : "all passed");
     return errors ? 1 : 0;
