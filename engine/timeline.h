@@ -19,7 +19,12 @@ typedef struct {
     int16_t rank;
     uint8_t kind; /* fr_op_kind */
     uint8_t provenance;
+    uint8_t transport; /* of the op's shape */
 } fr_span;
+
+/* What carries a transfer: "nccl", "nccl-ce" (NCCL by copy engines), "peer kernels" (stores into peers' memory), "copy
+ * engine"; "" = the op moves nothing between memories. `transport`: fr_gather of GATHER_WEIGHTS. */
+const char *fr_carrier_name(fr_op_kind kind, int transport);
 
 typedef struct {
     fr_span *spans;

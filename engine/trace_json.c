@@ -91,6 +91,8 @@ static void put_span(FILE *f, const fr_span *s) {
     fprintf(f, ",\"args\":{\"id\":\"%s\"", id);
     put_number(f, "bytes", s->bytes);
     put_number(f, "flops", s->flops);
+    const char *carrier = fr_carrier_name((fr_op_kind)s->kind, s->transport);
+    if (*carrier) fprintf(f, ",\"carrier\":\"%s\"", carrier);
     fprintf(f, ",\"wait_ns\":%" PRId64 ",\"provenance\":\"%s\"}}", s->start - s->ready,
             fr_provenance_name((fr_provenance)s->provenance));
 }

@@ -184,7 +184,8 @@ void fr_play_span(fr_player *p, fr_play_lane *l, const fr_op *op, const fr_price
                                      .lane = (uint16_t)l->plan_lane,
                                      .rank = l->rank,
                                      .kind = op->kind,
-                                     .provenance = price->provenance};
+                                     .provenance = price->provenance,
+                                     .transport = fr_op_shape(l->run->f, op)->transport};
 }
 
 void fr_player_rank_parts(const fr_player *p, int rank, fr_parts *out) {

@@ -164,7 +164,19 @@ static json_t *ns_or_null(double ns) {
 }
 
 /* One object per rank: what it is, what it held, where its time went (seconds of the whole run). */
-static json_t *ranks_json(const fr_run_output *o) {
+/* What carried each kind of transfer, and how many there were: {"allreduce": {"by": "nccl", "ops": 188}}. */
+static json_t *transfers_json(const fr_rank_facts *f, int gather) {
+    json_t *o = json_object();
+    for (int k = 0; k < FR_OP_KIND_COUNT; k++) {
+        const char *carrier = fr_carrier_name((fr_op_kind)k, gather);
+        if (!*carrier || f->launched[k] == 0) continue;
+        json_object_set_new(o, fr_op_name((fr_op_kind)k),
+                            json_pack("{s:s, s:I}", "by", carrier, "ops", (json_int_t)f->launched[k]));
+    }
+    return o;
+}
+
+static json_t *ranks_json(const fr_run_output *o, int gather) {
     json_t *list = json_array();
     for (int r = 0; r < o->c.ranks; r++) {
         const fr_rank_facts *f = &o->c.facts[r];
@@ -172,15 +184,15 @@ static json_t *ranks_json(const fr_run_output *o) {
         const fr_meter_reading *m = &o->meter[r];
         json_array_append_new(
             list,
-            json_pack("{s:i, s:s, s:s, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:o, s:o, s:f, s:f, s:b}", "rank",
-                      r, "gpu", o->device[r].name, "bus", o->device[r].bus, "weights_bytes",
+            json_pack("{s:i, s:s, s:s, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:o, s:o, s:f, s:f, s:b, s:o}",
+                      "rank", r, "gpu", o->device[r].name, "bus", o->device[r].bus, "weights_bytes",
                       (json_int_t)f->weights_bytes, "activation_bytes", (json_int_t)f->activation_bytes, "elapsed_s",
                       (double)p->elapsed * 1e-9, "compute_s", (double)p->compute * 1e-9, "exposed_comm_s",
                       (double)p->exposed_comm * 1e-9, "hidden_comm_s", (double)p->hidden_comm * 1e-9, "wait_s",
                       (double)p->wait * 1e-9, "bubble_s", (double)p->bubble * 1e-9, "idle_s", (double)p->idle * 1e-9,
                       "clock_error_s", ns_or_null(f->clock_error_ns), "clock_drift_ppm",
                       isfinite(f->clock_drift_ppm) ? json_real(f->clock_drift_ppm) : json_null(), "sm_mhz", m->sm_mhz,
-                      "watts", m->watts, "power_capped", m->power_capped));
+                      "watts", m->watts, "power_capped", m->power_capped, "transfers", transfers_json(f, gather)));
     }
     return list;
 }
@@ -195,7 +207,7 @@ static json_t *hash_json(const fr_conducted *c) {
 
 static json_t *result_json(const job *j) {
     json_t *o = fr_report_json(&j->setup, &j->out.c.result);
-    json_object_set_new(o, "ranks", ranks_json(&j->out));
+    json_object_set_new(o, "ranks", ranks_json(&j->out, j->setup.experiment.layout.gather));
     json_object_set_new(o, "logits_hash", hash_json(&j->out.c));
     json_object_set_new(o, "device", device_json(&j->out));
     json_object_set_new(o, "routing_error", j->options.weights ? json_null() : real_or_null(j->out.c.routing_error));

@@ -67,6 +67,7 @@ struct fr_exec {
     lane *lanes;
     counter *counters;
     uint32_t counters_count;
+    int64_t launched[FR_OP_KIND_COUNT]; /* ops, by kind */
     flight slot[SLOTS];
     int64_t appended, collected;
     bool lost; /* the device failed or did not answer: nothing more is asked of it */
@@ -86,6 +87,10 @@ static int64_t monotonic(void) {
 
 int64_t fr_exec_now(const fr_exec *x) {
     return monotonic() - x->epoch;
+}
+
+const int64_t *fr_exec_launched(const fr_exec *x) {
+    return x->launched;
 }
 
 bool fr_exec_lost(const fr_exec *x) {
@@ -128,6 +133,16 @@ static fr_status check(fr_exec *x, cudaError_t e, const char *call, fr_error *er
 
 /* ---- opening ------------------------------------------------------------------------------------------------------*/
 
+/* What moves rows between ranks needs a few SMs at once, while a kernel of the compute lane has blocks for all of them:
+ * it goes first wherever SMs become free. */
+static fr_status open_stream(fr_exec *x, cudaStream_t *out, fr_lane_kind kind, fr_error *err) {
+    const bool moves = kind == FR_LANE_COMM || kind == FR_LANE_SEND || kind == FR_LANE_RECV;
+    int least = 0, greatest = 0;
+    FR_TRY(check(x, cudaDeviceGetStreamPriorityRange(&least, &greatest), "cudaDeviceGetStreamPriorityRange", err));
+    return check(x, cudaStreamCreateWithPriority(out, cudaStreamNonBlocking, moves ? greatest : least),
+                 "cudaStreamCreate", err);
+}
+
 static fr_status open_lanes(fr_exec *x, fr_error *err) {
     const fr_plan *p = x->o.plan;
     x->lanes = fr_alloc(p->lanes_count * sizeof *x->lanes);
@@ -135,8 +150,7 @@ static fr_status open_lanes(fr_exec *x, fr_error *err) {
         if (p->lanes[i].rank != x->o.rank || p->lanes[i].kind == FR_LANE_HOST) continue;
         if (p->lanes[i].first_ready)
             return fr_fail(err, FR_FAILED, "lane %s: first-ready lanes are not executed yet", p->lanes[i].name);
-        FR_TRY(
-            check(x, cudaStreamCreateWithFlags(&x->lanes[i].stream, cudaStreamNonBlocking), "cudaStreamCreate", err));
+        FR_TRY(open_stream(x, &x->lanes[i].stream, (fr_lane_kind)p->lanes[i].kind, err));
     }
     return FR_OK;
 }
@@ -382,6 +396,7 @@ static fr_status issue_device_op(fr_exec *x, flight *f, uint32_t index, fr_error
         t->late = !l->last || cudaEventQuery(l->last) != cudaErrorNotReady;
         if (t->late) FR_TRY(check(x, cudaEventRecord(t->start, l->stream), "cudaEventRecord", err));
     }
+    if (works) x->launched[op->kind]++;
     if (works) FR_TRY(fr_op_launch(&x->rank, x->o.plan, f->f, op, l->stream, err));
     if (t) {
         t->host_end = fr_exec_now(x);
@@ -549,7 +564,8 @@ static void add_span(fr_exec *x, const flight *f, const timed *t, int64_t start,
                           .lane = op->lane,
                           .rank = (int16_t)x->o.rank,
                           .kind = op->kind,
-                          .provenance = FR_FROM_MEASURED};
+                          .provenance = FR_FROM_MEASURED,
+                          .transport = s->transport};
     fr_timeline_add(out, &span);
 }
 

@@ -105,6 +105,8 @@ typedef struct {
 /* Waits for the oldest forward and takes it in; its ops' spans are added to `spans` (NULL = dropped). */
 fr_status fr_exec_collect(fr_exec *x, fr_timeline *spans, fr_exec_done *out, fr_error *err);
 
+/* Ops issued so far that had work, by kind [FR_OP_KIND_COUNT]. */
+const int64_t *fr_exec_launched(const fr_exec *x);
 int64_t fr_exec_bytes(const fr_exec *x); /* device memory that the executor itself holds */
 
 #endif

@@ -48,19 +48,6 @@ static bool needs_nccl(const fr_layout *l) {
     return split || gathers(l) || (l->experts == FR_EXP_EP && l->ep > 1 && l->exchange == FR_EXCHANGE_AGRS);
 }
 
-const char *fr_transport_name(const fr_layout *l, fr_op_kind kind) {
-    switch (kind) {
-    case FR_OP_COUNTS:
-    case FR_OP_ALLTOALL:
-    case FR_OP_ALLTOALL_BACK:
-        return "peer kernels";
-    case FR_OP_GATHER_WEIGHTS:
-        return l->gather == FR_GATHER_NCCL_CE ? "nccl-ce" : "nccl";
-    default:
-        return fr_op_class_of(kind) == FR_CLASS_COLLECTIVE ? "nccl" : "";
-    }
-}
-
 /* ---- opening ------------------------------------------------------------------------------------------------------*/
 
 static bool here(const fr_transport *t, int q) { /* on this host */

@@ -103,8 +103,6 @@ fr_status fr_transport_check(fr_transport *t, fr_error *err);
 /* Ends what waits on this rank's device for its peers, for the watchdog: nothing that was sent is of use afterwards.
  * Any thread. */
 void fr_transport_abort(fr_transport *t);
-/* What carries ops of this kind in this layout: "nccl", "nccl-ce", "peer kernels", "" = not a group op. */
-const char *fr_transport_name(const fr_layout *layout, fr_op_kind kind);
 
 int64_t fr_transport_bytes(const fr_transport *t); /* device memory held, without NCCL's own */
 
