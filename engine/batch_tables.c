@@ -7,10 +7,15 @@ static int64_t padded(int64_t n) { /* runs start at multiples of 16 bytes */
 }
 
 /* Attention compiles a kernel for each number of sequences: empty ones fill up to the next power of two. */
-static int32_t padded_sequences(int64_t n) {
+int32_t fr_padded_sequences(int64_t n) {
     int32_t p = 1;
     while (p < n) p *= 2;
     return p;
+}
+
+/* Equal lengths need no masks: faster up to 1,024 tokens, slower above (kernels/measured/README.md). */
+bool fr_unmasked(int64_t sequences, int64_t length) {
+    return sequences > 1 && length <= 1024;
 }
 
 /* ---- counting -----------------------------------------------------------------------------------------------------*/
@@ -59,7 +64,7 @@ static bool computes(share *s, const fr_sequence *q, int64_t row) {
 void fr_batch_count(const fr_batch_rank *r, const fr_cut *cut, fr_batch_tables *t) {
     *t = (fr_batch_tables){.tokens = (int32_t)cut->tokens,
                            .sequences = cut->count,
-                           .padded = padded_sequences(cut->count),
+                           .padded = fr_padded_sequences(cut->count),
                            .held = (int32_t)cut->tokens,
                            .equal = true,
                            .all_at = -1,
@@ -83,8 +88,7 @@ void fr_batch_count(const fr_batch_rank *r, const fr_cut *cut, fr_batch_tables *
         t->rows_some += q->candidates > 0;
         t->picks += q->candidates > 0 ? q->candidates : 0;
     }
-    /* Equal lengths need no masks: faster up to 1,024 tokens, slower above (kernels/measured/README.md). */
-    t->equal = t->equal && !r->kv && t->sequences > 1 && t->max_q <= 1024;
+    t->equal = t->equal && !r->kv && fr_unmasked(t->sequences, t->max_q);
 }
 
 int64_t fr_batch_place_logits(const fr_batch_rank *r, const fr_cuts *cuts, fr_batch_tables *tables) {

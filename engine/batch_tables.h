@@ -64,4 +64,9 @@ void fr_batch_fill(const fr_batch_rank *r, fr_batch_tables *h, const fr_cut *cut
 /* After all rows of the micro-batch are planned: a later sequence may share rows that an earlier one computes. */
 void fr_batch_fill_kv(const fr_kv_rows *rows_of, fr_batch_tables *h, const fr_cut *cut);
 
+/* How attention takes a batch: the number of sequences that a kernel is compiled for, empty ones included; and whether
+ * sequences of one length, with no cache, go without tables and masks. */
+int32_t fr_padded_sequences(int64_t n);
+bool fr_unmasked(int64_t sequences, int64_t length);
+
 #endif

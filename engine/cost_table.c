@@ -134,10 +134,19 @@ static fr_status push_pairs(const reader *r, const char *field, fr_shape *s, int
     return FR_OK;
 }
 
-/*
- * random:SUM/E: what even routing of SUM rows to E experts looks like: counts are binomial (SUM, 1/E), so expert i of
- * E is given its quantile (i + 1/2) / E of the normal approximation; the last ones take up the rounding.
- */
+/* Expert i of E is given the quantile (i + 1/2) / E; the last one takes up the rounding. */
+void fr_even_rows(int64_t sum, int32_t experts, int32_t *rows) {
+    const double mean = (double)sum / experts, sigma = sqrt(mean * (1 - 1 / (double)experts));
+    int64_t left = sum;
+    for (int32_t i = 0; i < experts; i++) {
+        const double z = gsl_cdf_ugaussian_Pinv((i + 0.5) / experts);
+        int64_t n = i + 1 == experts ? left : (int64_t)lround(fmax(0, mean + sigma * z));
+        n = fr_min_i64(n, left);
+        left -= n;
+        rows[i] = (int32_t)n;
+    }
+}
+
 static fr_status random_rows(const reader *r, fr_shape *s, char *text) {
     char *slash = strchr(text, '/');
     if (!slash) return bad(r, "rows", "expected random:SUM/EXPERTS");
@@ -145,16 +154,12 @@ static fr_status random_rows(const reader *r, fr_shape *s, char *text) {
     int64_t sum, experts;
     FR_TRY(read_int(r, "rows", text, 1, INT32_MAX, &sum));
     FR_TRY(read_int(r, "rows", slash + 1, 1, ENTRY_LIMIT, &experts));
-    double mean = (double)sum / (double)experts, sigma = sqrt(mean * (1 - 1 / (double)experts));
-    int64_t left = sum;
-    for (int64_t i = 0; i < experts; i++) {
-        double z = gsl_cdf_ugaussian_Pinv(((double)i + 0.5) / (double)experts);
-        int64_t rows = i + 1 == experts ? left : (int64_t)lround(fmax(0, mean + sigma * z));
-        rows = fr_min_i64(rows, left);
-        left -= rows;
-        FR_TRY(push_pairs(r, "rows", s, rows, 0, 1));
-    }
-    return FR_OK;
+    int32_t *rows = fr_alloc((size_t)experts * sizeof *rows);
+    fr_even_rows(sum, (int32_t)experts, rows);
+    fr_status status = FR_OK;
+    for (int64_t i = 0; i < experts && status == FR_OK; i++) status = push_pairs(r, "rows", s, rows[i], 0, 1);
+    free(rows);
+    return status;
 }
 
 /* rows=COUNTxREPEAT,... or random:SUM/E; seqs=QUERIES+PREFIXxREPEAT,... */
@@ -354,7 +359,8 @@ static fr_status check_row(const reader *r, fr_row *row, uint64_t seen) {
         if ((seen & BIT(f)) && !((need | may | ALWAYS_OPTIONAL) & BIT(f)))
             return bad(r, field_names[f], "does not belong to this op");
     }
-    if ((row->p10 > 0 && row->p10 > row->ns) || (row->p90 > 0 && row->p90 < row->ns))
+    const double middle = row->type == FR_ROW_SLOWDOWN ? row->beside : row->ns;
+    if ((row->p10 > 0 && row->p10 > middle) || (row->p90 > 0 && row->p90 < middle))
         return bad(r, "p10", "expected p10 <= ns <= p90");
     if (row->type == FR_ROW_SLOWDOWN && !(seen & BIT(F_WAYS))) row->ways = 2;
     if (row->type != FR_ROW_SLOWDOWN && row->duty < 1 && row->regime != FR_SUSTAINED)

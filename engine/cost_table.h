@@ -71,6 +71,13 @@ const char *fr_row_name(const fr_row *r);
  */
 bool fr_row_plain(const fr_row *r);
 
+/* The row as its table's text has it, without a line end; numbers to six digits. */
+void fr_row_print(const fr_table *t, const fr_row *r, fr_text *out);
+
+/* What even routing of `sum` rows to `experts` experts looks like (rows=random:SUM/EXPERTS), rows [experts], ascending:
+ * counts are binomial (sum, 1 / experts), each given its quantile of the normal approximation. */
+void fr_even_rows(int64_t sum, int32_t experts, int32_t *rows);
+
 /* Tables that are compiled in, by GPU; NULL when there is none. */
 const char *fr_table_builtin(const char *gpu, size_t *length);
 

@@ -111,8 +111,8 @@ uint32_t fr_plan_group(fr_plan *p, const int16_t *ranks, int count, int size) {
 uint32_t fr_plan_table(fr_plan *p, int rank, const char *name, int64_t bound, fr_known_to known_to) {
     assert(rank >= 0 && rank < p->ranks && bound >= 0 && p->tables_count < 1u << 28);
     FR_GROW(p->tables, p->tables_cap, p->tables_count + 1);
-    fr_table *t = &p->tables[p->tables_count];
-    *t = (fr_table){.rank = (int16_t)rank, .known_to = (uint8_t)known_to, .bound = bound};
+    fr_late_table *t = &p->tables[p->tables_count];
+    *t = (fr_late_table){.rank = (int16_t)rank, .known_to = (uint8_t)known_to, .bound = bound};
     snprintf(t->name, sizeof t->name, "%s", name);
     return p->tables_count++;
 }

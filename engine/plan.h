@@ -86,7 +86,7 @@ typedef struct {
     uint8_t known_to; /* who must know the size before the op can be launched: host = a READBACK op stands between */
     int64_t bound;    /* upper bound, elements */
     char name[24];
-} fr_table;
+} fr_late_table;
 
 typedef enum {
     FR_USE_READ = 0,
@@ -164,7 +164,7 @@ typedef struct fr_plan {
     uint32_t groups_count, groups_cap;
     int16_t *members;
     uint32_t members_count, members_cap;
-    fr_table *tables;
+    fr_late_table *tables;
     uint32_t tables_count, tables_cap;
     int64_t forwards;   /* appended so far */
     fr_fragment *spare; /* freed fragments whose arrays are used again; a plan is built by one thread */

@@ -1,0 +1,257 @@
+/* Calibration without a GPU: the grid, what resuming finds, rows as text, tables made of journals. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "engine/calibrate.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static fr_machine h200(void) {
+    fr_machine m;
+    fr_error err;
+    if (fr_machine_load("h200x2", &m, &err) != FR_OK) fail_msg("%s", err.text);
+    return m;
+}
+
+static fr_cal_grid *open_grid(fr_cal_mode mode, int devices) {
+    const fr_machine m = h200();
+    fr_cal_grid *g;
+    fr_error err;
+    if (fr_cal_grid_open(mode, devices, &m, &g, &err) != FR_OK) fail_msg("%s", err.text);
+    return g;
+}
+
+static const fr_row *find(const fr_cal_grid *g, fr_op_kind kind, int64_t m, int32_t n, int32_t k) {
+    for (uint32_t i = 0; i < g->count; i++) {
+        const fr_shape *s = &g->table.rows[i].shape;
+        if (g->table.rows[i].type == FR_ROW_OP && s->kind == kind && (!m || s->m == m) && (!n || s->n == n) &&
+            (!k || s->k == k))
+            return &g->table.rows[i];
+    }
+    return NULL;
+}
+
+/* Every kind that one GPU executes, at the models' own widths and those of their slices; no row twice; the most wanted
+ * first. */
+static void grid(void **state) {
+    (void)state;
+    static const fr_op_kind kinds[] = {FR_OP_LAUNCH,    FR_OP_READBACK,  FR_OP_EMBED,     FR_OP_NORM,
+                                       FR_OP_ROPE,      FR_OP_TOPK,      FR_OP_SORT,      FR_OP_PERMUTE,
+                                       FR_OP_COMBINE,   FR_OP_GEMM_QKV,  FR_OP_GEMM_O,    FR_OP_GEMM_ROUTER,
+                                       FR_OP_GEMM_HEAD, FR_OP_ATTENTION, FR_OP_EXPERT_UP, FR_OP_EXPERT_DOWN,
+                                       FR_OP_H2D,       FR_OP_D2H,       FR_OP_DRAIN};
+    for (int mode = FR_CAL_FULL; mode <= FR_CAL_QUICK; mode++) {
+        fr_cal_grid *g = open_grid((fr_cal_mode)mode, 1);
+        for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
+            if (!find(g, kinds[i], 0, 0, 0)) fail_msg("%s is missing", fr_op_name(kinds[i]));
+        for (uint32_t i = 0; i < g->count; i++) {
+            assert_true(g->items[i].seconds > 0 && g->items[i].seconds < 20);
+            if (i) assert_true(g->items[i - 1].tier <= g->items[i].tier);
+            for (uint32_t j = 0; j < i; j++)
+                if (fr_row_same(&g->table, &g->table.rows[i], &g->table, &g->table.rows[j], true))
+                    fail_msg("rows %u and %u are one", i, j);
+        }
+        uint32_t count;
+        assert_true(fr_cal_grid_seconds(g, fr_cal_mode_seconds((fr_cal_mode)mode), &count) > 0);
+        assert_int_equal(count, g->count);                          /* all of it fits into the time that is promised */
+        assert_non_null(find(g, FR_OP_GEMM_QKV, 4096, 9216, 4096)); /* 235B */
+        assert_non_null(find(g, FR_OP_GEMM_QKV, 4096, 5120, 2048)); /* 30B */
+        assert_non_null(find(g, FR_OP_GEMM_QKV, 4096, 6144, 4096)); /* Mixtral */
+        assert_non_null(find(g, FR_OP_EXPERT_UP, 131072, 3072, 4096));
+        assert_non_null(find(g, FR_OP_EXPERT_DOWN, 0, 4096, 14336));
+        if (mode == FR_CAL_FULL) { /* tp 2 */
+            assert_non_null(find(g, FR_OP_GEMM_QKV, 4096, 4608, 4096));
+            assert_non_null(find(g, FR_OP_EXPERT_UP, 0, 1536, 4096));
+            assert_non_null(find(g, FR_OP_ATTENTION, 65536, 64, 4));
+            assert_non_null(find(g, FR_OP_EXPERT_UP, 128 * 129, 3072, 4096)); /* a row beyond two tiles */
+        }
+        fr_cal_grid_close(g);
+    }
+}
+
+static void anchors_and_pairs(void **state) {
+    (void)state;
+    fr_cal_grid *g = open_grid(FR_CAL_ANCHORS, 1), *full = open_grid(FR_CAL_FULL, 1), *two = open_grid(FR_CAL_FULL, 2);
+    uint32_t count;
+    int burst = 0, held = 0, found = 0, whats[FR_CAL_WHATS] = {0};
+    for (uint32_t i = 0; i < g->count; i++) {
+        burst += g->items[i].what == FR_CAL_BURST;
+        held += g->items[i].what == FR_CAL_HOLD;
+        for (uint32_t j = 0; j < full->count; j++)
+            found += fr_row_same(&g->table, &g->table.rows[i], &full->table, &full->table.rows[j], true);
+    }
+    assert_true(burst >= 12 && burst <= 14 && held == burst);
+    assert_int_equal(found, g->count); /* a table can be compared with a run's anchors */
+    assert_true(fr_cal_grid_seconds(g, 60, &count) <= 60 && count == g->count);
+    for (uint32_t i = 0; i < two->count; i++) whats[two->items[i].what]++;
+    assert_true(whats[FR_CAL_PULL] >= 20 && whats[FR_CAL_COLLECTIVE] >= 80 && whats[FR_CAL_BESIDE] >= 40);
+    fr_machine m = h200();
+    fr_cal_grid *none;
+    fr_error err;
+    assert_int_equal(fr_cal_grid_open(FR_CAL_FULL, 3, &m, &none, &err), FR_BAD_INPUT);
+    fr_cal_grid_close(g);
+    fr_cal_grid_close(full);
+    fr_cal_grid_close(two);
+}
+
+static void header(const fr_machine *m, const char *uuid, fr_text *out) {
+    const fr_cal_head h = {.name = "NVIDIA H200",
+                           .uuid = uuid,
+                           .driver = "1.2",
+                           .date = "today",
+                           .power_limit_w = 700,
+                           .idle_w = 111.5,
+                           .clock_max_mhz = 1980};
+    fr_cal_header(m, &h, out);
+}
+
+/* Rows 0 .. count - 1 of the grid, row i taking ns + i. */
+static void journal(const fr_cal_grid *g, uint32_t count, double ns, const char *uuid, fr_text *out) {
+    const fr_machine m = h200();
+    header(&m, uuid, out);
+    for (uint32_t i = 0; i < count; i++) {
+        fr_row r = g->table.rows[i];
+        const double readings[] = {ns + i, ns + i + 7, 1e6};
+        if (r.type == FR_ROW_SLOWDOWN)
+            r.alone = ns + i, r.beside = ns + i + 1;
+        else
+            r.ns = ns + i;
+        r.clock_mhz = 1975;
+        fr_cal_line(&g->table, &r, readings, 3, out);
+    }
+}
+
+static void resume(void **state) {
+    (void)state;
+    for (int devices = 1; devices <= 2; devices++) {
+        fr_cal_grid *g = open_grid(FR_CAL_FULL, devices);
+        fr_text text = {0};
+        fr_error err;
+        uint32_t found = 0, left = 0;
+        const uint32_t done = g->count / 2;
+        journal(g, done, 1000, "GPU-a", &text);
+        const size_t whole = text.length;
+        fr_text_add(&text, "gemm precision=bf16 m=1 n=9216 k=40"); /* killed while writing */
+        if (fr_cal_grid_resume(g, text.text, text.length, "j.raw", &found, &err) != FR_OK) fail_msg("%s", err.text);
+        assert_int_equal(found, done);
+        for (uint32_t i = 0; i < g->count; i++) assert_int_equal(g->items[i].done, i < done);
+        fr_cal_grid_seconds(g, 1e9, &left);
+        assert_int_equal(left, g->count - done);
+        /* a broken line that is not the last one is an error that says where */
+        text.text[whole - 1] = 'x';
+        assert_int_equal(fr_cal_grid_resume(g, text.text, text.length, "j.raw", &found, &err), FR_OK);
+        fr_text_add(&text, "\nnonsense\n");
+        assert_int_equal(fr_cal_grid_resume(g, text.text, text.length, "j.raw", &found, &err), FR_BAD_INPUT);
+        assert_non_null(strstr(err.text, "j.raw:"));
+        fr_text_free(&text);
+        /* another GPU's journal is not gone on with */
+        fr_machine m;
+        assert_int_equal(fr_machine_load("h100x1", &m, &err), FR_OK);
+        header(&m, "GPU-b", &text);
+        assert_int_equal(fr_cal_grid_resume(g, text.text, text.length, "j.raw", &found, &err), FR_BAD_INPUT);
+        assert_non_null(strstr(err.text, "h100"));
+        fr_text_free(&text);
+        fr_cal_grid_close(g);
+    }
+}
+
+/* What is printed reads back as the same row: the grid's, and those of every shipped table. */
+static void rows_as_text(void **state) {
+    (void)state;
+    static const char *const gpus[] = {"h200", "h100", "gb200"};
+    for (size_t g = 0; g < sizeof gpus / sizeof *gpus; g++) {
+        fr_table a = {0}, b = {0};
+        fr_error err;
+        fr_text out = {0};
+        size_t length;
+        const char *text = fr_table_builtin(gpus[g], &length);
+        assert_int_equal(fr_table_parse(text, length, "built in", &a, &err), FR_OK);
+        fr_machine m = h200();
+        snprintf(m.gpu, sizeof m.gpu, "%s", gpus[g]);
+        header(&m, NULL, &out);
+        a.seeded = false; /* each row says so itself */
+        for (uint32_t i = 0; i < a.count; i++) {
+            fr_row_print(&a, &a.rows[i], &out);
+            fr_text_add(&out, "\n");
+        }
+        if (fr_table_parse(out.text, out.length, "printed", &b, &err) != FR_OK) fail_msg("%s", err.text);
+        assert_int_equal(a.count, b.count);
+        for (uint32_t i = 0; i < a.count; i++) {
+            const fr_row *p = &a.rows[i], *q = &b.rows[i];
+            assert_true(p->shape.vector_count > 0 || fr_row_same(&a, p, &b, q, true)); /* vectors come back sorted */
+            assert_true(p->shape.m == q->shape.m && p->shape.kind == q->shape.kind && p->provenance == q->provenance);
+            assert_true(fabs(p->ns - q->ns) <= 1e-5 * p->ns && fabs(p->beside - q->beside) <= 1e-5 * p->beside);
+            assert_true(fabs(p->p90 - q->p90) <= 1e-5 * p->p90 && fabs(p->overlap - q->overlap) <= 1e-5 * p->overlap);
+        }
+        fr_text_free(&out);
+        fr_table_free(&a);
+        fr_table_free(&b);
+    }
+}
+
+static void merge(void **state) {
+    (void)state;
+    fr_cal_grid *g = open_grid(FR_CAL_QUICK, 1);
+    fr_text a = {0}, b = {0}, out = {0};
+    fr_error err;
+    journal(g, 40, 1000, "GPU-a", &a);
+    journal(g, 30, 5000, "GPU-b", &b);
+    fr_text_add(&b, "norm bytes=4"); /* killed while writing */
+    const char *texts[] = {a.text, b.text}, *names[] = {"a.raw", "b.raw"};
+    const size_t lengths[] = {a.length, b.length};
+    if (fr_cal_merge(texts, lengths, names, 2, &out, &err) != FR_OK) fail_msg("%s", err.text);
+    assert_non_null(strstr(out.text, "# uuid: GPU-a, GPU-b\n"));
+    assert_non_null(strstr(out.text, "# source: a.raw, b.raw by"));
+    assert_null(strstr(out.text, "## ns:"));
+    fr_table t = {0};
+    if (fr_table_parse(out.text, out.length, "merged", &t, &err) != FR_OK) fail_msg("%s", err.text);
+    assert_int_equal(t.count, 40);
+    assert_true(fabs(t.limit_watts - 700) < 1e-9 && fabs(t.idle_watts - 111.5) < 1e-9);
+    int later = 0;
+    for (uint32_t i = 0; i < t.count; i++) later += t.rows[i].ns >= 5000; /* of two readings the later file's */
+    assert_int_equal(later, 30);
+    fr_table_free(&t);
+    fr_text_free(&out);
+    fr_text_free(&a);
+    fr_text_free(&b);
+    fr_cal_grid_close(g);
+}
+
+/* A plan's questions about what was measured are answered by rows, not by guesses between them. */
+static void plans_are_covered(void **state) {
+    (void)state;
+    fr_cal_grid *g = open_grid(FR_CAL_FULL, 1);
+    const struct {
+        fr_op_kind kind;
+        int64_t bytes;
+    } asked[] = {{FR_OP_NORM, INT64_C(8) * 16384 * 4096}, /* with its residual */
+                 {FR_OP_NORM, INT64_C(4) * 16384 * 4096},
+                 {FR_OP_PERMUTE, INT64_C(4) * 4096 * 8 * 16384},
+                 {FR_OP_COMBINE, INT64_C(2) * 4096 * 16384 * 10},
+                 {FR_OP_TOPK, INT64_C(16384) * (4 * 128 + 64)}};
+    for (size_t i = 0; i < sizeof asked / sizeof *asked; i++) {
+        int found = 0;
+        for (uint32_t j = 0; j < g->count; j++)
+            found += g->table.rows[j].shape.kind == asked[i].kind && g->table.rows[j].shape.bytes == asked[i].bytes &&
+                     fr_row_plain(&g->table.rows[j]) && g->table.rows[j].regime == FR_BURST;
+        if (found < 1)
+            fail_msg("%s of %lld bytes: %d rows", fr_op_name(asked[i].kind), (long long)asked[i].bytes, found);
+    }
+    fr_cal_grid_close(g);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(grid),   cmocka_unit_test(anchors_and_pairs),
+        cmocka_unit_test(resume), cmocka_unit_test(rows_as_text),
+        cmocka_unit_test(merge),  cmocka_unit_test(plans_are_covered),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
