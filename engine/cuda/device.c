@@ -48,6 +48,7 @@ typedef struct {
     int (*power)(nvml_handle, unsigned *);
     int (*limit)(nvml_handle, unsigned *);
     int (*reasons)(nvml_handle, unsigned long long *);
+    int (*energy)(nvml_handle, unsigned long long *); /* mJ since the driver was loaded; NULL = unknown */
 } nvml;
 
 static bool load(void *library, const char *name, void *slot) {
@@ -67,6 +68,7 @@ static bool nvml_open(nvml *n) {
               load(n->library, "nvmlDeviceGetPowerUsage", &n->power) &&
               load(n->library, "nvmlDeviceGetEnforcedPowerLimit", &n->limit) &&
               load(n->library, "nvmlDeviceGetCurrentClocksThrottleReasons", &n->reasons) && n->init() == 0;
+    if (ok) load(n->library, "nvmlDeviceGetTotalEnergyConsumption", &n->energy);
     if (!ok) {
         dlclose(n->library);
         n->library = NULL;
@@ -164,6 +166,9 @@ fr_status fr_device_read(int index, fr_device_facts *out, fr_error *err) {
     FR_TRY(check(cudaMemGetInfo(&available, &total), "cudaMemGetInfo", err));
     FR_TRY(check(cudaDeviceGetPCIBusId(out->bus, sizeof out->bus, index), "cudaDeviceGetPCIBusId", err));
     snprintf(out->name, sizeof out->name, "%.127s", p.name);
+    const unsigned char *u = (const unsigned char *)p.uuid.bytes;
+    snprintf(out->uuid, sizeof out->uuid, "GPU-%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x",
+             u[0], u[1], u[2], u[3], u[4], u[5], u[6], u[7], u[8], u[9], u[10], u[11], u[12], u[13], u[14], u[15]);
     out->sms = p.multiProcessorCount;
     out->major = p.major;
     out->minor = p.minor;
@@ -191,7 +196,21 @@ struct fr_meter {
     int samples, capped;
     unsigned least;
     double clock, milliwatts;
+    double began;                   /* s */
+    unsigned long long millijoules; /* mJ, when it began, 0 = unknown */
 };
+
+static double monotonic_s(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* mJ, 0 = unknown */
+static unsigned long long energy(const struct fr_meter *m) {
+    unsigned long long v = 0;
+    return m->n.energy && m->n.energy(m->handle, &v) == 0 ? v : 0;
+}
 
 static void *sample(void *context) {
     fr_meter *m = context;
@@ -220,7 +239,10 @@ fr_meter *fr_meter_start(int device) {
     char bus[32];
     pthread_mutex_init(&m->lock, NULL);
     bool ok = cudaDeviceGetPCIBusId(bus, sizeof bus, device) == cudaSuccess && nvml_open(&m->n) &&
-              m->n.by_bus(bus, &m->handle) == 0 && pthread_create(&m->thread, NULL, sample, m) == 0;
+              m->n.by_bus(bus, &m->handle) == 0;
+    m->began = monotonic_s();
+    if (ok) m->millijoules = energy(m);
+    ok = ok && pthread_create(&m->thread, NULL, sample, m) == 0;
     if (ok) return m;
     nvml_close(&m->n);
     pthread_mutex_destroy(&m->lock);
@@ -240,7 +262,11 @@ void fr_meter_stop(fr_meter *m, fr_meter_reading *out) {
                                   .sm_mhz_min = (int)m->least,
                                   .sm_mhz = m->clock / m->samples,
                                   .watts = m->milliwatts / 1000 / m->samples,
+                                  .capped = (double)m->capped / m->samples,
                                   .power_capped = 2 * m->capped > m->samples};
+    const double seconds = monotonic_s() - m->began;
+    const unsigned long long spent = m->millijoules ? energy(m) - m->millijoules : 0;
+    if (spent && seconds > 0.5) out->watts = 1e-3 * (double)spent / seconds; /* the counter moves every 0.1 s or so */
     nvml_close(&m->n);
     pthread_mutex_destroy(&m->lock);
     free(m);

@@ -17,7 +17,7 @@ typedef struct {
 } fr_versions;
 
 typedef struct {
-    char name[128], bus[32];
+    char name[128], bus[32], uuid[48];
     int index, sms, major, minor, copy_engines;
     int64_t memory_bytes, free_bytes;
     bool peer[FR_MAX_DEVICES]; /* peer access to device i */
@@ -41,8 +41,9 @@ fr_status fr_device_read(int index, fr_device_facts *out, fr_error *err);
 typedef struct fr_meter fr_meter;
 typedef struct {
     int samples, sm_mhz_min;
-    double sm_mhz, watts; /* means */
-    bool power_capped;    /* the driver named the power limit as a reason in more than half of the samples */
+    double sm_mhz, watts; /* means; watts from the energy counter where there is one */
+    double capped;        /* share of the samples in which the driver named the power limit as a reason */
+    bool power_capped;    /* more than half */
 } fr_meter_reading;
 fr_meter *fr_meter_start(int device);
 void fr_meter_stop(fr_meter *m, fr_meter_reading *out); /* NULL m is allowed */

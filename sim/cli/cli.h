@@ -95,6 +95,6 @@ fr_status cmd_trace(const cli_args *args, fr_error *err);
 fr_status cmd_doctor(const cli_args *args, fr_error *err);
 
 extern const fr_option cmd_run_options[], cmd_list_options[], cmd_plan_options[], cmd_simulate_options[],
-    cmd_sweep_options[], cmd_validate_options[], cmd_plot_options[], cmd_trace_options[];
+    cmd_sweep_options[], cmd_calibrate_options[], cmd_validate_options[], cmd_plot_options[], cmd_trace_options[];
 
 #endif

@@ -64,11 +64,12 @@ static const cli_command commands[] = {
      .most = 1,
      .run = cmd_run},
     {.name = "calibrate",
-     .arguments = "[OPTIONS]",
+     .arguments = "[OPTIONS] [JOURNAL...]",
      .summary = "measure this GPU into a cost table (CUDA build)",
      .details = NO_CUDA,
-     .example = "forerun calibrate --quick",
-     .most = 0,
+     .example = "forerun calibrate --quick --out my-h200.txt",
+     .options = cmd_calibrate_options,
+     .most = CLI_MAX_POSITIONAL,
      .run = cmd_calibrate},
     {.name = "validate",
      .arguments = "DB",
@@ -133,14 +134,6 @@ static fr_status needs_cuda(const char *name, fr_error *err) {
 }
 fr_status cmd_run(const cli_args *args, fr_error *err) {
     return needs_cuda(args->command->name, err);
-}
-fr_status cmd_calibrate(const cli_args *args, fr_error *err) {
-    return needs_cuda(args->command->name, err);
-}
-#elif !defined(FR_CALIBRATE)
-fr_status cmd_calibrate(const cli_args *args, fr_error *err) {
-    (void)args;
-    return fr_fail(err, FR_FAILED, "this version has no calibration yet");
 }
 #endif
 

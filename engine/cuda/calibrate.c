@@ -1,0 +1,255 @@
+#include "engine/cuda/calibrate_run.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { JOURNAL_LIMIT = 64 << 20 };
+#define TIMEOUT_S 20.0 /* nothing that is measured takes a launch of a second */
+
+double fr_cal_now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* ---- the journal --------------------------------------------------------------------------------------------------*/
+
+static fr_status append(fr_cal_run *r, const fr_text *text, fr_error *err) {
+    for (size_t at = 0; at < text->length;) {
+        const ssize_t n = write(r->journal, text->text + at, text->length - at);
+        if (n <= 0) return fr_fail(err, FR_FAILED, "%s: cannot write", r->result->journal);
+        at += (size_t)n;
+    }
+    return FR_OK;
+}
+
+fr_status fr_cal_write(fr_cal_run *r, const fr_table *t, const fr_row *row, const double *readings, int count,
+                       fr_error *err) {
+    fr_text line = {0};
+    fr_cal_line(t, row, readings, count, &line);
+    const fr_status status = append(r, &line, err);
+    fr_text_free(&line);
+    return status;
+}
+
+static fr_status write_failure(fr_cal_run *r, uint32_t i, const char *why, fr_error *err) {
+    fr_text line = {0};
+    fr_text_add(&line, "## failed: ");
+    fr_row_print(&r->grid->table, &r->grid->table.rows[i], &line);
+    fr_text_add(&line, ": %s\n", why);
+    const fr_status status = append(r, &line, err);
+    fr_text_free(&line);
+    return status;
+}
+
+fr_row fr_cal_filled(const fr_cal_run *r, uint32_t i, const fr_reading *reading) {
+    fr_row row = r->grid->table.rows[i];
+    row.ns = reading->median;
+    row.p10 = reading->p10;
+    row.p90 = reading->p90;
+    row.samples = reading->count;
+    row.clock_mhz = reading->clock_mhz;
+    row.watts = reading->watts;
+    row.capped = reading->capped;
+    return row;
+}
+
+bool fr_cal_room(const fr_cal_run *r, uint32_t i) {
+    return fr_cal_now() - r->began + r->grid->items[i].seconds <= r->options->limit_s;
+}
+
+/* ---- opening ------------------------------------------------------------------------------------------------------*/
+
+/* "NVIDIA H200" -> the built-in machine whose GPU's name is in it. */
+static fr_status find_machine(fr_cal_run *r, fr_error *err) {
+    if (r->options->machine) return fr_machine_load(r->options->machine, &r->machine, err);
+    for (int i = 0; fr_machine_builtin(i); i++) {
+        FR_TRY(fr_machine_load(fr_machine_builtin(i), &r->machine, err));
+        const char *at = strcasestr(r->facts[0].name, r->machine.gpu);
+        if (at && (at == r->facts[0].name || at[-1] == ' ')) return FR_OK;
+    }
+    return fr_fail(err, FR_BAD_INPUT, "no built-in machine has a '%s': name its datasheet figures with --machine FILE",
+                   r->facts[0].name);
+}
+
+static fr_status open_devices(fr_cal_run *r, fr_error *err) {
+    const fr_cal_options *o = r->options;
+    int count = 0;
+    FR_TRY(fr_device_environment(err));
+    FR_TRY(fr_device_count(&count, err));
+    for (int d = 0; d < o->devices; d++) {
+        if (o->device[d] >= count)
+            return fr_fail(err, FR_BAD_INPUT, "--device: GPU %d of %d (they count from 0)", o->device[d], count);
+        FR_TRY(fr_device_read(o->device[d], &r->facts[d], err));
+        if (r->facts[d].major != 9)
+            return fr_fail(err, FR_BAD_INPUT,
+                           "GPU %d is a %s: the kernels are made for Hopper (compute capability 9.0)", o->device[d],
+                           r->facts[d].name);
+    }
+    if (o->devices == 2 && (!r->facts[0].peer[o->device[1]] || !r->facts[1].peer[o->device[0]]))
+        return fr_fail(err, FR_BAD_INPUT, "GPUs %d and %d cannot reach each other's memory", o->device[0],
+                       o->device[1]);
+    return find_machine(r, err);
+}
+
+static fr_status version_text(int64_t v, char out[32]) {
+    snprintf(out, 32, "%d.%d.%d", (int)(v / 10000), (int)(v / 100 % 100), (int)(v % 100));
+    return FR_OK;
+}
+
+static fr_status header(fr_cal_run *r, fr_text *out, fr_error *err) {
+    fr_versions v, built;
+    char cuda[32], lt[32], dnn[32], nccl[32], date[32], clocks[96], uuid[128];
+    FR_TRY(fr_device_versions(&v, &built, err));
+    snprintf(cuda, sizeof cuda, "%d.%d", (int)(v.runtime / 1000), (int)(v.runtime % 1000 / 10));
+    version_text(v.cublaslt, lt);
+    version_text(v.cudnn, dnn);
+    version_text(v.nccl, nccl);
+    const time_t now = time(NULL);
+    struct tm utc;
+    gmtime_r(&now, &utc);
+    strftime(date, sizeof date, "%Y-%m-%d %H:%M UTC", &utc);
+    snprintf(clocks, sizeof clocks, "as found: up to %d MHz, %.0f W", r->facts[0].max_sm_mhz, r->facts[0].limit_watts);
+    snprintf(uuid, sizeof uuid, "%s%s%s", r->facts[0].uuid, r->options->devices == 2 ? ", " : "",
+             r->options->devices == 2 ? r->facts[1].uuid : "");
+    const fr_cal_head head = {.name = r->facts[0].name,
+                              .uuid = uuid,
+                              .driver = v.driver_text,
+                              .cuda = cuda,
+                              .cublas = lt,
+                              .cudnn = dnn,
+                              .nccl = v.nccl ? nccl : NULL,
+                              .clocks = clocks,
+                              .date = date,
+                              .mode = fr_cal_mode_name(r->options->mode),
+                              .power_limit_w = r->facts[0].limit_watts,
+                              .idle_w = r->idle_w,
+                              .clock_max_mhz = r->facts[0].max_sm_mhz};
+    fr_cal_header(&r->machine, &head, out);
+    return FR_OK;
+}
+
+/* Goes on with the journal that is there, or begins one. */
+static fr_status open_journal(fr_cal_run *r, fr_error *err) {
+    const char *path = r->result->journal;
+    size_t whole = 0;
+    if (r->options->resume && access(path, F_OK) == 0) {
+        char *text;
+        size_t length;
+        uint32_t found;
+        FR_TRY(fr_read_file(path, JOURNAL_LIMIT, &text, &length, err));
+        const fr_status status = fr_cal_grid_resume(r->grid, text, length, path, &found, err);
+        for (whole = length; whole && text[whole - 1] != '\n';) whole--; /* half a line goes */
+        free(text);
+        FR_TRY(status);
+    }
+    r->journal = open(path, O_WRONLY | O_CREAT | O_CLOEXEC | (whole ? 0 : O_TRUNC), 0644);
+    if (r->journal < 0 || ftruncate(r->journal, (off_t)whole) != 0 || lseek(r->journal, 0, SEEK_END) < 0)
+        return fr_fail(err, FR_FAILED, "%s: cannot write", path);
+    if (whole) return FR_OK;
+    fr_text text = {0};
+    fr_status status = header(r, &text, err);
+    if (status == FR_OK) status = append(r, &text, err);
+    fr_text_free(&text);
+    return status;
+}
+
+/* Watts at rest, with the memory made. */
+static void measure_idle(fr_cal_run *r) {
+    const struct timespec second = {.tv_sec = 1};
+    fr_meter_reading m;
+    if (r->options->mode == FR_CAL_ANCHORS) return;
+    nanosleep(&second, NULL);
+    fr_meter *meter = fr_meter_start(r->options->device[0]);
+    nanosleep(&second, NULL);
+    fr_meter_stop(meter, &m);
+    r->idle_w = m.watts;
+}
+
+static fr_status open_run(fr_cal_run *r, fr_error *err) {
+    FR_TRY(open_devices(r, err));
+    snprintf(r->result->table, sizeof r->result->table - 8, "%s%s", r->options->out ? r->options->out : r->machine.gpu,
+             r->options->out ? "" : ".txt");
+    snprintf(r->result->journal, sizeof r->result->journal, "%.1000s.raw", r->result->table);
+    FR_TRY(fr_cal_grid_open(r->options->mode, r->options->devices, &r->machine, &r->grid, err));
+    for (int d = 0; d < r->options->devices; d++) {
+        FR_TRY(fr_measure_open(r->options->device[d], TIMEOUT_S, &r->measure[d], err));
+        FR_TRY(fr_bench_open(r->options->device[d], r->measure[d], &r->bench[d], err));
+    }
+    measure_idle(r);
+    return open_journal(r, err);
+}
+
+static bool lost(const fr_cal_run *r) {
+    return (r->measure[0] && fr_measure_lost(r->measure[0])) || (r->measure[1] && fr_measure_lost(r->measure[1]));
+}
+
+static void close_run(fr_cal_run *r) {
+    const bool gone = lost(r);
+    for (int d = 0; d < 2; d++) {
+        fr_bench_close(r->bench[d], gone);
+        fr_measure_close(r->measure[d]);
+    }
+    if (r->journal >= 0) close(r->journal);
+    fr_cal_grid_close(r->grid);
+}
+
+/* ---- running ------------------------------------------------------------------------------------------------------*/
+
+static fr_status run_items(fr_cal_run *r, fr_error *err) {
+    const fr_cal_grid *g = r->grid;
+    uint32_t fit;
+    const double all = fr_cal_grid_seconds(g, r->options->limit_s - (fr_cal_now() - r->began), &fit);
+    double done = 0;
+    for (uint32_t i = 0; i < g->count; i++) {
+        fr_error why = {0};
+        if (g->items[i].done) continue;
+        if (!fr_cal_room(r, i)) {
+            r->result->left++;
+            continue;
+        }
+        const fr_status status = fr_cal_item_run(r, i, &why);
+        if (status != FR_OK && lost(r)) {
+            write_failure(r, i, why.text, err);
+            return fr_fail(err, FR_FAILED, "%s", why.text);
+        }
+        if (status != FR_OK) FR_TRY(write_failure(r, i, why.text, err));
+        r->result->failed += status != FR_OK;
+        r->result->measured += status == FR_OK;
+        done += g->items[i].seconds;
+        if (r->options->progress) r->options->progress(r->options->context, done / all);
+    }
+    return FR_OK;
+}
+
+static fr_status write_table(fr_cal_run *r, fr_error *err) {
+    char *text;
+    size_t length;
+    fr_text out = {0};
+    const char *slash = strrchr(r->result->journal, '/'), *name = slash ? slash + 1 : r->result->journal;
+    fsync(r->journal);
+    FR_TRY(fr_read_file(r->result->journal, JOURNAL_LIMIT, &text, &length, err));
+    const char *texts[] = {text}, *names[] = {name};
+    fr_status status = fr_cal_merge(texts, &length, names, 1, &out, err);
+    if (status == FR_OK) status = fr_write_file(r->result->table, out.text, out.length, err);
+    fr_text_free(&out);
+    free(text);
+    return status;
+}
+
+fr_status fr_calibrate(const fr_cal_options *o, fr_cal_result *out, fr_error *err) {
+    *out = (fr_cal_result){0};
+    fr_cal_run r = {.options = o, .journal = -1, .began = fr_cal_now(), .result = out};
+    fr_status status = open_run(&r, err);
+    if (status == FR_OK)
+        status = o->devices == 2 && o->mode != FR_CAL_ANCHORS ? fr_cal_pair_run(&r, err) : run_items(&r, err);
+    if (status == FR_OK) status = write_table(&r, err);
+    close_run(&r);
+    out->seconds = fr_cal_now() - r.began;
+    return status;
+}

@@ -1,0 +1,543 @@
+/*
+ * What two GPUs measure with each other: pulls, collectives, and compute beside transfers. One host thread a GPU; both
+ * walk through the grid together and agree before each item. Transfers by themselves stand behind a kernel that holds
+ * the stream, so that no host time is in them.
+ */
+#include "engine/cuda/calibrate_run.h"
+#include "engine/cuda/transport/transport.h"
+#include "kernels/probe.h"
+
+#include <math.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <time.h>
+
+enum { RANKS = 2, MOST = 60, EVENTS = 8192, ROW_BYTES = 512 };
+#define SIDE      (INT64_C(4) << 30) /* the largest pull */
+#define BIG       (INT64_C(1) << 30) /* of a pull or an all-gather beside compute */
+#define HOST_COPY (INT64_C(256) << 20)
+#define WAIT_S    30.0
+#define DEPTH_NS  3e8 /* of transfers queued, so that they never run out */
+#define BURST_NS  4e7
+#define COVER_NS  1.1e8 /* of transfers beside a burst */
+#define TURN_NS   1e7
+
+typedef struct pair pair;
+
+/* What a rank tells the other after an item. */
+typedef struct {
+    double median, p10, p90, clock, watts, capped, rate;
+    int count;
+} said;
+
+typedef struct {
+    pair *p;
+    int id;
+    fr_measure *measure;
+    fr_bench *bench;
+    fr_transport *transport;
+    char *src, *dst; /* SIDE bytes each, for transfers only */
+    void *peer_src;  /* the other's, as seen from here */
+    cudaStream_t copy[2], comm;
+    cudaEvent_t *event; /* [EVENTS] of transfers: before and after each */
+    /* transfers beside compute */
+    const fr_row *row; /* of the item */
+    double each_ns;    /* one transfer, alone */
+    int issued;
+    int first; /* counted from this one on; -1 = not yet */
+    int group; /* of a duty cycle */
+    double pause_ns, hold_s;
+    said alone[2][FR_CLASS_COUNT][RANKS]; /* victims of both regimes, measured once; count 0 = not yet */
+    fr_status status;
+    fr_error err;
+} rank;
+
+struct pair {
+    fr_cal_run *run;
+    fr_world *world;
+    fr_plan *plan;
+    rank rank[RANKS];
+};
+
+static fr_status check(cudaError_t e, const char *what, fr_error *err) {
+    return e == cudaSuccess ? FR_OK : fr_fail(err, FR_FAILED, "%s: %s", what, cudaGetErrorString(e));
+}
+#define CU(call) FR_TRY(check(call, #call, err))
+
+static fr_status meet(rank *r, fr_error *err) {
+    return fr_world_exchange(r->p->world, r->id, NULL, 0, NULL, err);
+}
+
+static fr_status drain(rank *r, cudaStream_t s, fr_error *err) {
+    CU(cudaEventRecord(r->event[EVENTS - 1], s));
+    return fr_measure_await(r->measure, r->event[EVENTS - 1], err);
+}
+
+/* ns between events a and b */
+static fr_status between(rank *r, int a, int b, double *ns, fr_error *err) {
+    float ms = 0;
+    CU(cudaEventElapsedTime(&ms, r->event[a], r->event[b]));
+    *ns = 1e6 * (double)ms;
+    return FR_OK;
+}
+
+static said of(const fr_reading *x, double rate) {
+    return (said){.median = x->median,
+                  .p10 = x->p10,
+                  .p90 = x->p90,
+                  .clock = x->clock_mhz,
+                  .watts = x->watts,
+                  .capped = x->capped,
+                  .rate = rate,
+                  .count = x->count};
+}
+
+static said mean(const said *s, int count) {
+    said m = s[0];
+    if (count < 2) return m;
+    m.median = (s[0].median + s[1].median) / 2;
+    m.p10 = (s[0].p10 + s[1].p10) / 2;
+    m.p90 = (s[0].p90 + s[1].p90) / 2;
+    m.clock = (s[0].clock + s[1].clock) / 2;
+    m.watts = (s[0].watts + s[1].watts) / 2;
+    m.capped = (s[0].capped + s[1].capped) / 2;
+    m.rate = (s[0].rate + s[1].rate) / 2;
+    return m;
+}
+
+/* ---- pulls --------------------------------------------------------------------------------------------------------*/
+
+static fr_status pull(rank *r, int64_t bytes, cudaStream_t s, fr_error *err) {
+    const int mine = r->p->run->options->device[r->id], other = r->p->run->options->device[1 - r->id];
+    return check(cudaMemcpyPeerAsync(r->dst, mine, r->peer_src, other, (size_t)bytes, s), "cudaMemcpyPeerAsync", err);
+}
+
+/* n pulls over k streams: ns of each one in the middle (k = 1), or of all over n. */
+static fr_status pull_round(rank *r, int64_t bytes, int n, int k, double *ns, int *count, fr_error *err) {
+    CU(fr_k_hold(40000 + 8000u * (uint64_t)n, r->copy[0]));
+    CU(cudaEventRecord(r->event[0], r->copy[0]));
+    if (k > 1) CU(cudaStreamWaitEvent(r->copy[1], r->event[0], 0));
+    for (int i = 0; i < n; i++) {
+        FR_TRY(pull(r, bytes, r->copy[i % k], err));
+        if (k == 1) CU(cudaEventRecord(r->event[i + 1], r->copy[0]));
+    }
+    if (k > 1) {
+        CU(cudaEventRecord(r->event[n + 1], r->copy[1]));
+        CU(cudaStreamWaitEvent(r->copy[0], r->event[n + 1], 0));
+        CU(cudaEventRecord(r->event[n], r->copy[0]));
+    }
+    FR_TRY(fr_measure_await(r->measure, r->event[n], err));
+    for (int i = k > 1 ? n : 1; i + 2 < n || k > 1; i++) { /* the first and last may run alone */
+        double t;
+        FR_TRY(between(r, k > 1 ? 0 : i, k > 1 ? n : i + 1, &t, err));
+        ns[(*count)++] = k > 1 ? t / n : t;
+        if (k > 1) break;
+    }
+    return FR_OK;
+}
+
+/*
+ * A row is several pulls in flight over their number, as the engine keeps them; its p90 what a lone one takes, whose
+ * events read in steps of some 9 us. Both ways: the mean of both GPUs.
+ */
+static fr_status measure_pull(rank *r, uint32_t i, fr_error *err) {
+    enum { TURNS = 5 };
+    fr_cal_run *run = r->p->run;
+    fr_row row = run->grid->table.rows[i];
+    const int64_t bytes = row.shape.bytes;
+    const int n = (int)fmin(fmax(1.2e7 / (3000 + (double)bytes / 390), 4), MOST) / 2 * 2;
+    const bool mine = r->id < row.ways;
+    double pairs[TURNS], lone[MOST];
+    int count = 0, alone = 0;
+    for (int t = -1; t < TURNS; t++) {
+        FR_TRY(meet(r, err));
+        if (!mine) continue;
+        if (t < 0) {
+            FR_TRY(pull_round(r, bytes, n, 1, lone, &alone, err));
+        } else {
+            FR_TRY(pull_round(r, bytes, n, 2, pairs, &count, err));
+        }
+    }
+    said all[RANKS], me = {0};
+    if (mine) {
+        const fr_reading a = fr_reading_of(pairs, count), b = fr_reading_of(lone, alone);
+        me = of(&a, 0);
+        me.p90 = fmax(me.p90, b.median);
+    }
+    FR_TRY(fr_world_exchange(r->p->world, r->id, &me, sizeof me, all, err));
+    if (r->id != 0) return FR_OK;
+    const said m = mean(all, row.ways);
+    row.ns = m.median;
+    row.p10 = m.p10;
+    row.p90 = m.p90;
+    row.samples = row.ways * TURNS * n;
+    return fr_cal_write(run, &run->grid->table, &row, pairs, count, err);
+}
+
+/* ---- collectives --------------------------------------------------------------------------------------------------*/
+
+/* bytes as engine/cost_base.c has them. */
+static fr_status collective(rank *r, fr_op_kind kind, int64_t bytes, cudaStream_t s, fr_error *err) {
+    const bool parts = kind == FR_OP_ALLGATHER || kind == FR_OP_REDUCESCATTER || kind == FR_OP_GATHER_WEIGHTS;
+    const int64_t each = parts ? bytes / RANKS : bytes, rows[RANKS] = {each / ROW_BYTES, each / ROW_BYTES};
+    char *own = r->dst + (parts ? r->id * each : 0);
+    fr_collective c = {.kind = kind,
+                       .peer = -1,
+                       .arrays = 1,
+                       .in = {kind == FR_OP_ALLGATHER || kind == FR_OP_GATHER_WEIGHTS ? own : r->src},
+                       .out = {kind == FR_OP_REDUCESCATTER ? own : r->dst},
+                       .row_bytes = {ROW_BYTES},
+                       .rows = rows,
+                       .gather = FR_GATHER_NCCL};
+    if (kind == FR_OP_SEND) { /* one way */
+        c.kind = r->id == 0 ? FR_OP_SEND : FR_OP_RECV;
+        c.peer = 1 - r->id;
+    }
+    return fr_transport_launch(r->transport, &c, s, err);
+}
+
+/* From the last rank's arrival to the end: of each repetition the lesser of both ranks' times. */
+static fr_status measure_collective(rank *r, uint32_t i, fr_error *err) {
+    enum { TURNS = 3 };
+    fr_cal_run *run = r->p->run;
+    fr_row row = run->grid->table.rows[i];
+    const fr_op_kind kind = (fr_op_kind)row.shape.kind;
+    const int n = (int)fmin(fmax(1.2e7 / (2e4 + (double)row.shape.bytes / 200), 4), 20);
+    double ns[TURNS * 20] = {0}, both[RANKS][TURNS * 20];
+    int count = 0;
+    for (int t = -1; t < TURNS; t++) {
+        FR_TRY(meet(r, err));
+        CU(fr_k_hold(100000 + 25000u * (uint64_t)n, r->comm));
+        for (int k = 0; k <= n; k++) {
+            CU(cudaEventRecord(r->event[k], r->comm));
+            if (k < n) FR_TRY(collective(r, kind, row.shape.bytes, r->comm, err));
+        }
+        FR_TRY(fr_measure_await(r->measure, r->event[n], err));
+        for (int k = 1; k < n && t >= 0; k++) FR_TRY(between(r, k, k + 1, &ns[count++], err));
+    }
+    FR_TRY(fr_transport_check(r->transport, err));
+    FR_TRY(fr_world_exchange(r->p->world, r->id, ns, sizeof ns, both, err));
+    if (r->id != 0) return FR_OK;
+    for (int k = 0; k < count; k++) ns[k] = fmin(both[0][k], both[1][k]);
+    const fr_reading x = fr_reading_of(ns, count);
+    row = fr_cal_filled(run, i, &x);
+    FR_TRY(fr_cal_write(run, &run->grid->table, &row, ns, count, err));
+    if (kind != FR_OP_SEND) return FR_OK;
+    row.shape.kind = FR_OP_RECV; /* takes what the send takes */
+    return fr_cal_write(run, &run->grid->table, &row, ns, count, err);
+}
+
+/* ---- compute beside transfers -------------------------------------------------------------------------------------*/
+
+static int64_t transfer_bytes(fr_aggressor a) { /* in one direction */
+    return a == FR_AGGRESSOR_PULL ? BIG : a == FR_AGGRESSOR_NCCL ? BIG / 2 : HOST_COPY;
+}
+
+static cudaStream_t transfer_stream(const rank *r, fr_aggressor a) {
+    return a == FR_AGGRESSOR_NCCL ? r->comm : r->copy[0];
+}
+
+static fr_status transfer(rank *r, fr_aggressor a, fr_error *err) {
+    if (a == FR_AGGRESSOR_PULL) return pull(r, BIG, r->copy[0], err);
+    if (a == FR_AGGRESSOR_NCCL) return collective(r, FR_OP_ALLGATHER, BIG, r->comm, err);
+    return check(cudaMemcpyAsync(r->dst, fr_bench_host(r->bench, HOST_COPY), (size_t)HOST_COPY, cudaMemcpyHostToDevice,
+                                 r->copy[0]),
+                 "cudaMemcpyAsync", err);
+}
+
+/* Transfers, events before and after each in a ring; pauses after each group of a duty cycle. */
+static fr_status issue(rank *r, int n, fr_error *err) {
+    const fr_aggressor a = (fr_aggressor)r->row->aggressor;
+    const int ring = EVENTS / 2 - 1;
+    for (int i = 0; i < n; i++, r->issued++) {
+        CU(cudaEventRecord(r->event[2 * (r->issued % ring)], transfer_stream(r, a)));
+        FR_TRY(transfer(r, a, err));
+        CU(cudaEventRecord(r->event[2 * (r->issued % ring) + 1], transfer_stream(r, a)));
+        if (r->pause_ns > 0 && (r->issued + 1) % r->group == 0)
+            CU(fr_k_hold((uint64_t)r->pause_ns, transfer_stream(r, a)));
+    }
+    return FR_OK;
+}
+
+static bool takes_part(const rank *r) {
+    return r->row->ways == 2 || r->id == 0;
+}
+
+/* Transfers that have ended, from `from` on. */
+static int ended(rank *r, int from) {
+    const int ring = EVENTS / 2 - 1;
+    while (from < r->issued && cudaEventQuery(r->event[2 * (from % ring) + 1]) == cudaSuccess) from++;
+    return from;
+}
+
+/* Mean bytes/s of the transfers from..to - 1 while they ran. */
+static fr_status rate_of(rank *r, int from, int to, double *rate, fr_error *err) {
+    const int ring = EVENTS / 2 - 1;
+    double sum = 0;
+    *rate = 0;
+    if (from < 0 || to <= from) return FR_OK;
+    if (to - from > ring - 8) from = to - (ring - 8);
+    for (int i = from; i < to; i++) {
+        double ns;
+        FR_TRY(between(r, 2 * (i % ring), 2 * (i % ring) + 1, &ns, err));
+        sum += ns;
+    }
+    if (sum > 0) *rate = 1e9 * (to - from) * (double)transfer_bytes((fr_aggressor)r->row->aggressor) / sum;
+    return FR_OK;
+}
+
+/* Queued before a burst, which begins when the first has ended. */
+static fr_status begin_burst(void *context, fr_error *err) {
+    rank *r = context;
+    FR_TRY(meet(r, err));
+    if (takes_part(r)) {
+        FR_TRY(issue(r, (int)(COVER_NS / r->each_ns) + 2, err));
+        FR_TRY(fr_measure_await(r->measure, r->event[1], err));
+    }
+    r->first = 1;
+    return meet(r, err);
+}
+
+/* Both ranks top up their queues by the same number, and end together: rank 0 decides. */
+static fr_status keep_queue(void *context, double at_s, bool *stop, fr_error *err) {
+    rank *r = context;
+    struct {
+        int32_t issue, stop;
+    } mine = {0}, all[RANKS];
+    static const double counted = 0.4; /* fr_measure_hold */
+    const int done = ended(r, r->issued - (int)fmin(r->issued, EVENTS / 4));
+    const double turn = r->pause_ns > 0 ? r->each_ns + r->pause_ns / r->group : r->each_ns;
+    mine.issue = (int)fmax(0, DEPTH_NS / turn - (r->issued - done));
+    mine.stop = at_s > r->hold_s;
+    FR_TRY(fr_world_exchange(r->p->world, r->id, &mine, sizeof mine, all, err));
+    *stop = all[0].stop != 0;
+    if (r->first < 0 && at_s > counted * r->hold_s) r->first = done;
+    return takes_part(r) && !*stop ? issue(r, all[0].issue, err) : FR_OK;
+}
+
+/* The victim of a class: what stands for it among the anchors (engine/calibrate.c). */
+static fr_status prepare_victim(rank *r, fr_op_class class, fr_error *err) {
+    fr_row row = {.type = FR_ROW_OP, .duty = 1, .at_ms = -1, .ways = 1};
+    fr_cal_item item = {.top_k = 8, .head_dim = 128};
+    fr_pair pairs[128];
+    fr_table t = {.pairs = pairs};
+    int32_t even[128];
+    switch (class) {
+    case FR_CLASS_GEMM:
+        row.shape = (fr_shape){.kind = FR_OP_GEMM_DENSE, .m = 8192, .n = 8192, .k = 8192};
+        break;
+    case FR_CLASS_GROUPED:
+        fr_even_rows(131072, 128, even);
+        for (int i = 0; i < 128; i++) pairs[i] = (fr_pair){even[i], 0};
+        row.shape = (fr_shape){.kind = FR_OP_EXPERT_UP, .m = 131072, .n = 3072, .k = 4096, .vector_count = 128};
+        break;
+    case FR_CLASS_ATTENTION:
+        for (int i = 0; i < 4; i++) pairs[i] = (fr_pair){4096, 0};
+        row.shape = (fr_shape){.kind = FR_OP_ATTENTION, .n = 64, .k = 4, .head_dim = 128, .vector_count = 4};
+        break;
+    default:
+        row.shape = (fr_shape){.kind = FR_OP_NORM, .m = 65536, .n = 4096, .bytes = INT64_C(65536) * 4096 * 8};
+        break;
+    }
+    return fr_bench_prepare(r->bench, &t, &row, &item, err);
+}
+
+static fr_status victim(rank *r, const fr_beside *beside, double hold_s, fr_reading *out, fr_error *err) {
+    fr_measure_beside(r->measure, beside);
+    const fr_status s = r->row->regime == FR_BURST
+                            ? fr_measure_burst(r->measure, fr_bench_run, r->bench, true, BURST_NS, out, err)
+                            : fr_measure_hold(r->measure, fr_bench_run, r->bench, hold_s, 1, out, err);
+    fr_measure_beside(r->measure, NULL);
+    return s;
+}
+
+/* bytes/s of the transfers with nothing beside them. */
+static fr_status transfers_alone(rank *r, double *rate, fr_error *err) {
+    r->issued = 0;
+    r->pause_ns = 0;
+    FR_TRY(meet(r, err));
+    if (!takes_part(r)) return meet(r, err);
+    FR_TRY(issue(r, 10, err));
+    FR_TRY(fr_measure_await(r->measure, r->event[2 * 9 + 1], err));
+    FR_TRY(rate_of(r, 2, 9, rate, err));
+    return meet(r, err);
+}
+
+static fr_status write_beside(rank *r, const said *alone, const said *beside, const double *rates, fr_error *err) {
+    fr_cal_run *run = r->p->run;
+    fr_row row = *r->row;
+    const said a = mean(alone, row.ways), b = mean(beside, row.ways);
+    const double rate_alone = row.ways == 2 ? (rates[0] + rates[1]) / 2 : rates[0];
+    row.alone = a.median;
+    row.beside = b.median;
+    row.p10 = b.p10;
+    row.p90 = b.p90;
+    row.samples = b.count;
+    row.clock_alone = a.clock;
+    row.watts_alone = a.watts;
+    row.clock_mhz = b.clock;
+    row.watts = b.watts;
+    row.capped = b.capped;
+    row.rate = b.rate;
+    row.rate_alone = rate_alone;
+    if (row.aggressor == FR_AGGRESSOR_NCCL && row.duty >= 1) row.overlap = b.median * b.rate / rate_alone;
+    /* out of one memory and into the other; from the host, in only. What the simulator lets NCCL take is its own rate
+     */
+    row.hbm_traffic = (row.aggressor == FR_AGGRESSOR_NCCL ? rate_alone : b.rate) *
+                      (row.aggressor == FR_AGGRESSOR_H2D || row.ways == 1 ? 1 : 2);
+    row.p10 = fmin(row.p10, row.beside);
+    return fr_cal_write(run, &run->grid->table, &row, NULL, 0, err);
+}
+
+/* The victim on both ranks, alone or with its transfers; a burst begins after a second of rest. */
+static fr_status measure_victim(rank *r, const fr_beside *hooks, said out[RANKS], fr_error *err) {
+    const struct timespec second = {.tv_sec = 1};
+    fr_reading x;
+    double rate = 0;
+    r->issued = 0;
+    r->first = -1;
+    if (r->row->regime == FR_BURST) nanosleep(&second, NULL);
+    FR_TRY(meet(r, err));
+    FR_TRY(victim(r, hooks, r->hold_s, &x, err));
+    if (hooks && takes_part(r)) {
+        const int last = ended(r, r->first < 0 ? 0 : r->first);
+        FR_TRY(rate_of(r, r->first, last, &rate, err));
+        FR_TRY(drain(r, transfer_stream(r, (fr_aggressor)r->row->aggressor), err));
+    }
+    const said mine = of(&x, rate);
+    return fr_world_exchange(r->p->world, r->id, &mine, sizeof mine, out, err);
+}
+
+static fr_status measure_beside(rank *r, uint32_t i, fr_error *err) {
+    const fr_cal_run *run = r->p->run;
+    const fr_beside hooks = {begin_burst, keep_queue, r};
+    said *alone = NULL, beside[RANKS];
+    double rate = 0, rates[RANKS];
+    r->row = &run->grid->table.rows[i];
+    alone = r->alone[r->row->regime][r->row->victim];
+    FR_TRY(prepare_victim(r, (fr_op_class)r->row->victim, err));
+    FR_TRY(transfers_alone(r, &rate, err));
+    FR_TRY(fr_world_exchange(r->p->world, r->id, &rate, sizeof rate, rates, err));
+    r->each_ns = 1e9 * (double)transfer_bytes((fr_aggressor)r->row->aggressor) / fmax(rates[0], 1e9);
+    r->group = (int)fmax(1, TURN_NS * r->row->duty / r->each_ns + 0.5);
+    r->pause_ns = r->row->duty < 1 ? r->group * r->each_ns * (1 / r->row->duty - 1) : 0;
+    r->hold_s = (double)run->grid->items[i].hold_s;
+    if (!alone[0].count) FR_TRY(measure_victim(r, NULL, alone, err));
+    FR_TRY(measure_victim(r, &hooks, beside, err));
+    return r->id == 0 ? write_beside(r, alone, beside, rates, err) : FR_OK;
+}
+
+/* ---- threads ------------------------------------------------------------------------------------------------------*/
+
+static fr_status open_rank(rank *r, fr_error *err) {
+    fr_cal_run *run = r->p->run;
+    static const fr_layout layout = {.experts = FR_EXP_TP, .tp = RANKS, .pp = 1, .ep = 1, .dp = 1, .replicas = 1};
+    static const fr_model model = {.hidden = ROW_BYTES / 2};
+    const fr_transport_options o = {.world = r->p->world,
+                                    .rank = r->id,
+                                    .device = run->options->device[r->id],
+                                    .plan = r->p->plan,
+                                    .layout = &layout,
+                                    .model = &model,
+                                    .tokens = 1,
+                                    .timeout_s = WAIT_S};
+    void *peers[RANKS];
+    CU(cudaSetDevice(o.device));
+    for (int i = 0; i < 2; i++) CU(cudaStreamCreateWithFlags(&r->copy[i], cudaStreamNonBlocking));
+    CU(cudaStreamCreateWithFlags(&r->comm, cudaStreamNonBlocking));
+    r->event = fr_alloc(EVENTS * sizeof(*r->event));
+    for (int i = 0; i < EVENTS; i++) CU(cudaEventCreate(&r->event[i]));
+    CU(cudaMalloc((void **)&r->src, (size_t)SIDE));
+    CU(cudaMalloc((void **)&r->dst, (size_t)SIDE));
+    CU(cudaMemset(r->src, 0x3c, (size_t)SIDE));
+    CU(cudaMemset(r->dst, 0, (size_t)SIDE));
+    CU(cudaDeviceSynchronize());
+    FR_TRY(fr_transport_open(&o, &r->transport, err));
+    FR_TRY(fr_transport_share(r->transport, r->src, (size_t)SIDE, peers, err));
+    r->peer_src = peers[1 - r->id];
+    return r->peer_src ? FR_OK : fr_fail(err, FR_FAILED, "the GPUs cannot reach each other");
+}
+
+static fr_status one_item(rank *r, uint32_t i, fr_error *err) {
+    switch ((fr_cal_what)r->p->run->grid->items[i].what) {
+    case FR_CAL_PULL:
+        return measure_pull(r, i, err);
+    case FR_CAL_COLLECTIVE:
+        return measure_collective(r, i, err);
+    case FR_CAL_BESIDE:
+        return measure_beside(r, i, err);
+    default:
+        return fr_fail(err, FR_FAILED, "this is measured on one GPU");
+    }
+}
+
+/* Any failure ends both: half of a pair cannot go on. */
+static fr_status all_items(rank *r, fr_error *err) {
+    fr_cal_run *run = r->p->run;
+    uint32_t fit;
+    double done = 0;
+    const double total = fr_cal_grid_seconds(run->grid, run->options->limit_s, &fit);
+    FR_TRY(open_rank(r, err));
+    for (uint32_t i = 0; i < run->grid->count; i++) {
+        int32_t go = !run->grid->items[i].done && fr_cal_room(run, i), all[RANKS];
+        FR_TRY(fr_world_exchange(r->p->world, r->id, &go, sizeof go, all, err));
+        if (r->id == 0 && !all[0] && !run->grid->items[i].done) run->result->left++;
+        if (!all[0]) continue;
+        FR_TRY(one_item(r, i, err));
+        done += run->grid->items[i].seconds;
+        if (r->id != 0) continue;
+        run->result->measured++;
+        if (run->options->progress) run->options->progress(run->options->context, done / total);
+    }
+    return meet(r, err);
+}
+
+static void close_rank(rank *r, bool failed) {
+    if (!failed) {
+        cudaSetDevice(r->p->run->options->device[r->id]);
+        fr_transport_close(r->transport, false);
+        for (int i = 0; i < EVENTS && r->event; i++) cudaEventDestroy(r->event[i]);
+        cudaFree(r->src);
+        cudaFree(r->dst);
+        for (int i = 0; i < 2; i++) cudaStreamDestroy(r->copy[i]);
+        cudaStreamDestroy(r->comm);
+    } else if (r->transport) {
+        fr_transport_close(r->transport, true);
+    }
+    free(r->event);
+}
+
+static void *thread(void *context) {
+    rank *r = context;
+    r->status = all_items(r, &r->err);
+    if (r->status != FR_OK) fr_world_fail(r->p->world, r->id, &r->err);
+    close_rank(r,
+               fr_world_failed(r->p->world, NULL, NULL)); /* closing a communicator meets its peers: on each thread */
+    return NULL;
+}
+
+fr_status fr_cal_pair_run(fr_cal_run *run, fr_error *err) {
+    static const int16_t members[RANKS] = {0, 1};
+    pair p = {.run = run};
+    pthread_t threads[RANKS];
+    FR_TRY(fr_world_open_threads(RANKS, WAIT_S, &p.world, err));
+    p.plan = fr_plan_new(RANKS, RANKS);
+    fr_plan_group(p.plan, members, RANKS, RANKS);
+    int started = 0;
+    for (; started < RANKS; started++) {
+        rank *r = &p.rank[started];
+        *r = (rank){.p = &p, .id = started, .measure = run->measure[started], .bench = run->bench[started]};
+        if (pthread_create(&threads[started], NULL, thread, r) == 0) continue;
+        r->status = fr_fail(&r->err, FR_FAILED, "no thread for GPU %d", started);
+        fr_world_fail(p.world, started, &r->err);
+        break;
+    }
+    for (int i = 0; i < started; i++) pthread_join(threads[i], NULL);
+    int first = 0;
+    const bool failed = fr_world_failed(p.world, &first, NULL);
+    const fr_status status = failed ? p.rank[first].status : FR_OK;
+    if (failed && err) *err = p.rank[first].err;
+    fr_plan_free(p.plan);
+    fr_world_close(p.world);
+    return status;
+}

@@ -1,0 +1,38 @@
+/* What the parts of a calibration share: the journal, and a GPU with its bench. */
+#ifndef FR_CUDA_CALIBRATE_RUN_H
+#define FR_CUDA_CALIBRATE_RUN_H
+
+#include "engine/cuda/bench.h"
+#include "engine/cuda/calibrate.h"
+#include "engine/cuda/device.h"
+
+typedef struct {
+    const fr_cal_options *options;
+    fr_machine machine;
+    fr_device_facts facts[2];
+    fr_cal_grid *grid;
+    int journal; /* file descriptor, -1 = none */
+    double began, spent;
+    double idle_w;
+    fr_measure *measure[2];
+    fr_bench *bench[2];
+    fr_cal_result *result;
+} fr_cal_run;
+
+double fr_cal_now(void); /* monotonic s */
+
+/* Appends a row of table `t` with its readings. */
+fr_status fr_cal_write(fr_cal_run *r, const fr_table *t, const fr_row *row, const double *readings, int count,
+                       fr_error *err);
+
+/* Row i of the grid with a reading in it. */
+fr_row fr_cal_filled(const fr_cal_run *r, uint32_t i, const fr_reading *reading);
+
+/* Whether item i still fits into the time. */
+bool fr_cal_room(const fr_cal_run *r, uint32_t i);
+
+/* One GPU: all items of the grid that are not done (calibrate_ops.c). Two GPUs: calibrate_pair.c. */
+fr_status fr_cal_item_run(fr_cal_run *r, uint32_t i, fr_error *err);
+fr_status fr_cal_pair_run(fr_cal_run *r, fr_error *err);
+
+#endif

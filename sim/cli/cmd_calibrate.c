@@ -1,0 +1,163 @@
+/*
+ * forerun calibrate: measures this machine's GPUs into a cost table. The dry run and the merging of journals need no
+ * GPU and are in every build.
+ */
+#include "sim/cli/cli.h"
+
+#include "engine/calibrate.h"
+
+#ifdef FR_CUDA
+#include "engine/cuda/calibrate.h"
+#endif
+
+#include <stdlib.h>
+#include <string.h>
+
+const fr_option cmd_calibrate_options[] = {
+    {"quick", NULL, NULL, "a coarse grid in two minutes at most"},
+    {"anchors", NULL, NULL, "a dozen ops in a minute at most, to compare cards and days by"},
+    {"out", "FILE", NULL, "the table; FILE.raw is the journal, with every reading (default: GPU.txt)"},
+    {"resume", NULL, NULL, "go on: what FILE.raw holds isn't measured again"},
+    {"device", "N|N,M", NULL, "this GPU (default 0), or what two GPUs do with each other"},
+    {"limit", "SECONDS", NULL, "stop after so long (default 480; quick 115, anchors 58)"},
+    {"machine", "NAME|FILE", NULL, "datasheet figures (default: of the GPU found; dry run: h200x2)"},
+    {"dry-run", NULL, NULL, "no GPU: what would be measured, and how long it would take"},
+    {"rows", NULL, NULL, "dry run: every row"},
+    {"merge", NULL, NULL, "no GPU: make the table --out from the journals named"},
+    {NULL, NULL, NULL, NULL},
+};
+
+enum { FILE_LIMIT = 64 << 20, MOST_FILES = CLI_MAX_POSITIONAL };
+
+static fr_status read_mode(const cli_args *a, fr_cal_mode *mode, fr_error *err) {
+    const bool quick = cli_value(a, "quick"), anchors = cli_value(a, "anchors");
+    if (quick && anchors) return fr_fail(err, FR_BAD_INPUT, "--quick contradicts --anchors: give one of them");
+    *mode = quick ? FR_CAL_QUICK : anchors ? FR_CAL_ANCHORS : FR_CAL_FULL;
+    return FR_OK;
+}
+
+/* "1" or "0,1" */
+static fr_status read_devices(const char *text, int device[2], int *count, fr_error *err) {
+    char copy[64];
+    if (strlen(text) >= sizeof copy) return fr_fail(err, FR_BAD_INPUT, "--device: expected N or N,M");
+    snprintf(copy, sizeof copy, "%s", text);
+    char *comma = strchr(copy, ',');
+    if (comma) *comma = 0;
+    *count = comma ? 2 : 1;
+    for (int i = 0; i < *count; i++) {
+        int64_t v;
+        FR_TRY(fr_parse_int(i ? comma + 1 : copy, 0, 15, false, "--device", &v, err));
+        device[i] = (int)v;
+    }
+    if (*count == 2 && device[0] == device[1]) return fr_fail(err, FR_BAD_INPUT, "--device: expected two GPUs");
+    return FR_OK;
+}
+
+/* What acts on nothing is refused by name. */
+static fr_status refuse(const cli_args *a, const char *with, const char *const *flags, fr_error *err) {
+    for (; *flags; flags++)
+        if (cli_value(a, *flags)) return fr_fail(err, FR_BAD_INPUT, "--%s acts on nothing %s", *flags, with);
+    return FR_OK;
+}
+
+static fr_status merge(const cli_args *a, fr_error *err) {
+    static const char *const idle[] = {"quick",   "anchors", "resume", "device", "limit",
+                                       "machine", "dry-run", "rows",   NULL};
+    char *texts[MOST_FILES] = {0};
+    const char *names[MOST_FILES], *const_texts[MOST_FILES];
+    size_t lengths[MOST_FILES] = {0};
+    fr_text out = {0};
+    FR_TRY(refuse(a, "beside --merge", idle, err));
+    if (!a->count || !cli_value(a, "out"))
+        return fr_fail(err, FR_BAD_INPUT, "--merge: expected journals and --out FILE");
+    fr_status status = FR_OK;
+    for (int i = 0; i < a->count && status == FR_OK; i++) {
+        const char *slash = strrchr(a->positional[i], '/');
+        names[i] = slash ? slash + 1 : a->positional[i];
+        status = fr_read_file(a->positional[i], FILE_LIMIT, &texts[i], &lengths[i], err);
+        const_texts[i] = texts[i];
+    }
+    if (status == FR_OK) status = fr_cal_merge(const_texts, lengths, names, a->count, &out, err);
+    if (status == FR_OK) status = fr_write_file(cli_value(a, "out"), out.text, out.length, err);
+    for (int i = 0; i < a->count; i++) free(texts[i]);
+    fr_text_free(&out);
+    return status;
+}
+
+static fr_status read_limit(const cli_args *a, fr_cal_mode mode, double *limit, fr_error *err) {
+    *limit = fr_cal_mode_seconds(mode);
+    const char *text = cli_value(a, "limit");
+    return text ? fr_parse_double(text, 1, 86400, "--limit", limit, err) : FR_OK;
+}
+
+static fr_status dry_run(const cli_args *a, fr_cal_mode mode, int devices, fr_error *err) {
+    const char *machine = cli_value(a, "machine"), *file = cli_value(a, "out");
+    fr_machine m;
+    fr_cal_grid *g = NULL;
+    fr_text out = {0};
+    double limit;
+    uint32_t found = 0;
+    FR_TRY(read_limit(a, mode, &limit, err));
+    FR_TRY(fr_machine_load(machine ? machine : "h200x2", &m, err));
+    FR_TRY(fr_cal_grid_open(mode, devices, &m, &g, err));
+    fr_status status = FR_OK;
+    if (cli_value(a, "resume")) {
+        char path[4096], *text = NULL;
+        size_t length = 0;
+        snprintf(path, sizeof path, "%s.raw", file ? file : m.gpu);
+        status = fr_read_file(path, FILE_LIMIT, &text, &length, err);
+        if (status == FR_OK) status = fr_cal_grid_resume(g, text, length, path, &found, err);
+        free(text);
+    }
+    if (status == FR_OK) {
+        fr_cal_grid_list(g, limit, cli_value(a, "rows") != NULL, &out);
+        fputs(out.text, stdout);
+    }
+    fr_text_free(&out);
+    fr_cal_grid_close(g);
+    return status;
+}
+
+#ifdef FR_CUDA
+static fr_status measure(const cli_args *a, fr_cal_mode mode, const int device[2], int devices, fr_error *err) {
+    fr_cal_options o = {.mode = mode,
+                        .device = {device[0], device[1]},
+                        .devices = devices,
+                        .machine = cli_value(a, "machine"),
+                        .out = cli_value(a, "out"),
+                        .resume = cli_value(a, "resume") != NULL};
+    cli_progress bar;
+    fr_cal_result result;
+    FR_TRY(read_limit(a, mode, &o.limit_s, err));
+    cli_progress_start(&bar, "calibrating", true);
+    o.progress = cli_progress_update;
+    o.context = &bar;
+    const fr_status status = fr_calibrate(&o, &result, err);
+    cli_progress_end(&bar);
+    FR_TRY(status);
+    printf("%u measured, %u failed, %u left for want of time (--resume goes on), %.1f s\n%s\n%s\n", result.measured,
+           result.failed, result.left, result.seconds, result.table, result.journal);
+    return FR_OK;
+}
+#else
+static fr_status measure(const cli_args *a, fr_cal_mode mode, const int device[2], int devices, fr_error *err) {
+    (void)mode, (void)device, (void)devices;
+    return fr_fail(err, FR_BAD_INPUT,
+                   "%s needs GPUs: this build has no CUDA; build it with `make engine` and use build/forerun-cuda "
+                   "(--dry-run and --merge need none)",
+                   a->command->name);
+}
+#endif
+
+fr_status cmd_calibrate(const cli_args *a, fr_error *err) {
+    fr_cal_mode mode = FR_CAL_FULL;
+    int device[2] = {0, 1}, devices = 1;
+    if (cli_value(a, "merge")) return merge(a, err);
+    if (a->count) return fr_fail(err, FR_BAD_INPUT, "%s: files are named for --merge only", a->positional[0]);
+    FR_TRY(read_mode(a, &mode, err));
+    if (cli_value(a, "device")) FR_TRY(read_devices(cli_value(a, "device"), device, &devices, err));
+    if (cli_value(a, "dry-run")) return dry_run(a, mode, devices, err);
+    static const char *const idle[] = {"rows", NULL};
+    FR_TRY(refuse(a, "without --dry-run", idle, err));
+    return measure(a, mode, device, devices, err);
+}
