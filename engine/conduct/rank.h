@@ -72,9 +72,10 @@ typedef enum { FR_RANK_NONE = 0, FR_RANK_RUNNING, FR_RANK_ENTERED, FR_RANK_DONE 
 
 typedef struct {
     int64_t weights_bytes, activation_bytes;
-    double weights_s;                   /* that it took to fill the weights */
-    double clock_error_ns;              /* of device times on the run's clock, at most; NaN = not known */
-    double clock_drift_ppm;             /* of the device's clock against the host's */
+    int64_t memory_bytes;   /* of the device in use after the last forward, libraries and context included */
+    double weights_s;       /* that it took to fill the weights */
+    double clock_error_ns;  /* of device times on the run's clock, at most; NaN = not known */
+    double clock_drift_ppm; /* of the device's clock against the host's */
     int64_t launched[FR_OP_KIND_COUNT]; /* ops, by kind */
     char name[96];                      /* "NVIDIA H200" */
 } fr_rank_facts;

@@ -26,6 +26,10 @@ fr_status fr_device_environment(fr_error *err) {
                        "NCCL_NVLS_ENABLE=%s: NVLink multicast can put a host's GPUs out of service; unset it or set 0",
                        nvls);
     if (setenv("NCCL_NVLS_ENABLE", "0", 1) != 0) return fr_fail(err, FR_FAILED, "cannot set NCCL_NVLS_ENABLE=0");
+    /* A stream that waits for another rank holds up the others of its hardware queue: there must be a queue for each
+     * (CUDA C++ Programming Guide, environment variables; the default is 8). */
+    if (setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0) != 0)
+        return fr_fail(err, FR_FAILED, "cannot set CUDA_DEVICE_MAX_CONNECTIONS");
     /* All of NCCL's connections are made at the start: one made in a run would wait on the host, unbounded. */
     if (setenv("NCCL_RUNTIME_CONNECT", "0", 0) != 0) return fr_fail(err, FR_FAILED, "cannot set NCCL_RUNTIME_CONNECT");
     return FR_OK;

@@ -175,6 +175,8 @@ static fr_status collect(void *self, fr_timeline *spans, fr_rank_done *out, fr_e
 
 static fr_status finish(void *self, fr_error *err) {
     device_rank *d = self;
+    size_t available = 0, total = 0;
+    if (cudaMemGetInfo(&available, &total) == cudaSuccess) d->facts.memory_bytes = (int64_t)(total - available);
     return fr_exec_finish(d->exec, &d->facts.clock_error_ns, &d->facts.clock_drift_ppm, err);
 }
 
@@ -188,7 +190,9 @@ static void facts(void *self, fr_rank_facts *out) {
 }
 
 static void release(void *self) {
-    fr_transport_abort(((device_rank *)self)->transport);
+    const device_rank *d = self;
+    if (d->exec) fr_exec_release(d->exec);
+    fr_transport_abort(d->transport);
 }
 
 /*

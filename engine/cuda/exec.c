@@ -1,6 +1,8 @@
 #include "engine/cuda/exec.h"
 
 #include "engine/cuda/clock.h"
+#include "engine/cuda/issue.h"
+#include "engine/cuda/pools.h"
 #include "engine/cuda/rank.h"
 #include "engine/cuda/transport/transport.h"
 
@@ -12,34 +14,27 @@
 #include <time.h>
 
 #define SETTLE_NS 4000000000 /* when closing: a device's own waits for its peers end within 2 s */
+#define SPIN_NS   100000000  /* longer than a layer takes */
 #define SLOW_NS   50000      /* an ordinary launch takes 3 to 10 us; the two clocks agree to some 10 us */
 
-enum { RING = 8, SLOTS = FR_EXEC_FLIGHTS + 1 }; /* one more: a forward's begin is measured from the one before it */
-
-/* A counter of the plan: how far it was raised by ops issued so far, and the marks of the latest raises. */
-typedef struct {
-    uint32_t issued;
-    bool by_host; /* raised by LAUNCH ops: issuing in order is the wait */
-    struct {
-        cudaEvent_t mark;
-        uint16_t lane;
-    } at[RING]; /* raise v is at [v % RING] */
-} counter;
+enum { SLOTS = FR_EXEC_FLIGHTS + 1 }; /* one more: a forward's begin is measured from the one before it */
 
 typedef struct {
     cudaStream_t stream; /* NULL: a host lane or another rank's */
     cudaEvent_t last;    /* end of the last op issued on it with spans */
-    uint64_t last_id;
+    uint32_t waiting;    /* the lane's next op of the fragment that could not be issued yet, FR_NONE = none */
+    bool touched;        /* it has ops of the forward being issued */
 } lane;
 
 /*
- * One timed op: it starts where the op before it on the lane ends, but for two cases. `late`: the device had nothing to
- * do when it was issued: its start has an event of its own. `slow`: the host took so long to issue it (a library chose
- * or compiled something) that the device ran dry meanwhile: it started when the host was done.
+ * One timed op: it starts where the op before it on the lane ends, but for three cases. `late`: the device had nothing
+ * to do when it was issued; `waits`: it may have to wait for another lane: in both its start has an event of its own
+ * (`marked`). `slow`: the host took so long to issue it (a library chose or compiled something) that the device ran dry
+ * meanwhile: it started when the host was done.
  */
 typedef struct {
     uint32_t op;
-    bool late, slow, host;
+    bool marked, late, slow, host;
     cudaEvent_t start, end;
     int64_t host_start, host_end; /* slow: host_end is when it was issued */
 } timed;
@@ -53,6 +48,8 @@ typedef struct {
     int32_t *counts;
     int micros;
     cudaEvent_t begin, entry, answer, end;
+    cudaEvent_t *lane_ends; /* [lanes]: of lanes but compute that had ops in it */
+    bool *lane_used;
     bool has_entry, has_answer, entered, spans;
     int64_t release, begin_ns, logits_count;
     fr_exec_run *runs; /* of the logits, that this rank computes */
@@ -65,9 +62,16 @@ struct fr_exec {
     fr_exec_options o;
     fr_device_rank rank;
     lane *lanes;
-    counter *counters;
-    uint32_t counters_count;
+    cudaStream_t **streams; /* [lanes]: the lanes' */
+    fr_issue *issue;
     int64_t launched[FR_OP_KIND_COUNT]; /* ops, by kind */
+    /* offload by expert: tokens per expert of the layer read back last */
+    cudaStream_t readback;
+    cudaEvent_t readback_done;
+    int32_t *readback_offsets; /* pinned, [E + 1] */
+    const fr_fragment *known;
+    uint16_t known_layer;
+    uint8_t known_micro;
     flight slot[SLOTS];
     int64_t appended, collected;
     bool lost; /* the device failed or did not answer: nothing more is asked of it */
@@ -99,7 +103,7 @@ bool fr_exec_lost(const fr_exec *x) {
 
 int64_t fr_exec_bytes(const fr_exec *x) {
     const fr_device_rank *r = &x->rank;
-    return r->arena_bytes + (int64_t)r->attention_workspace_bytes + 4 * r->batch_ints +
+    return r->arena_bytes + fr_pools_bytes(r->pools) + (int64_t)r->attention_workspace_bytes + 4 * r->batch_ints +
            2 * r->kv_width * (r->context_capacity + (r->kv ? r->layers * r->kv_capacity : 0));
 }
 
@@ -121,7 +125,8 @@ fr_status fr_exec_replan(fr_exec *x, const fr_plan *plan, bool spans, fr_error *
     x->o.plan = plan;
     x->o.spans = spans;
     if (x->o.transport) fr_transport_replan(x->o.transport, plan);
-    for (uint32_t i = 0; i < x->counters_count; i++) x->counters[i].issued = 0;
+    x->known = NULL;
+    fr_issue_replan(x->issue, plan);
     return FR_OK;
 }
 
@@ -146,7 +151,10 @@ static fr_status open_stream(fr_exec *x, cudaStream_t *out, fr_lane_kind kind, f
 static fr_status open_lanes(fr_exec *x, fr_error *err) {
     const fr_plan *p = x->o.plan;
     x->lanes = fr_alloc(p->lanes_count * sizeof *x->lanes);
+    x->streams = fr_alloc(p->lanes_count * sizeof *x->streams);
     for (uint32_t i = 0; i < p->lanes_count; i++) {
+        x->lanes[i].waiting = FR_NONE;
+        x->streams[i] = &x->lanes[i].stream;
         if (p->lanes[i].rank != x->o.rank || p->lanes[i].kind == FR_LANE_HOST) continue;
         if (p->lanes[i].first_ready)
             return fr_fail(err, FR_FAILED, "lane %s: first-ready lanes are not executed yet", p->lanes[i].name);
@@ -155,11 +163,48 @@ static fr_status open_lanes(fr_exec *x, fr_error *err) {
     return FR_OK;
 }
 
+/* Offload by expert: the host reads which experts have tokens. */
+static fr_status open_readback(fr_exec *x, fr_error *err) {
+    if (x->o.layout->experts != FR_EXP_OFFLOAD || !x->o.layout->slots) return FR_OK;
+    const size_t bytes = (size_t)(x->o.model->experts + 1) * sizeof *x->readback_offsets;
+    FR_TRY(check(x, cudaStreamCreateWithFlags(&x->readback, cudaStreamNonBlocking), "cudaStreamCreate", err));
+    FR_TRY(check(x, cudaEventCreateWithFlags(&x->readback_done, cudaEventDisableTiming), "cudaEventCreate", err));
+    return check(x, cudaHostAlloc((void **)&x->readback_offsets, bytes, cudaHostAllocDefault), "cudaHostAlloc", err);
+}
+
+/* What moves between ops: counters, slots, experts' weights. Collective. */
+static fr_status open_moves(fr_exec *x, fr_error *err) {
+    const fr_layout *l = x->o.layout;
+    const bool remote = l->experts == FR_EXP_OFFLOAD && l->ep > 1 && l->gather == FR_GATHER_CE;
+    const fr_issue_options io = {.plan = x->o.plan,
+                                 .rank = x->o.rank,
+                                 .streams = (cudaStream_t *const *)x->streams,
+                                 .world = x->o.world,
+                                 .transport = x->o.transport};
+    const fr_pools_options go = {.plan = x->o.plan,
+                                 .model = x->o.model,
+                                 .layout = l,
+                                 .weights = x->o.weights,
+                                 .world = x->o.world,
+                                 .transport = x->o.transport,
+                                 .rank = x->o.rank};
+    FR_TRY(fr_issue_open(&io, remote, &x->issue, err));
+    FR_TRY(fr_pools_open(&go, &x->rank.pools, err));
+    x->rank.issue = x->issue;
+    return open_readback(x, err);
+}
+
 static fr_status open_slot(fr_exec *x, flight *f, fr_error *err) {
     const fr_device_rank *r = &x->rank;
     const size_t offsets = (size_t)(r->offsets_micros * r->layers) * (size_t)fr_rank_offsets(r);
     cudaEvent_t *events[4] = {&f->begin, &f->entry, &f->answer, &f->end};
     for (int i = 0; i < 4; i++) FR_TRY(check(x, cudaEventCreate(events[i]), "cudaEventCreate", err));
+    f->lane_ends = fr_alloc(x->o.plan->lanes_count * sizeof *f->lane_ends);
+    f->lane_used = fr_alloc(x->o.plan->lanes_count * sizeof *f->lane_used);
+    for (uint32_t i = 0; i < x->o.plan->lanes_count; i++)
+        if (x->lanes[i].stream && x->o.plan->lanes[i].kind != FR_LANE_COMPUTE)
+            FR_TRY(
+                check(x, cudaEventCreateWithFlags(&f->lane_ends[i], cudaEventDisableTiming), "cudaEventCreate", err));
     FR_TRY(check(x, cudaHostAlloc((void **)&f->logits, (size_t)r->most_logits * 4, cudaHostAllocDefault),
                  "cudaHostAlloc", err));
     if (!x->o.counts) return FR_OK;
@@ -177,6 +222,7 @@ static fr_status open_all(fr_exec *x, fr_error *err) {
     FR_TRY(fr_rank_open(&x->o, &x->rank, err));
     if (x->o.varied) FR_TRY(fr_rank_prepare(&x->rank, err));
     FR_TRY(open_lanes(x, err));
+    FR_TRY(open_moves(x, err));
     for (int i = 0; i < SLOTS; i++) FR_TRY(open_slot(x, &x->slot[i], err));
     FR_TRY(check(x, cudaEventCreate(&x->anchor), "cudaEventCreate", err));
     FR_TRY(fr_anchor_take(any_stream(x), &x->first, err));
@@ -196,8 +242,10 @@ fr_status fr_exec_open(const fr_exec_options *o, fr_exec **out, fr_error *err) {
     return FR_OK;
 }
 
-static void close_slot(flight *f) {
+static void close_slot(const fr_exec *x, flight *f) {
     cudaEvent_t events[4] = {f->begin, f->entry, f->answer, f->end};
+    for (uint32_t i = 0; f->lane_ends && i < x->o.plan->lanes_count; i++)
+        if (f->lane_ends[i]) cudaEventDestroy(f->lane_ends[i]);
     for (int i = 0; i < 4; i++)
         if (events[i]) cudaEventDestroy(events[i]);
     for (uint32_t i = 0; i < f->events; i++) {
@@ -207,6 +255,8 @@ static void close_slot(flight *f) {
     if (f->staging) cudaFreeHost(f->staging);
     if (f->logits) cudaFreeHost(f->logits);
     if (f->offsets) cudaFreeHost(f->offsets);
+    free(f->lane_ends);
+    free(f->lane_used);
     free(f->counts);
     free(f->runs);
     free(f->ops);
@@ -228,19 +278,21 @@ bool fr_exec_settle(fr_exec *x) {
 void fr_exec_close(fr_exec *x) {
     if (!x) return;
     if (fr_exec_settle(x)) { /* frees would wait for a device that does not answer */
-        for (int i = 0; i < SLOTS; i++) close_slot(&x->slot[i]);
-        for (uint32_t i = 0; i < x->counters_count; i++)
-            for (int k = 0; k < RING; k++)
-                if (x->counters[i].at[k].mark) cudaEventDestroy(x->counters[i].at[k].mark);
+        for (int i = 0; i < SLOTS; i++) close_slot(x, &x->slot[i]);
+        if (x->readback) cudaStreamDestroy(x->readback);
+        if (x->readback_done) cudaEventDestroy(x->readback_done);
+        if (x->readback_offsets) cudaFreeHost(x->readback_offsets);
         for (uint32_t i = 0; x->lanes && i < x->o.plan->lanes_count; i++)
             if (x->lanes[i].stream) cudaStreamDestroy(x->lanes[i].stream);
         if (x->anchor) cudaEventDestroy(x->anchor);
         fr_anchor_close(&x->first);
         fr_anchor_close(&x->latest);
-        fr_rank_close(&x->rank);
     }
+    fr_issue_close(x->issue, x->lost);
+    fr_pools_close(x->rank.pools, x->lost);
+    if (!x->lost) fr_rank_close(&x->rank);
     free(x->lanes);
-    free(x->counters);
+    free(x->streams);
     free(x);
 }
 
@@ -310,62 +362,15 @@ static fr_status await(fr_exec *x, flight *f, cudaEvent_t event, fr_error *err) 
     }
 }
 
+/* The same without sleeping, where the device waits for the host. */
+static fr_status await_spinning(fr_exec *x, flight *f, cudaEvent_t event, fr_error *err) {
+    const int64_t until = monotonic() + SPIN_NS;
+    cudaError_t e = cudaErrorNotReady;
+    while (e == cudaErrorNotReady && monotonic() < until) e = cudaEventQuery(event);
+    return e == cudaSuccess ? FR_OK : await(x, f, event, err);
+}
+
 /* ---- issuing ------------------------------------------------------------------------------------------------------*/
-
-/* Counters that LAUNCH ops raise are the host's own. */
-static void mark_host_counters(fr_exec *x, const fr_fragment *f) {
-    const uint32_t n = x->o.plan->events_count;
-    if (n > x->counters_count) {
-        x->counters = fr_realloc(x->counters, n, sizeof *x->counters);
-        memset(x->counters + x->counters_count, 0, (n - x->counters_count) * sizeof *x->counters);
-        x->counters_count = n;
-    }
-    for (uint32_t i = 0; i < f->ops_count; i++)
-        for (int k = 0; k < f->ops[i].signals && f->ops[i].kind == FR_OP_LAUNCH; k++)
-            x->counters[fr_op_signals(f, &f->ops[i])[k].target].by_host = true;
-}
-
-/* Waits of an op within its stream hold by order; those for other streams become cudaStreamWaitEvent on the last raise
- * of every such lane. */
-static fr_status issue_waits(fr_exec *x, const fr_fragment *f, const fr_op *op, fr_error *err) {
-    const fr_ref *waits = fr_op_waits(f, op);
-    for (int i = 0; i < op->waits; i++) {
-        counter *c = &x->counters[waits[i].target];
-        const uint32_t value = waits[i].value;
-        if (c->by_host || value == 0) continue;
-        if (c->issued < value)
-            return fr_fail(err, FR_FAILED, "waits for %s >= %u, but only %u of its raises are issued",
-                           x->o.plan->events[waits[i].target].name, value, c->issued);
-        const uint32_t newest = value + RING > c->issued ? value : c->issued - RING + 1;
-        uint16_t seen[RING];
-        int lanes = 0;
-        for (uint32_t v = newest; v > 0 && v + RING > newest; v--) {
-            const uint16_t from = c->at[v % RING].lane;
-            bool known = from == op->lane;
-            for (int k = 0; k < lanes; k++) known = known || seen[k] == from;
-            if (known) continue;
-            seen[lanes++] = from;
-            FR_TRY(check(x, cudaStreamWaitEvent(x->lanes[op->lane].stream, c->at[v % RING].mark, 0),
-                         "cudaStreamWaitEvent", err));
-        }
-    }
-    return FR_OK;
-}
-
-static fr_status issue_signals(fr_exec *x, const fr_fragment *f, const fr_op *op, fr_error *err) {
-    const fr_ref *signals = fr_op_signals(f, op);
-    for (int i = 0; i < op->signals; i++) {
-        counter *c = &x->counters[signals[i].target];
-        const uint32_t v = ++c->issued;
-        if (!x->lanes[op->lane].stream) continue;
-        if (!c->at[v % RING].mark)
-            FR_TRY(check(x, cudaEventCreateWithFlags(&c->at[v % RING].mark, cudaEventDisableTiming), "cudaEventCreate",
-                         err));
-        c->at[v % RING].lane = op->lane;
-        FR_TRY(check(x, cudaEventRecord(c->at[v % RING].mark, x->lanes[op->lane].stream), "cudaEventRecord", err));
-    }
-    return FR_OK;
-}
 
 static fr_status next_timed(fr_exec *x, flight *f, uint32_t op, timed **out, fr_error *err) {
     FR_GROW(f->ops, f->cap, f->count + 1);
@@ -378,42 +383,77 @@ static fr_status next_timed(fr_exec *x, flight *f, uint32_t op, timed **out, fr_
     }
     f->count++;
     t->op = op;
-    t->late = t->slow = t->host = false;
+    t->marked = t->late = t->slow = t->host = false;
     *out = t;
     return FR_OK;
 }
 
-static fr_status issue_device_op(fr_exec *x, flight *f, uint32_t index, fr_error *err) {
+/* Whether an op has nothing to do, which the host knows: its expert has no tokens. */
+static bool nothing(const fr_exec *x, const flight *f, const fr_op *op) {
+    if (op->late == FR_NONE || x->known != f->f || x->known_layer != op->layer || x->known_micro != op->micro)
+        return false;
+    const int32_t *at = x->readback_offsets + op->sub;
+    return op->sub < x->o.model->experts && at[0] == at[1];
+}
+
+static fr_status issue_device_op(fr_exec *x, flight *f, uint32_t index, bool skip, fr_error *err) {
     const fr_op *op = &f->f->ops[index];
     lane *l = &x->lanes[op->lane];
     timed *t = NULL;
-    FR_TRY(issue_waits(x, f->f, op, err));
-    const bool works = fr_op_most(f->f, op)->kind != FR_OP_NONE && op->kind != FR_OP_FENCE;
+    bool waits;
+    l->touched = true;
+    FR_TRY(fr_issue_before(x->issue, f->f, op, skip, &waits, err));
+    const bool works = !skip && fr_op_most(f->f, op)->kind != FR_OP_NONE && op->kind != FR_OP_FENCE;
     const cudaEvent_t before = l->last;
     const int64_t begun = f->spans ? fr_exec_now(x) : 0;
     if (works && f->spans) {
         FR_TRY(next_timed(x, f, index, &t, err));
-        t->late = !l->last || cudaEventQuery(l->last) != cudaErrorNotReady;
-        if (t->late) FR_TRY(check(x, cudaEventRecord(t->start, l->stream), "cudaEventRecord", err));
+        const bool idle = !l->last || cudaEventQuery(l->last) != cudaErrorNotReady;
+        t->late = idle && !waits;
+        t->marked = idle || waits;
+        if (t->marked) FR_TRY(check(x, cudaEventRecord(t->start, l->stream), "cudaEventRecord", err));
     }
     if (works) x->launched[op->kind]++;
     if (works) FR_TRY(fr_op_launch(&x->rank, x->o.plan, f->f, op, l->stream, err));
     if (t) {
         t->host_end = fr_exec_now(x);
-        t->slow = !t->late && t->host_end - begun > SLOW_NS && cudaEventQuery(before) == cudaSuccess;
+        t->slow = !t->marked && t->host_end - begun > SLOW_NS && cudaEventQuery(before) == cudaSuccess;
         FR_TRY(check(x, cudaEventRecord(t->end, l->stream), "cudaEventRecord", err));
         l->last = t->end;
     }
     if (works && x->o.check_ops) FR_TRY(check(x, cudaStreamSynchronize(l->stream), "the op", err));
-    return issue_signals(x, f->f, op, err);
+    return fr_issue_after(x->issue, f->f, op, err);
+}
+
+/* The host waits until the sort has ended and learns how many tokens each expert has. It spins: the device stands still
+ * until the copies that it then issues arrive. */
+static fr_status read_back(fr_exec *x, flight *f, const fr_op *op, fr_error *err) {
+    const fr_device_rank *r = &x->rank;
+    const int64_t layer = (int64_t)op->micro * r->layers + op->layer - r->shard.first_layer;
+    const size_t count = (size_t)r->model->experts + 1;
+    const int32_t *offsets = r->offsets + layer * fr_rank_offsets(r);
+    const fr_ref *waits = fr_op_waits(f->f, op);
+    for (int i = 0; i < op->waits; i++) {
+        const cudaEvent_t mark = fr_issue_mark(x->issue, waits[i].target, waits[i].value);
+        if (mark) FR_TRY(check(x, cudaStreamWaitEvent(x->readback, mark, 0), "cudaStreamWaitEvent", err));
+    }
+    FR_TRY(check(x, cudaMemcpyAsync(x->readback_offsets, offsets, count * 4, cudaMemcpyDeviceToHost, x->readback),
+                 "cudaMemcpyAsync of the counts", err));
+    FR_TRY(check(x, cudaEventRecord(x->readback_done, x->readback), "cudaEventRecord", err));
+    FR_TRY(await_spinning(x, f, x->readback_done, err));
+    x->known = f->f;
+    x->known_layer = op->layer;
+    x->known_micro = op->micro;
+    return FR_OK;
 }
 
 static fr_status issue_host_op(fr_exec *x, flight *f, uint32_t index, int64_t since, fr_error *err) {
     const fr_op *op = &f->f->ops[index];
-    if (op->kind != FR_OP_LAUNCH && op->kind != FR_OP_FENCE)
+    if (op->kind != FR_OP_LAUNCH && op->kind != FR_OP_FENCE && op->kind != FR_OP_READBACK)
         return fr_fail(err, FR_FAILED, "host ops of kind %s are not executed yet", fr_op_name(op->kind));
-    FR_TRY(issue_signals(x, f->f, op, err));
-    if (!f->spans || op->kind != FR_OP_LAUNCH) return FR_OK;
+    if (op->kind == FR_OP_READBACK) FR_TRY(read_back(x, f, op, err));
+    FR_TRY(fr_issue_after(x->issue, f->f, op, err));
+    if (!f->spans || op->kind == FR_OP_FENCE) return FR_OK;
     timed *t;
     FR_TRY(next_timed(x, f, index, &t, err));
     t->host = true;
@@ -448,19 +488,79 @@ static fr_status issue_marks(fr_exec *x, flight *f, const fr_op *op, fr_error *e
     return check(x, cudaEventRecord(f->answer, stream), "cudaEventRecord", err);
 }
 
-/* In the order in which the strategy emitted them: every wait is for an op emitted earlier, or for the host's own. */
-static fr_status issue_all(fr_exec *x, flight *f, fr_error *err) {
-    int64_t since = fr_exec_now(x);
-    for (uint32_t i = 0; i < f->f->ops_count; i++) {
-        const fr_op *op = &f->f->ops[i];
-        if (x->o.plan->lanes[op->lane].rank != x->o.rank) continue;
-        const bool host = x->o.plan->lanes[op->lane].kind == FR_LANE_HOST;
-        fr_status s = host ? issue_host_op(x, f, i, since, err) : issue_device_op(x, f, i, err);
-        if (s == FR_OK && !host) s = issue_marks(x, f, op, err);
-        if (s != FR_OK) return named(x, f, op, s, err);
-        if (host) since = fr_exec_now(x);
+/* One op if it may be issued now; *issued says whether it was. */
+static fr_status issue_one(fr_exec *x, flight *f, uint32_t index, int64_t *since, bool *issued, fr_error *err) {
+    const fr_op *op = &f->f->ops[index];
+    const bool host = x->o.plan->lanes[op->lane].kind == FR_LANE_HOST;
+    const fr_issue_may_t may = fr_issue_may(x->issue, f->f, op, nothing(x, f, op));
+    *issued = may != FR_ISSUE_LATER;
+    if (!*issued) return FR_OK;
+    fr_status s =
+        host ? issue_host_op(x, f, index, *since, err) : issue_device_op(x, f, index, may == FR_ISSUE_SKIP, err);
+    if (s == FR_OK && !host) s = issue_marks(x, f, op, err);
+    if (s != FR_OK) return named(x, f, op, s, err);
+    if (host) *since = fr_exec_now(x);
+    return FR_OK;
+}
+
+/* Lanes that stand at an op go on, as far as ops emitted up to `now` let them. */
+static fr_status go_on(fr_exec *x, flight *f, uint32_t now, uint32_t *standing, int64_t *since, fr_error *err) {
+    for (bool more = *standing > 0; more;) {
+        more = false;
+        for (uint32_t i = 0; i<x->o.plan->lanes_count && * standing> 0; i++) {
+            lane *l = &x->lanes[i];
+            bool issued = true;
+            while (l->waiting != FR_NONE && l->waiting <= now && issued) {
+                FR_TRY(issue_one(x, f, l->waiting, since, &issued, err));
+                if (!issued) break;
+                more = true;
+                l->waiting = f->f->ops[l->waiting].next;
+                if (l->waiting == FR_NONE || l->waiting > now) {
+                    l->waiting = FR_NONE;
+                    --*standing;
+                }
+            }
+        }
     }
     return FR_OK;
+}
+
+static fr_status all_issued(const fr_exec *x, const flight *f, fr_error *err) {
+    char why[160];
+    for (uint32_t i = 0; i < x->o.plan->lanes_count; i++) {
+        if (x->lanes[i].waiting == FR_NONE) continue;
+        const fr_op *op = &f->f->ops[x->lanes[i].waiting];
+        fr_issue_why(x->issue, f->f, op, why, sizeof why);
+        fr_fail(err, FR_FAILED, "waits for %s", why);
+        return named(x, f, op, FR_FAILED, err);
+    }
+    return FR_OK;
+}
+
+/*
+ * In the order in which the strategy emitted them, but for ops that wait for one emitted later (a copy into a slot that
+ * a later op gives back): their lanes stand until it is issued.
+ */
+static fr_status issue_all(fr_exec *x, flight *f, fr_error *err) {
+    int64_t since = fr_exec_now(x);
+    uint32_t standing = 0;
+    for (uint32_t i = 0; i < x->o.plan->lanes_count; i++) {
+        x->lanes[i].waiting = FR_NONE;
+        x->lanes[i].touched = false;
+    }
+    for (uint32_t i = 0; i < f->f->ops_count; i++) {
+        const fr_op *op = &f->f->ops[i];
+        bool issued;
+        if (x->o.plan->lanes[op->lane].rank != x->o.rank || x->lanes[op->lane].waiting != FR_NONE) continue;
+        FR_TRY(issue_one(x, f, i, &since, &issued, err));
+        if (!issued) {
+            x->lanes[op->lane].waiting = i;
+            standing++;
+        } else if (standing > 0) {
+            FR_TRY(go_on(x, f, i, &standing, &since, err));
+        }
+    }
+    return all_issued(x, f, err);
 }
 
 static cudaStream_t compute_stream(const fr_exec *x) {
@@ -505,6 +605,11 @@ static fr_status issue_forward(fr_exec *x, flight *f, const fr_cuts *cuts, const
         FR_TRY(check(x, cudaMemcpyAsync(f->offsets, r->offsets, bytes, cudaMemcpyDeviceToHost, stream),
                      "cudaMemcpyAsync of the counts", err));
     }
+    for (uint32_t i = 0; i < x->o.plan->lanes_count; i++) {
+        f->lane_used[i] = x->lanes[i].touched && f->lane_ends[i];
+        if (f->lane_used[i])
+            FR_TRY(check(x, cudaEventRecord(f->lane_ends[i], x->lanes[i].stream), "cudaEventRecord", err));
+    }
     return check(x, cudaEventRecord(f->end, stream), "cudaEventRecord", err);
 }
 
@@ -519,11 +624,22 @@ fr_status fr_exec_append(fr_exec *x, const fr_fragment *fragment, const fr_cuts 
     f->spans = x->o.spans;
     f->logits_count = 0;
     f->release = fr_exec_now(x);
-    mark_host_counters(x, fragment);
+    fr_issue_fragment(x->issue, fragment);
     x->appended++;
     fr_status s = issue_forward(x, f, cuts, batches, err);
     if (s != FR_OK) x->lost = x->lost || cudaPeekAtLastError() != cudaSuccess;
     return s;
+}
+
+/* What the other lanes still do of a forward whose compute has ended. */
+static bool lanes_done(const fr_exec *x, const flight *f) {
+    for (uint32_t i = 0; i < x->o.plan->lanes_count; i++)
+        if (f->lane_used[i] && cudaEventQuery(f->lane_ends[i]) == cudaErrorNotReady) return false;
+    return true;
+}
+
+void fr_exec_release(fr_exec *x) {
+    fr_issue_release(x->issue);
 }
 
 fr_status fr_exec_poll(fr_exec *x, fr_exec_state *state, fr_error *err) {
@@ -536,7 +652,7 @@ fr_status fr_exec_poll(fr_exec *x, fr_exec_state *state, fr_error *err) {
         return await(x, f, f->end, err);
     if (x->o.transport) FR_TRY(fr_transport_check(x->o.transport, err)); /* what ended in vain is no result */
     if (!f->entered) f->entered = e == cudaSuccess || (f->has_entry && cudaEventQuery(f->entry) == cudaSuccess);
-    *state = e == cudaSuccess ? FR_EXEC_DONE : f->entered ? FR_EXEC_ENTERED : FR_EXEC_RUNNING;
+    *state = e == cudaSuccess && lanes_done(x, f) ? FR_EXEC_DONE : f->entered ? FR_EXEC_ENTERED : FR_EXEC_RUNNING;
     return FR_OK;
 }
 
@@ -581,13 +697,14 @@ static fr_status take_spans(fr_exec *x, flight *f, fr_timeline *out, int64_t *bu
         int64_t start = t->host_start, end = t->host_end, before = ends[op->lane];
         if (!t->host) {
             start = before;
-            if (t->late) s = since_begin(x, f, t->start, &start, err);
+            if (t->marked) s = since_begin(x, f, t->start, &start, err);
             if (s == FR_OK) s = since_begin(x, f, t->end, &end, err);
             if (s != FR_OK) break;
             if (t->slow) start = fr_min_i64(fr_max_i64(start, t->host_end), end);
             end = fr_max_i64(end, start);
-            *busy += end - start;
-            if (before && start > before) *late += start - before;
+            const bool compute = x->o.plan->lanes[op->lane].kind == FR_LANE_COMPUTE;
+            if (compute) *busy += end - start;
+            if (compute && before && start > before && (t->late || t->slow)) *late += start - before;
         }
         if (out) add_span(x, f, t, start, end, ids[op->lane], out);
         ends[op->lane] = end;
@@ -604,6 +721,8 @@ fr_status fr_exec_collect(fr_exec *x, fr_timeline *spans, fr_exec_done *out, fr_
     float ms = 0;
     int64_t end = 0, answer = 0, busy = 0, late = 0;
     FR_TRY(await(x, f, f->end, err));
+    for (uint32_t i = 0; i < x->o.plan->lanes_count; i++)
+        if (f->lane_used[i]) FR_TRY(await(x, f, f->lane_ends[i], err));
     FR_TRY(check(x, cudaEventElapsedTime(&ms, x->anchor, f->begin), "cudaEventElapsedTime", err));
     f->begin_ns = x->anchor_ns + llround(x->rate * 1e6 * (double)ms);
     /* From here on times are taken from this begin: a float of ms over a long run would lose the microseconds. */

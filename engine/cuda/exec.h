@@ -74,6 +74,9 @@ typedef struct {
 fr_status fr_exec_append(fr_exec *x, const fr_fragment *f, const fr_cuts *cuts, const fr_exec_batch *batches,
                          fr_error *err);
 
+/* For the watchdog, any thread: ends what this rank's streams wait for from other ranks. Its forwards are lost. */
+void fr_exec_release(fr_exec *x);
+
 /* With a KV cache: keeps the first `tokens` of a handle's context (0 = none), whose later rows nobody will read. */
 void fr_exec_kv_trim(fr_exec *x, int32_t handle, int32_t tokens);
 int32_t fr_exec_kv_available(const fr_exec *x);

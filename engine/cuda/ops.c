@@ -1,5 +1,6 @@
 /* Op kind -> launcher; and the launchers outside of attention and experts: embedding, norms, head. */
 #include "engine/cuda/ops.h"
+#include "engine/cuda/pools.h"
 
 fr_status fr_call_done(fr_call *c, cudaError_t e, const char *what) {
     if (e == cudaSuccess) return FR_OK;
@@ -88,6 +89,10 @@ static fr_status head(fr_call *c) {
                         "fr_k_candidate_logits");
 }
 
+static fr_status copy(fr_call *c) {
+    return fr_pools_copy(c->r->pools, c->r->issue, c->f, c->op, c->stream, c->err);
+}
+
 /* ---- dispatch -----------------------------------------------------------------------------------------------------*/
 
 typedef fr_status (*launcher)(fr_call *);
@@ -107,6 +112,9 @@ static const launcher launchers[FR_OP_KIND_COUNT] = {
     [FR_OP_COMBINE] = fr_launch_combine,
     [FR_OP_REDUCE] = fr_launch_reduce,
     [FR_OP_GEMM_HEAD] = head,
+    [FR_OP_PULL] = copy,
+    [FR_OP_H2D] = copy,
+    [FR_OP_DRAIN] = copy,
 };
 
 fr_status fr_op_launch(fr_device_rank *r, const fr_plan *plan, const fr_fragment *f, const fr_op *op,

@@ -8,6 +8,7 @@
  *     send, recv     the residual stream of a micro-batch
  */
 #include "engine/cuda/ops.h"
+#include "engine/cuda/pools.h"
 #include "engine/cuda/transport/transport.h"
 
 enum { MOST_MEMBERS = 64 };
@@ -134,6 +135,21 @@ static fr_status pair(fr_call *c) {
     return launch(c, &m);
 }
 
+/* All experts of a layer into a slot: one array for each part of a run, a row being an expert. */
+static fr_status gather_weights(fr_call *c) {
+    meeting m;
+    FR_TRY(meet(c, &m));
+    const fr_group *g = &c->plan->groups[c->op->group];
+    for (int i = 0; i < m.members; i++) {
+        fr_shard s;
+        fr_shard_of(c->r->layout, c->r->model, c->plan->members[g->first + (uint32_t)i], &s);
+        m.rows[i] = s.expert_end - s.expert_first;
+    }
+    m.c.arrays = fr_pools_arrays(c->r->pools, c->r->issue, c->f, c->op, m.c.in, m.c.out, m.c.row_bytes);
+    if (m.c.arrays == 0) return fr_fail(c->err, FR_FAILED, "a gather without a slot to gather into");
+    return launch(c, &m);
+}
+
 /* ---- exchanges ----------------------------------------------------------------------------------------------------*/
 
 /* The buffer that the op reads or writes: the n-th such use. */
@@ -188,6 +204,8 @@ fr_status fr_launch_collective(fr_call *c) {
     case FR_OP_SEND:
     case FR_OP_RECV:
         return pair(c);
+    case FR_OP_GATHER_WEIGHTS:
+        return gather_weights(c);
     case FR_OP_COUNTS:
     case FR_OP_ALLTOALL:
     case FR_OP_ALLTOALL_BACK:

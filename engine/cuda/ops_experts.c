@@ -7,6 +7,7 @@
  *     arrived    copies of tokens lie in recv likewise; only the device knows how many (ep by all-to-all)
  */
 #include "engine/cuda/ops.h"
+#include "engine/cuda/pools.h"
 
 typedef struct {
     int64_t tokens;         /* at most */
@@ -119,17 +120,21 @@ static fr_status grouped(fr_call *c, const fr_bf16 *w, bool swiglu) {
     const bool known = c->op->late == FR_NONE;
     FR_TRY(fr_call_expect(c, 1, 1, known ? c->shape->m : 0, known ? s.tokens * s.k : 0));
     const int64_t before = travels(c->r) ? s.first - c->r->shard.expert_first : 0;
-    const fr_k_grouped_args a = {.a = c->in[0],
-                                 .b = w + before * c->shape->n * c->shape->k,
-                                 .c = c->out[0],
-                                 .offsets = offsets(c, &s),
-                                 .counter = c->r->counter,
-                                 .sm_limit = c->op->sm_limit,
-                                 .rows = c->shape->m,
-                                 .E = s.end - s.first,
-                                 .N = c->shape->n,
-                                 .K = c->shape->k,
-                                 .swiglu = swiglu};
+    fr_k_grouped_args a = {.a = c->in[0],
+                           .b = w + before * c->shape->n * c->shape->k,
+                           .c = c->out[0],
+                           .offsets = offsets(c, &s),
+                           .counter = c->r->counter,
+                           .sm_limit = c->op->sm_limit,
+                           .rows = c->shape->m,
+                           .E = s.end - s.first,
+                           .N = c->shape->n,
+                           .K = c->shape->k,
+                           .swiglu = swiglu};
+    if (c->r->shard.gathers || c->r->shard.on_host) {
+        a.rows = s.tokens * s.k; /* offload by expert: an op is one expert's run of them */
+        FR_TRY(fr_pools_weights(c->r->pools, c->r->issue, c->f, c->op, &a, c->err));
+    }
     return fr_call_done(c, fr_k_grouped_gemm(&a, c->stream), "fr_k_grouped_gemm");
 }
 

@@ -34,6 +34,8 @@ typedef struct fr_device_rank {
     void **buffers;
     int64_t *buffer_bytes; /* of one slot */
     uint32_t buffers_count;
+    struct fr_pools *pools; /* pools of weights; the executor's */
+    struct fr_issue *issue; /* which slots holds have; the executor's */
     void *gemm_workspace, *attention_workspace, *route_workspace;
     size_t attention_workspace_bytes;
     uint32_t *rope; /* [positions][D / 2] */

@@ -12,6 +12,10 @@ static bool executed(fr_op_kind kind) {
     case FR_OP_NONE:
     case FR_OP_FENCE:
     case FR_OP_LAUNCH:
+    case FR_OP_READBACK:
+    case FR_OP_PULL:
+    case FR_OP_H2D:
+    case FR_OP_DRAIN:
         return true;
     default:
         break;
@@ -21,9 +25,8 @@ static bool executed(fr_op_kind kind) {
     case FR_CLASS_GEMM:
     case FR_CLASS_ATTENTION:
     case FR_CLASS_GROUPED:
-        return true;
     case FR_CLASS_COLLECTIVE:
-        return kind != FR_OP_GATHER_WEIGHTS;
+        return true;
     default:
         return false;
     }
