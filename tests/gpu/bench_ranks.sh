@@ -1,0 +1,83 @@
+#!/usr/bin/env bash
+# What gathering experts costs on two GPUs, and streaming them from the host on one.
+#   tests/gpu/bench_ranks.sh [ENGINE [OUT]]       PARTS="burst sustained knee nccl offload"
+#   burst, sustained   asyncep (copy engines) and dwdp against dp with all experts local, 16K and 32K tokens a GPU
+#   knee               2K to 12K tokens beside the closed form: sum of max(C, G) over layers; C is dp's layer, G what the
+#                      remote half of a layer takes at the measured link rate
+#   nccl               asyncep with the collective transport beside copy engines
+#   offload            transfers at the PCIe rate when they bound, and the number of tokens where compute takes over
+# Qwen3-235B-A22B's shape, 16 layers with 8 sets of weights; every line says burst or sustained.
+set -u
+engine=${1:-build/forerun-cuda} out=${2:-build/gpu/bench-ranks}
+parts=${PARTS:-burst knee nccl offload sustained}
+python=${PYTHON:-python3} warm=${WARM:-10}
+mkdir -p "$out"
+has() { case " $parts " in *" $1 "*) return 0 ;; *) return 1 ;; esac; }
+big="--model qwen3-235b-a22b --layers 16 --resident-layers 8 --skew uniform --no-kv-cache --no-predict --timeout 20 --json"
+cell() { # NAME flags...
+    local name=$1; shift
+    timeout 90 "$engine" run "$@" >"$out/$name.json" 2>"$out/$name.err" || { echo "FAILED $name: $(tail -n 2 "$out/$name.err" | cut -c 1-300)"; return 1; }
+}
+line() { # NAME [REFERENCE]: one line, and its share of the reference's throughput
+    $python - "$out/$1.json" "${2:+$out/$2.json}" <<'PY'
+import json, os, sys
+r = json.load(open(sys.argv[1]))
+name = os.path.basename(sys.argv[1])[:-5]
+text = f"{name:<28} forward {r['forward_s']*1e3:9.3f} ms, MFU {r['mfu']*100:5.2f} %"
+text += "".join(f", {k} {r[k+'_s']*1e3:.3f}" for k in ("compute", "exposed_comm", "wait", "idle"))
+text += ", " + "; ".join(f"{x['sm_mhz']:.0f} MHz {x['watts']:.0f} W" for x in r["ranks"])
+if sys.argv[2]:
+    d = json.load(open(sys.argv[2]))
+    text += f", {100*d['forward_s']/r['forward_s']:6.2f} % of {os.path.basename(sys.argv[2])[:-5]}"
+print(text, flush=True)
+PY
+}
+pair() { # TAG flags...: dp, then the others against it
+    local tag=$1; shift
+    cell "$tag-dp" $big --machine h200x2 --strategy dp "$@" && line "$tag-dp"
+    for s in ${LAYOUTS:-asyncep dwdp}; do
+        cell "$tag-$s" $big --machine h200x2 --strategy "$s" "$@" && line "$tag-$s" "$tag-dp"
+    done
+}
+if has burst; then
+    for t in 16K 32K; do pair "burst-$t" --regime burst --warmup 0 --tokens $t --seq 4K --forwards 8; done
+fi
+if has knee; then
+    for t in 2K 4K 6K 8K 12K; do LAYOUTS=asyncep pair "knee-$t" --regime burst --warmup 0 --tokens $t --seq 2K --forwards 8; done
+    $python - "$out" "${LINK_GBS:-390}" <<'PY'
+import json, sys
+# closed form (arXiv 2605.02960 section 6.2, first layer resident): 15 layers of max(C, G), then C of the last
+gather = 128 * 3 * 4096 * 1536 * 2 / 2 / (float(sys.argv[2]) * 1e9)
+for t in ("2K", "4K", "6K", "8K", "12K"):
+    try: d, a = (json.load(open(f"{sys.argv[1]}/knee-{t}-{s}.json"))["forward_s"] for s in ("dp", "asyncep"))
+    except (OSError, ValueError): continue
+    c = d / 16
+    closed = 15 * max(c, gather) + c
+    print(f"knee {t:>3}: layer {c*1e3:.3f} ms, gather {gather*1e3:.3f} ms, closed form {closed*1e3:.2f} ms, measured {a*1e3:.2f} ms ({100*(a/closed-1):+.1f} %)")
+PY
+fi
+if has nccl; then
+    for g in nccl nccl-ce; do
+        cell "burst-16K-$g" $big --machine h200x2 --strategy asyncep --gather $g --regime burst --warmup 0 --tokens 16K --seq 4K --forwards 8 &&
+            line "burst-16K-$g" burst-16K-dp
+    done
+fi
+if has offload; then
+    off="--machine h200x1 --model qwen3-30b-a3b --layers 12 --resident-layers 4 --skew uniform --no-kv-cache --no-predict --timeout 20 --json --regime burst --warmup 0"
+    for t in 4K 16K 32K 64K 128K; do
+        cell "offload-$t-dp" $off --strategy dp --tokens $t --seq 4K --forwards 4 && line "offload-$t-dp"
+        cell "offload-$t" $off --strategy offload --tokens $t --seq 4K --forwards 4 && line "offload-$t" "offload-$t-dp"
+    done
+    $python - "$out" <<'PY'
+import json, sys
+layer = 128 * 3 * 2048 * 768 * 2
+for t in ("4K", "16K", "32K", "64K", "128K"):
+    try: d, a = (json.load(open(f"{sys.argv[1]}/offload-{t}{s}.json"))["forward_s"] for s in ("-dp", ""))
+    except (OSError, ValueError): continue
+    # a stream: the copies of a forward run behind those of the one before, 12 layers each
+    print(f"offload {t:>4}: {12*layer/a*1e-9:.2f} GB/s over PCIe, layer {d/12*1e3:.3f} ms, of which the copy alone {layer/55.4e9*1e3:.3f} ms at 55.4 GB/s")
+PY
+fi
+if has sustained; then
+    for t in 16K 32K; do LAYOUTS=asyncep pair "sustained-$t" --regime sustained --warmup "$warm" --tokens $t --seq 4K --forwards 24; done
+fi
