@@ -151,30 +151,15 @@ static void raise(fr_player *p, uint32_t event, const fr_play_lane *by) {
 /* ---- starting ---------------------------------------------------------------------------------------------------- */
 
 static inline void open_accounts(fr_player *p, fr_play_lane *l, bool collective) {
-    fr_rank_state *k = &p->ranks[l->rank];
+    fr_account *k = &p->ranks[l->rank];
     l->start = p->now;
     l->chain = 1;
     if (l->run->start < 0) l->run->start = p->now;
     if (l->compute) {
-        if (p->now > k->covered) {
-            if (k->kernels > 0)
-                k->sum.compute += p->now - k->covered;
-            else if (k->collectives > 0)
-                k->sum.exposed_comm += p->now - k->covered;
-            else if (collective)
-                fr_play_arrival_gap(p, k, l);
-            else {
-                const fr_ended none = {.end = -1};
-                fr_play_gap(p, k, l->rank, p->now, l->share, l->woken ? &l->cause : &none, &l->cause_cause);
-            }
-            k->covered = p->now;
-        }
-        if (collective)
-            k->collectives++;
-        else
-            k->kernels++;
+        fr_account_kernel(k, l->rank, p->now, (fr_op_kind)l->op->kind, collective, l->ready,
+                          l->woken ? &l->cause : NULL, &l->cause_cause, &l->share->x);
     } else if (l->transfer) {
-        if (k->transfers++ == 0) k->since = p->now;
+        fr_account_transfer(k, p->now);
         if (l->run_end != p->now || l->start != l->ready) { /* not back to back: a new stretch */
             l->run_start = p->now;
             l->run_ready = l->ready;
@@ -195,11 +180,12 @@ static inline void count_op(fr_player *p, fr_play_lane *l, const fr_op *op, int6
     p->stats.class_ns[p->class_of[op->kind]] += end - start;
     p->stats.provenance.ns[price->provenance] += end - start;
     if (l->compute) {
-        l->share->ns += (double)price->ns;
-        l->share->low += (double)price->low;
-        l->share->high += (double)price->high;
+        l->share->x.ns += (double)price->ns;
+        l->share->x.low += (double)price->low;
+        l->share->x.high += (double)price->high;
     }
-    if (p->o.spans) fr_play_span(p, l, op, price, ready, start, end, first && l->woken ? l->cause.id : l->last_id);
+    if (p->o.spans)
+        fr_play_span(p, l, op, price, ready, start, end, !first ? l->last_id : l->woken ? l->cause.id : l->done.id);
 }
 
 /*
@@ -349,7 +335,7 @@ static inline void leave_done(fr_player *p, fr_play_lane *l, const fr_price *pri
             l->done = l->cause;
             l->done_cause = l->cause_cause;
         }
-        l->done.id = l->last_id;
+        if (op->kind == FR_OP_FENCE) l->done.id = l->last_id; /* it has a span that says who released it */
         return;
     }
     uint8_t class = p->class_of[op->kind];
@@ -370,21 +356,11 @@ static inline void leave_done(fr_player *p, fr_play_lane *l, const fr_price *pri
 }
 
 static inline void close_accounts(fr_player *p, fr_play_lane *l) {
-    fr_rank_state *k = &p->ranks[l->rank];
-    if (l->compute) {
-        int64_t stretch = p->now - k->covered;
-        if (k->kernels > 0)
-            k->sum.compute += stretch;
-        else
-            k->sum.exposed_comm += stretch;
-        k->covered = p->now;
-        if (p->class_of[l->op->kind] >= FR_CLASS_COLLECTIVE)
-            k->collectives--;
-        else
-            k->kernels--;
-    } else if (l->transfer && --k->transfers == 0) {
-        k->busy += p->now - k->since;
-    }
+    fr_account *k = &p->ranks[l->rank];
+    if (l->compute)
+        fr_account_kernel_end(k, p->now, p->class_of[l->op->kind] >= FR_CLASS_COLLECTIVE);
+    else if (l->transfer)
+        fr_account_transfer_end(k, p->now);
 }
 
 static void call(fr_player *p, int kind, fr_run *run, int rank) {

@@ -5,6 +5,7 @@
 #ifndef FR_PLAYER_STATE_H
 #define FR_PLAYER_STATE_H
 
+#include "engine/account.h"
 #include "sim/fluid.h"
 #include "sim/heap.h"
 #include "sim/player.h"
@@ -19,16 +20,6 @@ typedef struct {
     uint8_t provenance;
     bool none; /* size 0: the op is skipped */
 } fr_price;
-
-/* An op that ended, as those that it released remember it. On transfer lanes `start` is where the lane's run of
- * back-to-back transfers began and `ready` when the first of them was ready. end < 0: none. */
-typedef struct {
-    int64_t ready, start, end;
-    uint64_t id;     /* 0 while no spans are kept */
-    float low, high; /* of its cost's interval, relative */
-    int16_t rank;
-    uint8_t kind, class;
-} fr_ended;
 
 struct fr_share;
 struct fr_run;
@@ -48,7 +39,7 @@ typedef struct fr_share {
     uint32_t left, answers; /* ops, FR_OP_ANSWER ops to end yet */
     int64_t end;
     fr_parts parts;
-    double ns, low, high; /* sums over compute-lane ops and exposed communication: interval of the record */
+    fr_exposure x; /* interval of the record */
 } fr_share;
 
 /* A fragment in play. */
@@ -136,19 +127,6 @@ typedef struct {
     uint32_t *queue, queue_n, queue_cap; /* lanes that wait, in order */
 } fr_pool;
 
-/* Accounting of one rank. */
-typedef struct {
-    int64_t covered;              /* parts are accounted up to here */
-    fr_parts sum;                 /* elapsed and hidden_comm are left 0 */
-    int32_t kernels, collectives; /* running on compute lanes */
-    int32_t transfers;            /* running on the other device lanes */
-    int64_t since, busy;          /* of transfers */
-    int64_t exposed_gap;          /* of exposed_comm, the part that lies in gaps */
-    int32_t unfinished;           /* shares */
-    int64_t mark, mark_busy, mark_gap;
-    fr_parts mark_sum;
-} fr_rank_state;
-
 typedef struct {
     fr_run *run;
     int rank, kind; /* 0 entered, 1 answered, 2 finished */
@@ -180,7 +158,7 @@ struct fr_player {
     uint32_t items_count, items_cap, items_free;
     uint64_t items_order;
     uint32_t *choosers, choosers_n;
-    fr_rank_state *ranks;
+    fr_account *ranks;
     fr_call *calls;
     uint32_t calls_n, calls_cap;
     fr_later *later;
@@ -215,10 +193,7 @@ void fr_play_clock_transfer(fr_player *p, fr_play_lane *l, fr_aggressor kind);
 void fr_play_clock_end(fr_player *p, fr_play_lane *l);
 double fr_play_clock_mhz(const fr_player *p); /* mean over kernels; NaN = not followed */
 
-/* player_account.c: parts, records, spans */
-void fr_play_gap(fr_player *p, fr_rank_state *k, int16_t rank, int64_t until, fr_share *share, const fr_ended *cause,
-                 const fr_ended *cause_cause);
-void fr_play_arrival_gap(fr_player *p, fr_rank_state *k, const fr_play_lane *l);
+/* player_account.c: records, spans */
 void fr_play_share_begin(fr_player *p, fr_share *s);
 void fr_play_share_end(fr_player *p, fr_share *s, const fr_play_lane *l);
 void fr_play_record(const fr_player *p, const fr_run *run, fr_forward_record *out);

@@ -312,6 +312,7 @@ static fr_status start_clock(fr_conductor *c) {
     const struct timespec rest = {.tv_nsec = (long)fr_max_i64(left, 0)};
     nanosleep(&rest, NULL);
     c->timed = true;
+    if (c->o->spans) c->causes = fr_causes_new(c->plan);
     return FR_OK;
 }
 
@@ -377,6 +378,7 @@ static void close_conductor(fr_conductor *c, bool failed) {
     fr_mailbox_free(c->notes);
     fr_planner_close(c->planner);
     fr_planner_close(c->old_planner);
+    fr_causes_free(c->causes);
     fr_plan_free(c->plan);
     fr_plan_free(c->old_plan);
     fr_sched_free(c->sched);

@@ -1,9 +1,13 @@
 /* What comes in: records of forwards and requests, counts, logits; and the result. */
+#include "engine/account.h"
 #include "engine/conduct/conduct_state.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+
+/* Between two copies of a lane that nothing separates: an engine takes some us to begin the next. */
+#define BACK_TO_BACK_NS 20000
 
 /* ---- one forward --------------------------------------------------------------------------------------------------*/
 
@@ -129,9 +133,15 @@ static void coarse_parts(const fr_conductor *c, const fr_flight *f, int last, fr
     rec->parts = (fr_parts){.elapsed = elapsed, .compute = busy, .idle = elapsed - busy};
 }
 
-static void add_spans(fr_conductor *c, fr_flight *f, int r) {
-    const fr_timeline *t = &f->spans[r];
-    for (uint32_t i = 0; i < t->count; i++) fr_timeline_add(&c->out->spans, &t->spans[i]);
+/* With what released each op, so that gaps have a reason. */
+static void add_spans(fr_conductor *c, fr_flight *f) {
+    const fr_unit *u = &c->unit[f->job->unit];
+    fr_timeline **by_rank = fr_alloc((size_t)c->ranks * sizeof(*by_rank));
+    for (int r = 0; r < u->ranks_count; r++) by_rank[u->ranks[r]] = &f->spans[r];
+    fr_causes_forward(c->causes, f->job->fragment, by_rank);
+    for (int r = 0; r < u->ranks_count; r++)
+        for (uint32_t i = 0; i < f->spans[r].count; i++) fr_timeline_add(&c->out->spans, &f->spans[r].spans[i]);
+    free(by_rank);
 }
 
 void fr_conduct_record(fr_conductor *c, fr_flight *f) {
@@ -158,8 +168,8 @@ void fr_conduct_record(fr_conductor *c, fr_flight *f) {
     for (int r = 0; r < u->ranks_count; r++) {
         c->busy[u->ranks[r]] += f->done[r].busy;
         c->out->late_ns += f->done[r].late;
-        add_spans(c, f, r);
     }
+    if (c->causes) add_spans(c, f);
     add_counts(c, f, c->out->counts);
     fr_fragment_traffic(fr_planner_plan(c->planner), fragment, c->traffic);
     FR_GROW(c->out->forwards, c->out->forwards_cap, c->out->forwards_count + 1);
@@ -197,10 +207,21 @@ static void fill_traffic(const fr_conductor *c, fr_result *out) {
     out->host_bytes = host / forwards;
 }
 
+/* From `first` on, when the clock had run for a while before anything was to do. */
 static void fill_parts(fr_conductor *c, int64_t first) {
+    fr_conducted *o = c->out;
+    if (c->causes) {
+        fr_account_timeline(c->plan, &o->spans, BACK_TO_BACK_NS, o->forwards, o->forwards_count, o->parts);
+        for (int r = 0; r < c->ranks && first > 0; r++) {
+            const int64_t cut = fr_min_i64(first, o->parts[r].idle);
+            o->parts[r].idle -= cut;
+            o->parts[r].elapsed -= cut;
+        }
+        return;
+    }
     for (int r = 0; r < c->ranks; r++) {
         const int64_t elapsed = fr_max_i64(c->last_end - first, c->busy[r]);
-        c->out->parts[r] = (fr_parts){.elapsed = elapsed, .compute = c->busy[r], .idle = elapsed - c->busy[r]};
+        o->parts[r] = (fr_parts){.elapsed = elapsed, .compute = c->busy[r], .idle = elapsed - c->busy[r]};
     }
 }
 

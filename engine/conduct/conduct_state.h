@@ -10,6 +10,7 @@
 #ifndef FR_CONDUCT_STATE_H
 #define FR_CONDUCT_STATE_H
 
+#include "engine/causes.h"
 #include "engine/conduct/conduct.h"
 #include "engine/conduct/worker.h"
 #include "engine/deal.h"
@@ -84,6 +85,7 @@ typedef struct {
     int64_t *busy; /* [ranks] */
     double flops, service;
     fr_traffic *traffic; /* [ranks] */
+    fr_causes *causes;   /* while the clock runs, with spans */
 } fr_conductor;
 
 /* conduct.c */
