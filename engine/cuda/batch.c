@@ -92,20 +92,6 @@ static fr_status plan_rows(fr_device_rank *r, const fr_sequence *s, int64_t owne
     return fr_kv_rows_append(r->kv_rows, s->kv, s->queries, err);
 }
 
-static fr_status grow(void **memory, int64_t *have, int64_t need, int64_t size, const char *what, fr_error *err) {
-    if (need <= *have) return FR_OK;
-    const int64_t room = need + need / 2;
-    FR_TRY(check(cudaDeviceSynchronize(), "cudaDeviceSynchronize", err)); /* the old one may be in use */
-    if (*memory) FR_TRY(check(cudaFree(*memory), "cudaFree", err));
-    *memory = NULL;
-    *have = 0;
-    const cudaError_t e = cudaMalloc(memory, (size_t)(room * size));
-    if (e != cudaSuccess)
-        return fr_fail(err, FR_FAILED, "%s of %.3f GB: %s", what, (double)(room * size) * 1e-9, cudaGetErrorString(e));
-    *have = room;
-    return FR_OK;
-}
-
 /* A chunk's context is read when its rows are planned and no later ones. */
 static fr_status fill_all(fr_device_rank *r, const fr_cuts *cuts, const fr_exec_batch *b, int32_t *staging,
                           fr_error *err) {
@@ -132,10 +118,10 @@ fr_status fr_batch_upload(fr_device_rank *r, const fr_cuts *cuts, const fr_exec_
         metas += meta_ints(&r->micro[m]);
         context = fr_max_i64(context, r->micro[m].context);
     }
-    FR_TRY(grow((void **)&r->batch_memory, &r->batch_ints, ints + metas, 4, "tables of a batch", err));
+    FR_TRY(fr_rank_grow((void **)&r->batch_memory, &r->batch_ints, ints + metas, 4, stream, "tables of a batch", err));
     if (r->kv)
-        FR_TRY(
-            grow((void **)&r->context, &r->context_capacity, context, 2 * r->kv_width, "the context of a batch", err));
+        FR_TRY(fr_rank_grow((void **)&r->context, &r->context_capacity, context, 2 * r->kv_width, stream,
+                            "the context of a batch", err));
     FR_TRY(fill_all(r, cuts, &batches[r->place.slot], staging, err));
     FR_TRY(check(cudaMemcpyAsync(r->batch_memory, staging, (size_t)ints * 4, cudaMemcpyHostToDevice, stream),
                  "cudaMemcpyAsync of the batch", err));

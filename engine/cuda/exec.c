@@ -589,7 +589,7 @@ static fr_status issue_forward(fr_exec *x, flight *f, const fr_cuts *cuts, const
     FR_TRY(fr_batch_plan(&x->rank, cuts, batches, &ints, err));
     note_runs(r, f);
     if (ints > f->staging_ints) { /* this flight is out of use: its staging may go */
-        if (f->staging) FR_TRY(check(x, cudaFreeHost(f->staging), "cudaFreeHost", err));
+        fr_rank_retire(&x->rank, f->staging);
         f->staging = NULL;
         f->staging_ints = ints + ints / 2;
         FR_TRY(check(x, cudaHostAlloc((void **)&f->staging, (size_t)f->staging_ints * 4, cudaHostAllocDefault),

@@ -52,17 +52,9 @@ fr_status fr_launch_rope(fr_call *c) {
     return fr_call_done(c, fr_k_qk_norm_rope(&a, c->stream), "fr_k_qk_norm_rope");
 }
 
-static fr_status grow_workspace(fr_device_rank *r, size_t need, fr_error *err) {
-    if (need <= r->attention_workspace_bytes) return FR_OK;
-    cudaError_t e = cudaDeviceSynchronize(); /* the old one may be in use */
-    if (e == cudaSuccess && r->attention_workspace) e = cudaFree(r->attention_workspace);
-    r->attention_workspace = NULL;
-    r->attention_workspace_bytes = 0;
-    if (e == cudaSuccess) e = cudaMalloc(&r->attention_workspace, 2 * need);
-    if (e != cudaSuccess)
-        return fr_fail(err, FR_FAILED, "attention's workspace of %zu bytes: %s", 2 * need, cudaGetErrorString(e));
-    r->attention_workspace_bytes = 2 * need;
-    return FR_OK;
+static fr_status grow_workspace(fr_device_rank *r, size_t need, cudaStream_t stream, fr_error *err) {
+    return fr_rank_grow(&r->attention_workspace, &r->attention_workspace_bytes, (int64_t)need, 1, stream,
+                        "attention's workspace", err);
 }
 
 static fr_attention_args attention_args(const fr_device_rank *r, int32_t b, int32_t max_q, int32_t max_kv) {
@@ -101,9 +93,9 @@ fr_status fr_launch_attention(fr_call *c) {
         a.v = r->context + r->kv_width / 2;
     }
     FR_TRY(fr_attention_workspace(r->attention, &a, &need, c->err));
-    FR_TRY(grow_workspace(r, need, c->err));
+    FR_TRY(grow_workspace(r, need, c->stream, c->err));
     a.workspace = r->attention_workspace;
-    a.workspace_bytes = r->attention_workspace_bytes;
+    a.workspace_bytes = (size_t)r->attention_workspace_bytes;
     return fr_attention_run(r->attention, &a, c->stream, c->err);
 }
 
@@ -146,7 +138,7 @@ fr_status fr_rank_prepare(fr_device_rank *r, fr_error *err) {
         a.meta = r->offsets; /* any: only that there are tables is looked at */
         size_t need = 0;
         FR_TRY(fr_attention_workspace(r->attention, &a, &need, err));
-        FR_TRY(grow_workspace(r, need, err));
+        FR_TRY(grow_workspace(r, need, NULL, err));
     }
     return FR_OK;
 }

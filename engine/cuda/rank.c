@@ -75,7 +75,8 @@ static fr_status open_arena(fr_device_rank *r, const fr_plan *plan, fr_error *er
     return check(cudaMemset(r->counter, 0, 16), "cudaMemset", err);
 }
 
-/* Filled with noise: what is read of a made-up prefix must be numbers like any. */
+/* Filled with noise: what is read of a made-up prefix must be numbers like any; the same for a head on whatever rank.
+ */
 static fr_status open_kv(fr_device_rank *r, fr_error *err) {
     if (r->kv_capacity == 0) return FR_OK;
     if (r->kv_capacity > INT32_MAX) return fr_fail(err, FR_BAD_INPUT, "a KV cache of more than 2^31 tokens");
@@ -94,7 +95,11 @@ static fr_status open_kv(fr_device_rank *r, fr_error *err) {
     }
     FR_TRY(check(e, "cudaMalloc of the KV cache", err));
     r->kv_rows = fr_kv_rows_new((int32_t)r->kv_capacity);
-    return check(fr_k_fill_normal(r->kv, elements, 1, 0, 1.0f, NULL), "filling the KV cache", err);
+    const int64_t width = (int64_t)r->model->kv_heads * r->model->head_dim, first = r->shard.first_layer;
+    return check(fr_k_fill_region(r->kv, 2 * r->layers * r->kv_capacity, r->kv_width / 2, width, 1,
+                                  2 * first * r->kv_capacity * width + r->shard.kv_first * r->model->head_dim, 1.0f,
+                                  NULL),
+                 "filling the KV cache", err);
 }
 
 /* Micro-batches of a forward, at most (cut.c); balanced chunks may be as many as a plan can name. */
@@ -104,6 +109,35 @@ static int most_micros(const fr_layout *l, int64_t tokens) {
     if (!l->chunk_tokens || l->pp == 1) return (int)parts;
     if (l->chunking == FR_CHUNK_BALANCED) return UINT8_MAX + 1;
     return (int)fr_min_i64(fr_max_i64(fr_ceil_div(tokens, l->chunk_tokens), parts) + 1, UINT8_MAX + 1);
+}
+
+fr_status fr_rank_grow(void **memory, int64_t *have, int64_t need, int64_t size, cudaStream_t stream, const char *what,
+                       fr_error *err) {
+    if (need <= *have) return FR_OK;
+    const int64_t room = need + need / 2;
+    if (*memory) FR_TRY(check(cudaFreeAsync(*memory, stream), "cudaFreeAsync", err));
+    *memory = NULL;
+    *have = 0;
+    const cudaError_t e = cudaMallocAsync(memory, (size_t)(room * size), stream);
+    if (e != cudaSuccess)
+        return fr_fail(err, FR_FAILED, "%s of %.3f GB: %s", what, (double)(room * size) * 1e-9, cudaGetErrorString(e));
+    *have = room;
+    return FR_OK;
+}
+
+void fr_rank_retire(fr_device_rank *r, void *pinned) {
+    FR_GROW(r->retired, r->retired_cap, r->retired_count + 1);
+    if (pinned) r->retired[r->retired_count++] = pinned;
+}
+
+/* What was allocated in a stream's order stays with the pool until the end: giving it back would wait. */
+static fr_status keep_pool(fr_error *err) {
+    int device = 0;
+    cudaMemPool_t pool;
+    uint64_t all = UINT64_MAX;
+    FR_TRY(check(cudaGetDevice(&device), "cudaGetDevice", err));
+    FR_TRY(check(cudaDeviceGetDefaultMemPool(&pool, device), "cudaDeviceGetDefaultMemPool", err));
+    return check(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &all), "cudaMemPoolSetAttribute", err);
 }
 
 void *fr_rank_buffer(const fr_device_rank *r, const fr_plan *plan, uint32_t target, uint32_t hold) {
@@ -138,6 +172,7 @@ fr_status fr_rank_open(const fr_exec_options *o, fr_device_rank *r, fr_error *er
     r->buffers_count = o->plan->buffers_count;
     r->buffers = fr_alloc(r->buffers_count * sizeof *r->buffers);
     r->buffer_bytes = fr_alloc(r->buffers_count * sizeof *r->buffer_bytes);
+    FR_TRY(keep_pool(err));
     FR_TRY(open_arena(r, o->plan, err));
     if (r->transport) FR_TRY(fr_transport_bind(r->transport, r->arena, (size_t)r->arena_bytes, r->buffers, err));
     FR_TRY(open_kv(r, err));
@@ -157,6 +192,8 @@ void fr_rank_close(fr_device_rank *r) {
     if (r->batch_memory) cudaFree(r->batch_memory);
     if (r->kv) cudaFree(r->kv);
     if (r->context) cudaFree(r->context);
+    for (uint32_t i = 0; i < r->retired_count; i++) cudaFreeHost(r->retired[i]);
+    free(r->retired);
     fr_kv_rows_free(r->kv_rows);
     free(r->kv_owner);
     free(r->micro);

@@ -37,13 +37,15 @@ typedef struct fr_device_rank {
     struct fr_pools *pools; /* pools of weights; the executor's */
     struct fr_issue *issue; /* which slots holds have; the executor's */
     void *gemm_workspace, *attention_workspace, *route_workspace;
-    size_t attention_workspace_bytes;
+    int64_t attention_workspace_bytes;
     uint32_t *rope; /* [positions][D / 2] */
     int64_t positions;
     uint32_t *counter; /* the grouped product's, zero between launches */
     int32_t *landed;   /* [2][FR_MOST_PARTS] per half: copies that have arrived of each part (kernels/exchange.h) */
     int32_t *offsets;  /* [offsets_micros][layers][fr_rank_offsets] rows of each expert, kept for all layers */
     int32_t offsets_micros;
+    void **retired;
+    uint32_t retired_count, retired_cap;
     int32_t *batch_memory; /* grows with the batches */
     int64_t batch_ints;
     /* KV cache: [layers][kv_capacity][K, V of the rank's heads], and a batch's context gathered from it */
@@ -68,6 +70,16 @@ typedef struct fr_device_rank {
 
 fr_status fr_rank_open(const fr_exec_options *o, fr_device_rank *r, fr_error *err);
 void fr_rank_close(fr_device_rank *r);
+
+/*
+ * Room for `need` elements of `size` bytes in memory that only `stream` uses; what was there is lost. In the stream's
+ * order: nothing may wait for the device, or free what peers' contexts know of, while ranks wait for one another (a
+ * kernel that waits for a peer would hold up the call, and the call the op that the peer waits for).
+ */
+fr_status fr_rank_grow(void **memory, int64_t *have, int64_t need, int64_t size, cudaStream_t stream, const char *what,
+                       fr_error *err);
+/* Pinned memory that is used no more: freed at the end, for the same reason. */
+void fr_rank_retire(fr_device_rank *r, void *pinned);
 
 /* Where buffer `target` lies, `hold` naming the slot of a pool; NULL where it is no memory of this kind. */
 void *fr_rank_buffer(const fr_device_rank *r, const fr_plan *plan, uint32_t target, uint32_t hold);

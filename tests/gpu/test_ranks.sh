@@ -1,0 +1,91 @@
+#!/usr/bin/env bash
+# The engine on two GPUs: every layout gives the logits that one GPU gives on the same sequences.
+#   tests/gpu/test_ranks.sh [ENGINE [OUT]]        PARTS="tp pp ep"  ONLY="ep2-*"
+# Small random Qwen3-MoE models, so that all of it takes a minute; lengths are mixed, ranks may be empty, routing may be
+# skewed. `same`: bit for bit; `near`: within a tolerance, see below. Every run has a time limit.
+set -u
+engine=${1:-build/forerun-cuda} out=${2:-build/gpu/ranks}
+parts=${PARTS:-tp pp ep} only=${ONLY:-*}
+python=${PYTHON:-python3} here=$(cd "$(dirname "$0")/../.." && pwd)
+mkdir -p "$out"
+for d in $($python -c 'import os, nvidia; print(*[os.path.join(p, x, "lib") for p in nvidia.__path__ for x in os.listdir(p)])' 2>/dev/null); do
+    [ -d "$d" ] && LD_LIBRARY_PATH="$d:${LD_LIBRARY_PATH:-}"
+done
+export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:-}
+passed=0 failed=0
+ok() { passed=$((passed + 1)); }
+bad() { failed=$((failed + 1)); echo "FAILED: $*"; }
+has() { case " $parts " in *" $1 "*) return 0 ;; *) return 1 ;; esac; }
+
+# tiny: 8 query and 2 KV heads, 16 experts; wide: more ranks than KV heads, 64 experts of which 8 are chosen
+cat >"$out/tiny.json" <<'JSON'
+{"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "hidden_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8,
+ "num_key_value_heads": 2, "head_dim": 64, "num_experts": 16, "num_experts_per_tok": 4, "moe_intermediate_size": 256, "norm_topk_prob": true,
+ "vocab_size": 1024, "rope_theta": 1000000.0, "rms_norm_eps": 1e-06, "tie_word_embeddings": false, "hidden_act": "silu", "intermediate_size": 1024,
+ "max_position_embeddings": 8192, "decoder_sparse_step": 1, "mlp_only_layers": [], "attention_bias": false}
+JSON
+sed 's/"num_key_value_heads": 2/"num_key_value_heads": 1/; s/"num_experts": 16/"num_experts": 64/; s/"num_experts_per_tok": 4/"num_experts_per_tok": 8/; s/"head_dim": 64/"head_dim": 128/' \
+    "$out/tiny.json" >"$out/wide.json"
+
+run() { # FILE flags...: a forward or more, logits to FILE
+    local file=$1; shift
+    timeout 40 "$engine" run --no-predict --warmup 0 --fit-rounds 0 --no-spans --timeout 15 --json --logits "$file" "$@" \
+        >"$file.json" 2>"$file.err" || { tail -n 2 "$file.err" | cut -c 1-300; return 1; }
+}
+# One GPU's logits on the same sequences, made once for every set of flags.
+reference() { # flags...
+    local name; name=$out/one-$(echo "$*" | cksum | tr -c '0-9\n' '-')
+    [ -s "$name" ] || run "$name" --machine h200x1 --strategy dp "$@" >&2 || return 1
+    echo "$name"
+}
+compare() { # NAME LIMITS SEQUENCES FLAGS -- LAYOUT-FLAGS; SEQUENCES as --seqs takes them, a list per attention group
+    local name=$1 limits=$2 seqs=$3 flags=() ref text; shift 3
+    # shellcheck disable=SC2254
+    case "$name" in $only) ;; *) return ;; esac
+    while [ "$1" != -- ]; do flags+=("$1"); shift; done
+    shift
+    ref=$(reference "${flags[@]}" --seqs "$(echo "$seqs" | tr / , | sed 's/^,*//; s/,*$//; s/,,*/,/g')") || { bad "$name: no reference"; return; }
+    local began; began=$(date +%s%N)
+    if ! text=$(run "$out/$name" --machine h200x2 "${flags[@]}" --seqs "$seqs" "$@"); then bad "$name: $text"; return; fi
+    # shellcheck disable=SC2086
+    if text=$($python "$here/tests/tools/compare_logits.py" "$ref" "$out/$name" $limits 2>&1); then ok; else bad "$name"; fi
+    printf '%-24s %s (%d ms)\n' "$name" "$text" $((($(date +%s%N) - began) / 1000000))
+    rm -f "$out/$name"
+}
+same() { local name=$1; shift; compare "$name" "" "$@"; }
+# Partial sums are rounded to bf16 where one GPU adds them in fp32: each of the 2 L sums of a residual stream then errs by
+# up to 2^-9 of itself once more, and one GPU's own bf16 errs by some 2^-9 a few times per sum. rms of all logits within
+# 2^-7, of any row within 2^-4: a token near the border between two experts may take the other one. Measured: rms 0.4 to
+# 1.2 * 10^-3, worst row 3 * 10^-3.
+near() { local name=$1; shift; compare "$name" "--rms 0.0078 --row 0.0625" "$@"; }
+
+tiny=(--model "$out/tiny.json" --candidates -1 --forwards 2) wide=(--model "$out/wide.json" --candidates -1 --forwards 2)
+mixed=1,37,512,129,64x3,700,8,255 halves=1,37,512,129,64/64x2,700,8,255
+if has tp; then
+    near tp2 $mixed "${tiny[@]}" -- --strategy tp
+    near tp2-candidates $mixed --model "$out/tiny.json" --candidates 3 --forwards 2 -- --strategy tp
+    near tp2-wide $mixed "${wide[@]}" -- --strategy tp
+    near tp2-cached 64x3,17,200 "${tiny[@]}" --prefix 96 -- --strategy tp
+    near dp2-by-width $halves "${tiny[@]}" -- --attention dp --experts tp --tp 1 --dp 2
+    near tp2-ep2 $mixed "${tiny[@]}" -- --attention tp --experts ep --tp 2 --ep 2
+    near tp2-ep2-agrs $mixed "${tiny[@]}" -- --attention tp --experts ep --tp 2 --ep 2 --ep-exchange agrs
+fi
+if has pp; then
+    same pp2 $mixed "${tiny[@]}" -- --strategy pp --micro-batches 1 --no-kv-cache
+    near pp2-micro-batches $mixed "${tiny[@]}" --forwards 4 -- --strategy pp --micro-batches 4
+    near pp2-chunks $mixed "${tiny[@]}" --forwards 3 -- --strategy pp --micro-batches 1 --chunk-tokens 200
+    near pp2-single 1 --model "$out/tiny.json" --candidates 2 -- --strategy pp --micro-batches 4
+fi
+if has ep; then
+    for x in a2a agrs a2a-k; do
+        near "ep2-$x" $halves "${tiny[@]}" -- --strategy ep --ep-exchange $x
+        near "ep2-$x-hot" $halves "${tiny[@]}" --skew hot:4 -- --strategy ep --ep-exchange $x
+        near "ep2-$x-wide" $halves "${wide[@]}" -- --strategy ep --ep-exchange $x
+        near "ep2-$x-tbo" $halves "${tiny[@]}" -- --strategy ep --ep-exchange $x --overlap tbo
+    done
+    near ep2-zipf $halves "${tiny[@]}" --skew zipf:6 -- --strategy ep
+    near ep2-empty-rank 300,5/ "${tiny[@]}" -- --strategy ep
+    near ep2-parts $halves "${tiny[@]}" -- --strategy ep --overlap expert-groups --overlap-stages 2
+fi
+echo "$passed passed, $failed failed"
+[ "$failed" -eq 0 ]
