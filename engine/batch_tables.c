@@ -15,7 +15,7 @@ int32_t fr_padded_sequences(int64_t n) {
 
 /* Equal lengths need no masks: faster up to 1,024 tokens, slower above (kernels/measured/README.md). */
 bool fr_unmasked(int64_t sequences, int64_t length) {
-    return sequences > 1 && length <= 1024;
+    return sequences > 1 && length <= FR_ATTENTION_EQUAL;
 }
 
 /* ---- counting -----------------------------------------------------------------------------------------------------*/

@@ -7,6 +7,8 @@
  */
 #include "engine/cost.h"
 #include "engine/cost_family.h"
+#include "engine/cost_packed.h"
+#include "engine/cost_tile.h"
 #include "engine/power_fit.h"
 
 #include <math.h>
@@ -50,6 +52,7 @@ struct fr_cost_model {
     bool scaled; /* ceilings differ from those of the tables: nothing is measured any more */
     bool fp8_attention;
     fr_power power;
+    fr_packed packed;
     double own_ratio[FR_CLASS_COUNT]; /* of rows that outrank the power model's table: sustained over burst */
     double slowdown[FR_CLASS_COUNT][FR_AGGRESSORS];
     fr_capacity capacity;
@@ -263,6 +266,7 @@ fr_status fr_cost_open(const fr_machine *machine, const fr_cost_options *options
     }
     set_ceilings(c);
     set_power(c);
+    fr_packed_fit(c->sources, c->source_count, &c->packed);
     fr_family_build(&c->set, c->sources, c->source_count, c->power.known ? FR_BURST : c->options.regime, NULL);
     for (int i = c->set.first[FR_CLASS_ATTENTION]; i < c->set.end[FR_CLASS_ATTENTION]; i++)
         c->fp8_attention |= c->set.families[i].key.precision == FR_FP8;
@@ -328,6 +332,11 @@ void fr_cost_op(const fr_cost_model *c, const fr_shape *shape, const fr_pair *pa
         e.provenance = FR_FROM_ROOFLINE;
     }
     if (class == FR_CLASS_HOST) host_cost(c, &s, &e);
+    if (class == FR_CLASS_ATTENTION) {
+        const double factor = fr_packed_factor(&c->packed, &s, pairs);
+        e.ns *= factor, e.low *= factor, e.high *= factor;
+        if (factor > 1 && e.provenance == FR_FROM_MEASURED) e.provenance = FR_FROM_INTERPOLATED;
+    }
     /* Two ranks that pull from each other were measured; how more share a switch is a law. */
     bool crowd = (s.kind == FR_OP_PULL || s.kind == FR_OP_PUSH) && s.ranks > 2;
     /* Inside the grid what was measured stands, under a what-if too: L2 serves small tensors faster than HBM could. */
@@ -358,6 +367,10 @@ const fr_power *fr_cost_power(const fr_cost_model *c) {
 
 fr_regime fr_cost_regime(const fr_cost_model *c) {
     return c->options.regime;
+}
+
+fr_tile fr_cost_tile(const fr_cost_model *c, const fr_shape *shape, const fr_pair *pairs) {
+    return fr_tile_choose(c->sources, c->source_count, shape, pairs);
 }
 
 void fr_cost_capacity(const fr_cost_model *c, fr_capacity *out) {

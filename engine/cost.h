@@ -59,6 +59,22 @@ void fr_cost_close(fr_cost_model *c);
 void fr_cost_op(const fr_cost_model *c, const fr_shape *shape, const fr_pair *pairs, fr_cost *out);
 
 /*
+ * Variants of the grouped product (kernels/kernels.h, FR_K_GROUPED_*, in that order): a block by itself or two that share
+ * the weight tile, the consumers of a block in step or two steps apart.
+ */
+typedef enum {
+    FR_TILE_NONE = -1, /* the table has no rows of single variants */
+    FR_TILE_SINGLE = 0,
+    FR_TILE_PAIR,
+    FR_TILE_SINGLE_SKEW,
+    FR_TILE_PAIR_SKEW,
+    FR_TILES
+} fr_tile;
+const char *fr_tile_name(fr_tile t); /* as tables have it */
+/* The variant that the table's rows say is the quickest for a grouped shape, by the rows that its experts have. */
+fr_tile fr_cost_tile(const fr_cost_model *c, const fr_shape *shape, const fr_pair *pairs);
+
+/*
  * What overlapping ops do to each other beyond sharing bytes: while an aggressor runs on the same rank, a victim of
  * class `v` progresses at 1 / (1 + slowdown). Measured (facts/h200-measured.md, kernels/measured/): copy-engine pulls
  * draw power, NCCL kernels take SMs.

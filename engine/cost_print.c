@@ -74,6 +74,7 @@ static void print_shape(const fr_table *t, const fr_row *r, fr_text *out) {
     case FR_CLASS_GROUPED:
         fr_text_add(out, " precision=%s n=%" PRId32 " k=%" PRId32, fr_precision_name(s->precision), s->n, s->k);
         print_vector(t, r, out);
+        if (r->tile) fr_text_add(out, " tile=%s", fr_tile_name((fr_tile)(r->tile - 1)));
         break;
     case FR_CLASS_ATTENTION:
         fr_text_add(out, " precision=%s heads=%" PRId32 " kv_heads=%" PRId32 " head_dim=%" PRId32,
@@ -81,6 +82,7 @@ static void print_shape(const fr_table *t, const fr_row *r, fr_text *out) {
         if (s->v_head_dim && s->v_head_dim != s->head_dim) fr_text_add(out, " v_head_dim=%d", s->v_head_dim);
         if (s->window) fr_text_add(out, " window=%" PRId32, s->window);
         print_vector(t, r, out);
+        if (r->packed) fr_text_add(out, " packed=1");
         break;
     case FR_CLASS_COLLECTIVE:
         fr_text_add(out, " bytes=%" PRId64 " ranks=%d transport=%s", s->bytes, s->ranks,

@@ -39,14 +39,22 @@ const char *fr_row_name(const fr_row *r) {
     }
 }
 
+const char *fr_tile_name(fr_tile t) {
+    static const char *const names[FR_TILES] = {"single", "pair", "single-skew", "pair-skew"};
+    return (unsigned)t < FR_TILES ? names[t] : "none";
+}
+
 bool fr_row_plain(const fr_row *r) {
-    return (r->type == FR_ROW_OP || r->type == FR_ROW_GENERIC) && r->duty >= 1 && r->at_ms < 0;
+    return (r->type == FR_ROW_OP || r->type == FR_ROW_GENERIC) && r->duty >= 1 && r->at_ms < 0 && r->tile == 0 &&
+           !r->packed;
 }
 
 bool fr_row_same(const fr_table *ta, const fr_row *a, const fr_table *tb, const fr_row *b, bool with_regime) {
     if (a->key != b->key || a->type != b->type || (with_regime && a->regime != b->regime)) return false;
     if (a->type == FR_ROW_FLOOR || a->type == FR_ROW_EVENT) return true;
-    if (a->ways != b->ways || a->at_ms != b->at_ms || a->duty < b->duty || a->duty > b->duty) return false;
+    if (a->ways != b->ways || a->tile != b->tile || a->packed != b->packed || a->at_ms != b->at_ms ||
+        a->duty < b->duty || a->duty > b->duty)
+        return false;
     if (a->type == FR_ROW_SLOWDOWN) return a->victim == b->victim && a->aggressor == b->aggressor;
     const fr_shape *x = &a->shape, *y = &b->shape;
     if (x->kind != y->kind || x->precision != y->precision || x->m != y->m || x->n != y->n || x->k != y->k ||
@@ -65,10 +73,10 @@ bool fr_row_same(const fr_table *ta, const fr_row *a, const fr_table *tb, const 
 uint64_t fr_row_key(const fr_table *t, const fr_row *r) {
     const fr_shape *s = &r->shape;
     const int64_t fields[] = {
-        r->type,        r->victim,    r->aggressor, r->ways,     r->at_ms,      (int64_t)(1e6 * r->duty),
-        s->kind,        s->precision, s->m,         s->n,        s->k,          s->bytes,
-        s->ranks,       s->hosts,     s->transport, s->head_dim, s->v_head_dim, s->window,
-        s->vector_count};
+        r->type,         r->victim,    r->aggressor, r->ways,     r->at_ms,      (int64_t)(1e6 * r->duty),
+        s->kind,         s->precision, s->m,         s->n,        s->k,          s->bytes,
+        s->ranks,        s->hosts,     s->transport, s->head_dim, s->v_head_dim, s->window,
+        s->vector_count, r->tile,      r->packed};
     uint64_t h = fr_hash(fields, sizeof fields, FR_HASH_SEED);
     return s->vector_count ? fr_hash(t->pairs + s->vector, s->vector_count * sizeof *t->pairs, h) : h;
 }

@@ -59,15 +59,17 @@ typedef enum {
     F_RATE_ALONE,
     F_CLOCK_ALONE,
     F_WATTS_ALONE,
+    F_TILE,
+    F_PACKED,
     F_COUNT
 } field_id;
 
 static const char *const field_names[F_COUNT] = {
-    "precision", "regime",   "m",          "n",           "k",          "bytes",      "rows",        "seqs",
-    "heads",     "kv_heads", "head_dim",   "v_head_dim",  "window",     "ranks",      "hosts",       "transport",
-    "ways",      "victim",   "aggressor",  "alone",       "beside",     "overlap",    "hbm_traffic", "ns",
-    "p10",       "p90",      "samples",    "clock_mhz",   "watts",      "provenance", "duty",        "at_ms",
-    "capped",    "rate",     "rate_alone", "clock_alone", "watts_alone"};
+    "precision", "regime",   "m",          "n",           "k",           "bytes",      "rows",        "seqs",
+    "heads",     "kv_heads", "head_dim",   "v_head_dim",  "window",      "ranks",      "hosts",       "transport",
+    "ways",      "victim",   "aggressor",  "alone",       "beside",      "overlap",    "hbm_traffic", "ns",
+    "p10",       "p90",      "samples",    "clock_mhz",   "watts",       "provenance", "duty",        "at_ms",
+    "capped",    "rate",     "rate_alone", "clock_alone", "watts_alone", "tile",       "packed"};
 
 #define BIT(f) (UINT64_C(1) << (f))
 #define TIMED  (BIT(F_REGIME) | BIT(F_NS))
@@ -201,7 +203,7 @@ static fr_status read_field(const reader *r, fr_row *row, field_id f, char *text
                                                                                                 "memory",     "gemm",
                                                                                                 "attention",  "grouped",
                                                                                                 "collective", "copy"};
-    const char *name = field_names[f];
+    const char *name = field_names[f], *tiles[FR_TILES];
     fr_shape *s = &row->shape;
     int64_t v = 0;
     uint8_t origin;
@@ -264,6 +266,14 @@ static fr_status read_field(const reader *r, fr_row *row, field_id f, char *text
         return read_double(r, name, text, 1, 1e5, &row->clock_alone);
     case F_WATTS_ALONE:
         return read_double(r, name, text, 1, 1e5, &row->watts_alone);
+    case F_PACKED:
+        row->packed = true;
+        return read_int(r, name, text, 1, 1, &v);
+    case F_TILE:
+        for (int i = 0; i < FR_TILES; i++) tiles[i] = fr_tile_name((fr_tile)i);
+        FR_TRY(read_name(r, name, text, tiles, FR_TILES, &row->tile));
+        row->tile++;
+        return FR_OK;
     case F_RANKS:
         FR_TRY(read_int(r, name, text, 2, 4096, &v));
         s->ranks = (int16_t)v;
@@ -332,10 +342,11 @@ static void row_fields(const fr_row *row, uint64_t *need, uint64_t *may) {
         break;
     case FR_CLASS_GROUPED:
         *need = TIMED | BIT(F_PRECISION) | BIT(F_ROWS) | BIT(F_N) | BIT(F_K);
+        *may |= BIT(F_TILE);
         break;
     case FR_CLASS_ATTENTION:
         *need = TIMED | BIT(F_PRECISION) | BIT(F_SEQS) | BIT(F_HEADS) | BIT(F_KV_HEADS) | BIT(F_HEAD_DIM);
-        *may |= BIT(F_V_HEAD_DIM) | BIT(F_WINDOW);
+        *may |= BIT(F_V_HEAD_DIM) | BIT(F_WINDOW) | BIT(F_PACKED);
         break;
     case FR_CLASS_COLLECTIVE:
         *need = TIMED | BIT(F_BYTES) | BIT(F_RANKS);

@@ -22,6 +22,8 @@ typedef struct {
     uint8_t ways;       /* copies: 1 = one direction busy, 2 = both at once */
     uint8_t victim;     /* slowdown: fr_op_class */
     uint8_t aggressor;  /* slowdown: fr_aggressor */
+    bool packed;        /* attention: equal short lengths through the graph of varied ones (cost_packed.h) */
+    uint8_t tile;       /* grouped: 1 + the fr_tile that was forced; 0 = the one that the engine takes */
     uint8_t file;       /* which of the tables that were read */
     int line;
     uint64_t key;   /* hash of what makes two rows the same */

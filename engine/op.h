@@ -82,6 +82,10 @@ typedef struct {
     int32_t prefix;
 } fr_pair;
 
+/* Equal lengths need no masks: attention without them is quicker up to here, slower above (kernels/measured/README.md).
+ */
+enum { FR_ATTENTION_EQUAL = 1024 };
+
 typedef struct fr_shape {
     uint8_t kind;      /* fr_op_kind */
     uint8_t precision; /* fr_precision of the operands */

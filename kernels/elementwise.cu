@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(THREADS)
 
 /* ---- norms ---- */
 
-/* Writes bf16(x * scale) * weight for the row that the block holds in x. */
+/* Writes x * scale * weight, rounded once, for the row that the block holds in x. */
 template <int NV>
 __device__ __forceinline__ void norm_row(const float (&x)[NV][8], const fr_bf16 *weight, fr_bf16 *out, int H, float eps,
                                          float *scratch) {
@@ -67,7 +67,7 @@ __device__ __forceinline__ void norm_row(const float (&x)[NV][8], const fr_bf16 
         float w[8], y[8];
         to_float(load8(weight + at), w);
 #pragma unroll
-        for (int i = 0; i < 8; i++) y[i] = round_bf16(x[n][i] * scale) * w[i];
+        for (int i = 0; i < 8; i++) y[i] = x[n][i] * scale * w[i];
         store8(out + at, to_bf16(y));
     }
 }
@@ -101,8 +101,7 @@ __global__ void __launch_bounds__(THREADS) rmsnorm_kernel(const fr_bf16 *x, fr_b
 }
 
 /* ---- RoPE ---- */
-__global__ void __launch_bounds__(THREADS)
-    rope_table_kernel(uint32_t *table, int64_t positions, int half, float theta) {
+__global__ void __launch_bounds__(THREADS) rope_table_kernel(float2 *table, int64_t positions, int half, float theta) {
     const int64_t i = static_cast<int64_t>(blockIdx.x) * THREADS + threadIdx.x;
     if (i >= positions * half) return;
     const int64_t position = i / half;
@@ -110,8 +109,7 @@ __global__ void __launch_bounds__(THREADS)
     const float exponent = static_cast<float>(2 * (i % half)) / static_cast<float>(2 * half);
     const float inverse = 1.0f / static_cast<float>(pow(static_cast<double>(theta), static_cast<double>(exponent)));
     const float angle = static_cast<float>(position) * inverse;
-    const __nv_bfloat162 v = __floats2bfloat162_rn(cosf(angle), sinf(angle));
-    table[i] = *reinterpret_cast<const uint32_t *>(&v);
+    table[i] = make_float2(cosf(angle), sinf(angle));
 }
 
 /* N consecutive bf16 as fp32, N = 2, 4 or 8. */
@@ -153,8 +151,8 @@ template <int N> __global__ void __launch_bounds__(THREADS) qk_kernel(const fr_k
     float cosine[N], sine[N];
 #pragma unroll
     for (int i = 0; i < N; i++) {
-        const uint32_t cs = g.rope[static_cast<int64_t>(g.position[t]) * (D / 2) + lane * N + i];
-        const float2 v = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162 *>(&cs));
+        const float2 v =
+            reinterpret_cast<const float2 *>(g.rope)[static_cast<int64_t>(g.position[t]) * (D / 2) + lane * N + i];
         cosine[i] = v.x, sine[i] = v.y;
     }
     /* every lane of a warp makes the same number of turns: the shuffles below need all of them */
@@ -180,8 +178,8 @@ template <int N> __global__ void __launch_bounds__(THREADS) qk_kernel(const fr_k
                 load_run<N>(weight + D / 2 + lane * N, wh);
 #pragma unroll
                 for (int i = 0; i < N; i++) {
-                    low[i] = round_bf16(round_bf16(low[i] * scale) * wl[i]);
-                    high[i] = round_bf16(round_bf16(high[i] * scale) * wh[i]);
+                    low[i] *= scale * wl[i];
+                    high[i] *= scale * wh[i];
                 }
             }
 #pragma unroll
@@ -407,10 +405,11 @@ cudaError_t fr_k_add_rmsnorm_rows(const fr_bf16 *residual, const fr_bf16 *delta,
     });
 }
 
-cudaError_t fr_k_rope_table(uint32_t *table, int64_t positions, int32_t D, float theta, cudaStream_t stream) {
+cudaError_t fr_k_rope_table(float *table, int64_t positions, int32_t D, float theta, cudaStream_t stream) {
     if (positions < 0 || D < 2 || D % 2 || !(theta > 0)) return cudaErrorInvalidValue;
     if (!positions) return cudaSuccess;
-    rope_table_kernel<<<blocks_for(positions * (D / 2), THREADS), THREADS, 0, stream>>>(table, positions, D / 2, theta);
+    rope_table_kernel<<<blocks_for(positions * (D / 2), THREADS), THREADS, 0, stream>>>(
+        reinterpret_cast<float2 *>(table), positions, D / 2, theta);
     return cudaGetLastError();
 }
 

@@ -31,7 +31,8 @@ cudaError_t fr_k_embedding(const fr_bf16 *table, const int32_t *ids, fr_bf16 *ou
                            cudaStream_t stream);
 
 /*
- * RMSNorm: out[i,:] = bf16(x[r,:] / sqrt(mean(x[r,:]^2) + eps)) * weight, r = rows ? rows[i] : i, statistics in fp32.
+ * RMSNorm: out[i,:] = bf16(x[r,:] / sqrt(mean(x[r,:]^2) + eps) * weight), r = rows ? rows[i] : i; fp32 until the one
+ * rounding (the reference rounds before the weight too).
  * x [*, H], weight [H], out [n, H]. With `rows` this is the final norm of the selected last rows. H <= 16384.
  */
 cudaError_t fr_k_rmsnorm(const fr_bf16 *x, const fr_bf16 *weight, const int32_t *rows, fr_bf16 *out, int64_t n,
@@ -49,12 +50,13 @@ cudaError_t fr_k_add_rmsnorm_rows(const fr_bf16 *residual, const fr_bf16 *delta,
 
 /*
  * cos and sin of position p and frequency i, p < positions, i < D/2: table[p*D/2 + i] = (cos, sin) of
- * p * theta^(-2i/D), computed in fp32 and rounded to bf16 as the reference does; 4 bytes an entry.
+ * p * theta^(-2i/D), pairs of fp32 (the reference rounds them to bf16, which alone is an error of 2^-9).
  */
-cudaError_t fr_k_rope_table(uint32_t *table, int64_t positions, int32_t D, float theta, cudaStream_t stream);
+cudaError_t fr_k_rope_table(float *table, int64_t positions, int32_t D, float theta, cudaStream_t stream);
 
 /*
- * Per-head RMSNorm of q and k (skipped where the weights are NULL, as in Mixtral), then RoPE in split-half form.
+ * Per-head RMSNorm of q and k (skipped where the weights are NULL, as in Mixtral), then RoPE in split-half form, in
+ * fp32 until one rounding at the end (the reference rounds three times on the way).
  * qkv [T, (heads_q + 2 heads_kv) * D] as the packed projection writes it. position [T] < rows of the table.
  * q goes to q_out[t * q_stride + head * D], k and v to k_out / v_out[kv_row(t) * kv_stride + head * D] with
  * kv_row(t) = kv_row ? kv_row[t] : t. q_out may be qkv itself (q_stride = packed width). k_out may point into qkv too;
@@ -63,7 +65,7 @@ cudaError_t fr_k_rope_table(uint32_t *table, int64_t positions, int32_t D, float
 typedef struct {
     const fr_bf16 *qkv, *q_weight, *k_weight; /* q_weight, k_weight [D] or NULL */
     const int32_t *position, *kv_row;
-    const uint32_t *rope;
+    const float *rope;
     fr_bf16 *q_out, *k_out, *v_out;
     int64_t q_stride, kv_stride, T;
     int32_t heads_q, heads_kv, D;
@@ -85,7 +87,7 @@ cudaError_t fr_k_attention_meta(const int32_t *q_start, const int32_t *kv_start,
 
 /*
  * Router: p = softmax(logits[t,:] + bias) over all E experts in fp32; ids[t,:] the k largest (ties: lowest expert),
- * weights[t,:] = p, divided by their sum if renormalise, rounded to bf16 as the reference does (held as fp32).
+ * weights[t,:] = p, divided by their sum if renormalise, fp32 (the reference rounds them to bf16).
  * logits [T, E] fp32 (from a GEMM with fp32 output: the reference rounds them to bf16), bias [E] or NULL, used to
  * inject routing skew. E <= 512, k <= 16. ids are in descending order of weight.
  */

@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(THREADS) topk_kernel(const float *logits, cons
     }
     if (lane < k) {
         ids[t * k + lane] = expert;
-        weights[t * k + lane] = round_bf16(renormalise ? kept / total : kept);
+        weights[t * k + lane] = renormalise ? kept / total : kept;
     }
 }
 

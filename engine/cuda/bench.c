@@ -25,7 +25,8 @@ struct fr_bench {
     void *workspace, *host;
     float *logits, *weights; /* [TOKENS][EXPERTS], [SLOTS] */
     int32_t *ids, *slot, *token, *position, *offsets, *start, *meta, *context;
-    uint32_t *rope, *counter;
+    float *rope;
+    uint32_t *counter;
     void *route;
     int32_t *staging; /* host */
     cudaStream_t other;
@@ -92,7 +93,7 @@ static fr_status open_memory(fr_bench *b, fr_error *err) {
                 {&b->start, 4 * 4 * SEQUENCES},
                 {&b->meta, fr_k_attention_meta_bytes(SEQUENCES)},
                 {&b->context, CONTEXT * 4},
-                {&b->rope, (size_t)TOKENS * 64 * 4},
+                {&b->rope, (size_t)TOKENS * 128 * 4},
                 {&b->counter, 64},
                 {&b->route, fr_k_route_workspace(SLOTS, FR_K_MAX_EXPERTS)}};
     for (size_t i = 0; i < sizeof list / sizeof *list; i++) {

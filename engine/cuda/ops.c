@@ -21,6 +21,7 @@ int64_t fr_bucket(const fr_device_rank *r, int64_t rows) {
 fr_status fr_call_gemm(fr_call *c, const fr_bf16 *w, int64_t M, bool f32) {
     const fr_gemm_args a = {.x = c->in[0],
                             .w = w,
+                            .add = c->ins > 1 ? c->in[1] : NULL,
                             .out = c->out[0],
                             .M = M,
                             .N = c->shape->n,

@@ -28,7 +28,7 @@ typedef struct {
 fr_status fr_call_done(fr_call *c, cudaError_t e, const char *what);
 /* A plan that this code does not know: fewer buffers than the kind needs, or another number of tokens. */
 fr_status fr_call_expect(fr_call *c, int ins, int outs, int64_t m, int64_t wanted);
-/* out[0] = in[0] * w^T, as many columns and as deep as the shape says. */
+/* out[0] = in[0] * w^T (+ in[1]), as many columns and as deep as the shape says. */
 fr_status fr_call_gemm(fr_call *c, const fr_bf16 *w, int64_t M, bool f32);
 
 /* ops_attention.c */

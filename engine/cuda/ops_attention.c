@@ -117,6 +117,7 @@ static fr_status prepare_products(fr_device_rank *r, fr_error *err) {
         for (int i = 0; i < 3 && s == FR_OK; i++) {
             fr_gemm_args g = a[i];
             g.x = x;
+            g.add = i == 1 && r->layout->tp == 1 ? out : NULL; /* as engine/strategy/layer.c has it */
             g.out = out;
             g.M = M;
             g.workspace = r->gemm_workspace;

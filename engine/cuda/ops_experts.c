@@ -114,6 +114,29 @@ fr_status fr_launch_permute(fr_call *c) {
         "fr_k_permute");
 }
 
+_Static_assert((int)FR_TILE_SINGLE == FR_K_GROUPED_SINGLE && (int)FR_TILE_PAIR == FR_K_GROUPED_CLUSTER &&
+                   (int)FR_TILE_SINGLE_SKEW == FR_K_GROUPED_SINGLE_SKEW &&
+                   (int)FR_TILE_PAIR_SKEW == FR_K_GROUPED_CLUSTER_SKEW,
+               "a tile of the cost model is a variant of the kernel");
+
+/* What the cost model says of the shape, by the rows that its experts are expected to have; asked once a shape: layers
+ * and forwards mostly repeat it. All variants give the same bits. */
+static int variant(fr_call *c) {
+    fr_device_rank *r = c->r;
+    const fr_shape *s = c->shape;
+    const uint32_t held = r->tiles_count < FR_RANK_TILES ? r->tiles_count : FR_RANK_TILES;
+    for (uint32_t i = 0; i < held; i++)
+        if (r->tiles[i].m == s->m && r->tiles[i].n == s->n && r->tiles[i].k == s->k) return r->tiles[i].variant;
+    const fr_tile tile = r->cost ? fr_cost_tile(r->cost, s, c->f->pairs) : FR_TILE_NONE;
+    const int v = tile == FR_TILE_NONE ? fr_k_grouped_default(s->m, (int32_t)s->vector_count) : (int)tile;
+    const uint32_t at = r->tiles_count++ % FR_RANK_TILES;
+    r->tiles[at].m = s->m;
+    r->tiles[at].n = s->n;
+    r->tiles[at].k = s->k;
+    r->tiles[at].variant = v;
+    return v;
+}
+
 /* `w`: of the rank's own experts, which a part takes a run of. */
 static fr_status grouped(fr_call *c, const fr_bf16 *w, bool swiglu) {
     const source s = source_of(c);
@@ -135,7 +158,7 @@ static fr_status grouped(fr_call *c, const fr_bf16 *w, bool swiglu) {
         a.rows = s.tokens * s.k; /* offload by expert: an op is one expert's run of them */
         FR_TRY(fr_pools_weights(c->r->pools, c->r->issue, c->f, c->op, &a, c->err));
     }
-    return fr_call_done(c, fr_k_grouped_gemm(&a, c->stream), "fr_k_grouped_gemm");
+    return fr_call_done(c, fr_k_grouped_gemm_variant(&a, variant(c), c->stream), "fr_k_grouped_gemm");
 }
 
 fr_status fr_launch_expert_up(fr_call *c) {
@@ -156,7 +179,8 @@ static fr_status sum(fr_call *c, const void *y, const int32_t *row_of_slot, cons
 /*
  * The weighted sum, as fr_emit_combine says: reads the rows, where the sort put them, the weights (of own tokens in
  * route, else behind the tokens in recv), the residual stream where it writes that. Experts that travelled bring sums:
- * back in `send`, one of each copy (route says which), or in delta.
+ * back in `send`, one of each copy (route says which), or in delta. A second buffer written takes the next layer's
+ * normed rows.
  */
 fr_status fr_launch_combine(fr_call *c) {
     const fr_device_rank *r = c->r;
@@ -174,7 +198,13 @@ fr_status fr_launch_combine(fr_call *c) {
     }
     FR_TRY(fr_call_expect(c, 3, 1, c->shape->m, s.tokens));
     const float *weights = gathered(r) ? fr_recv_of(r, c->in[2]).weights : fr_route_of(r, c->in[2], s.tokens).weights;
-    return sum(c, c->in[0], c->in[1], weights, c->ins > 3 ? c->in[3] : NULL, s.tokens, s.k);
+    const fr_bf16 *residual = c->ins > 3 ? c->in[3] : NULL;
+    if (c->outs < 2) return sum(c, c->in[0], c->in[1], weights, residual, s.tokens, s.k);
+    return fr_call_done(c,
+                        fr_k_combine(c->in[0], c->in[1], weights, residual, c->out[0],
+                                     fr_weights_layer(r->weights, c->op->layer + 1)->input_norm, c->out[1],
+                                     (float)r->model->norm_eps, s.tokens, s.k, r->model->hidden, c->stream),
+                        "fr_k_combine");
 }
 
 /* sub 15: a block's result into the residual stream. Else the sums of one part's rows over the tokens that they came

@@ -45,7 +45,7 @@ static void cut_arena(fr_device_rank *r, const fr_plan *plan, char *base) {
     }
     CUT(r->gemm_workspace, FR_GEMM_WORKSPACE);
     CUT(r->route_workspace, fr_k_route_workspace(route_slots(r), m->experts));
-    CUT(r->rope, r->positions * m->head_dim / 2 * 4);
+    CUT(r->rope, r->positions * m->head_dim * 4);
     CUT(r->landed, 2 * FR_MOST_PARTS * 4);
     CUT(r->offsets, (int64_t)r->offsets_micros * r->layers * fr_rank_offsets(r) * 4);
     CUT(r->counter, 16);
@@ -147,8 +147,12 @@ void *fr_rank_buffer(const fr_device_rank *r, const fr_plan *plan, uint32_t targ
 }
 
 fr_status fr_rank_open(const fr_exec_options *o, fr_device_rank *r, fr_error *err) {
-    *r = (fr_device_rank){
-        .model = o->model, .layout = o->layout, .weights = o->weights, .transport = o->transport, .rank = o->rank};
+    *r = (fr_device_rank){.model = o->model,
+                          .layout = o->layout,
+                          .weights = o->weights,
+                          .transport = o->transport,
+                          .cost = o->cost,
+                          .rank = o->rank};
     fr_layout_place(o->layout, o->rank, &r->place);
     fr_shard_of(o->layout, o->model, o->rank, &r->shard);
     r->layers = r->shard.end_layer - r->shard.first_layer;

@@ -12,7 +12,8 @@
 #include "kernels/attention.h"
 #include "kernels/gemm.h"
 
-enum { FR_MOST_PARTS = 128 };                /* of the experts of a rank (kernels/exchange.h) */
+enum { FR_MOST_PARTS = 128 }; /* of the experts of a rank (kernels/exchange.h) */
+enum { FR_RANK_TILES = 8 };
 #define FR_GEMM_WORKSPACE ((size_t)32 << 20) /* kernels/gemm.h: serves every algorithm on Hopper */
 
 typedef struct fr_device_rank {
@@ -20,6 +21,7 @@ typedef struct fr_device_rank {
     const fr_layout *layout;
     const fr_weights *weights;
     struct fr_transport *transport; /* NULL: alone */
+    const fr_cost_model *cost;      /* or NULL */
     int rank;
     fr_place place;
     fr_shard shard;      /* its part of the model: layers, heads, experts, widths */
@@ -38,11 +40,17 @@ typedef struct fr_device_rank {
     struct fr_issue *issue; /* which slots holds have; the executor's */
     void *gemm_workspace, *attention_workspace, *route_workspace;
     int64_t attention_workspace_bytes;
-    uint32_t *rope; /* [positions][D / 2] */
+    float *rope; /* [positions][D / 2] pairs */
     int64_t positions;
     uint32_t *counter; /* the grouped product's, zero between launches */
-    int32_t *landed;   /* [2][FR_MOST_PARTS] per half: copies that have arrived of each part (kernels/exchange.h) */
-    int32_t *offsets;  /* [offsets_micros][layers][fr_rank_offsets] rows of each expert, kept for all layers */
+    struct {
+        int64_t m;
+        int32_t n, k;
+        int variant;
+    } tiles[FR_RANK_TILES]; /* what the cost model chose for the latest shapes of grouped products */
+    uint32_t tiles_count;
+    int32_t *landed;  /* [2][FR_MOST_PARTS] per half: copies that have arrived of each part (kernels/exchange.h) */
+    int32_t *offsets; /* [offsets_micros][layers][fr_rank_offsets] rows of each expert, kept for all layers */
     int32_t offsets_micros;
     void **retired;
     uint32_t retired_count, retired_cap;

@@ -38,6 +38,10 @@ void fr_emit_embed(fr_walk *w, fr_rank *r) {
  */
 void fr_emit_norm(fr_walk *w, fr_rank *r, int sub) {
     fr_planner *p = w->p;
+    if (sub == 0 && r->normed) { /* by the combine before it */
+        r->normed = false;
+        return;
+    }
     fr_scratch *b = fr_scratch_of(w, r);
     const fr_model *m = &p->model;
     int64_t tokens = fr_tokens_here(w, r), row = BF16 * (int64_t)m->hidden;
@@ -186,11 +190,33 @@ static int64_t project_mla(fr_walk *w, fr_rank *r, int split, int64_t tokens) {
     return tokens * 2 * BF16 * ((heads + 1) * m->rope_dim + m->q_rank + m->kv_rank);
 }
 
-void fr_emit_heads(fr_walk *w, fr_rank *r, int split) {
+/*
+ * One rank's whole output projection adds the residual stream in its epilogue (stream in and out, fp32 until the one
+ * rounding); a part of it (tp) leaves a partial result, and quantised operands keep the plain product.
+ */
+static void project_out(fr_walk *w, fr_rank *r, int split) {
     fr_planner *p = w->p;
     const fr_model *m = &p->model;
     fr_scratch *b = fr_scratch_of(w, r);
     int64_t tokens = fr_work_of(w, r)->tokens, width = (int64_t)(m->heads / split) * m->v_head_dim;
+    double flops = 2.0 * (double)tokens * m->hidden * m->heads * m->v_head_dim / split;
+    uint32_t shape = fr_gemm_shape(w, FR_OP_GEMM_O, p->layout.precision, tokens, m->hidden, width, flops);
+    fr_put(w, r, FR_LANE_COMPUTE, FR_OP_GEMM_O, shape, 0);
+    fr_read(w, b->heads);
+    r->residual = split > 1 || p->layout.precision != FR_BF16;
+    if (r->residual) {
+        fr_write(w, b->delta);
+    } else {
+        fr_hidden_use(w, r, FR_USE_READ);
+        fr_hidden_use(w, r, FR_USE_WRITE);
+    }
+}
+
+void fr_emit_heads(fr_walk *w, fr_rank *r, int split) {
+    fr_planner *p = w->p;
+    const fr_model *m = &p->model;
+    fr_scratch *b = fr_scratch_of(w, r);
+    int64_t tokens = fr_work_of(w, r)->tokens;
     bool mla = m->attention == FR_ATTENTION_MLA;
     int64_t bytes = mla ? project_mla(w, r, split, tokens) : project_gqa(w, r, split, tokens);
     if (p->layout.kv_cache) /* written into the cache */
@@ -204,12 +230,7 @@ void fr_emit_heads(fr_walk *w, fr_rank *r, int split) {
     fr_read(w, b->qkv);
     fr_write(w, b->heads);
     kv_uses(w, r, false);
-    double flops = 2.0 * (double)tokens * m->hidden * m->heads * m->v_head_dim / split;
-    uint32_t shape = fr_gemm_shape(w, FR_OP_GEMM_O, p->layout.precision, tokens, m->hidden, width, flops);
-    fr_put(w, r, FR_LANE_COMPUTE, FR_OP_GEMM_O, shape, 0);
-    fr_read(w, b->heads);
-    fr_write(w, b->delta);
-    r->residual = true;
+    project_out(w, r, split);
 }
 
 /* ---- feed-forward -------------------------------------------------------------------------------------------------*/
@@ -306,6 +327,16 @@ void fr_emit_grouped(fr_walk *w, fr_rank *r, const fr_moe *m, int sub) {
     if (b->counts != FR_NONE) fr_late(w->f, b->counts, m->down_bound);
 }
 
+/* A combine that holds the finished row of the stream writes the next layer's normed row too: one more row out, and no
+ * norm that reads it again. Where experts bring their weights or have always been there, in bf16 (in fp8 the norm
+ * quantises). */
+static bool norms_next(const fr_walk *w) {
+    const fr_layout *l = &w->p->layout;
+    const bool own = l->experts == FR_EXP_LOCAL || l->experts == FR_EXP_ASYNCEP || l->experts == FR_EXP_DWDP ||
+                     l->experts == FR_EXP_OFFLOAD;
+    return own && l->precision == FR_BF16 && l->tp == 1 && w->layer + 1 < w->end;
+}
+
 /*
  * Weighted sum: `rows` rows in, one a token out, with the shared experts' row. Into the residual stream (in and out),
  * or as a partial result into delta or over the tokens that were gathered.
@@ -314,7 +345,8 @@ void fr_emit_combine(fr_walk *w, fr_rank *r, uint32_t source, int64_t rows, int6
     fr_planner *p = w->p;
     fr_scratch *b = fr_scratch_of(w, r);
     bool shared = p->model.shared_width > 0, residual = into == FR_NONE;
-    int64_t row = BF16 * (int64_t)p->model.hidden, bytes = row * (rows + tokens * (1 + residual + shared));
+    bool next = residual && norms_next(w);
+    int64_t row = BF16 * (int64_t)p->model.hidden, bytes = row * (rows + tokens * (1 + residual + shared + next));
     fr_put(w, r, FR_LANE_COMPUTE, FR_OP_COMBINE, fr_memory_shape(w, FR_OP_COMBINE, tokens, p->model.hidden, bytes), 0);
     fr_read(w, source);
     if (source == b->out) fr_read(w, b->order);                 /* else rows come summed */
@@ -323,10 +355,12 @@ void fr_emit_combine(fr_walk *w, fr_rank *r, uint32_t source, int64_t rows, int6
     if (residual) {
         fr_hidden_use(w, r, FR_USE_READ);
         fr_hidden_use(w, r, FR_USE_WRITE);
+        if (next) fr_write(w, b->normed);
     } else {
         fr_write(w, into);
     }
     r->residual = !residual;
+    r->normed = next;
 }
 
 /* ---- head ---------------------------------------------------------------------------------------------------------*/

@@ -391,7 +391,7 @@ static int entry_layer(const fr_walk *w) {
 static void enter_stage(fr_walk *w, fr_rank *r) {
     w->layer = FR_NO_LAYER;
     if (w->half == 0) fr_host_begin(w, r);
-    r->residual = false;
+    r->residual = r->normed = false;
     if (w->stage == 0)
         fr_emit_embed(w, r);
     else

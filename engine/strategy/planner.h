@@ -65,6 +65,7 @@ typedef struct {
     int pendings;
     int launches;
     bool residual; /* the last block's result is not yet added to the residual stream: the next norm does */
+    bool normed;   /* the last combine has written what the next layer's norm would */
 } fr_rank;
 
 /* What one batch, micro-batch or chunk asks of an attention group. */

@@ -27,8 +27,10 @@ struct Nvml {
         void *lib = dlopen("libnvidia-ml.so.1", RTLD_NOW);
         if (!lib) return;
         auto init = reinterpret_cast<int (*)()>(dlsym(lib, "nvmlInit_v2"));
-        auto get = reinterpret_cast<int (*)(unsigned, void **)>(dlsym(lib, "nvmlDeviceGetHandleByIndex_v2"));
-        if (!init || !get || init() || get(0, &device)) return;
+        auto get = reinterpret_cast<int (*)(const char *, void **)>(dlsym(lib, "nvmlDeviceGetHandleByPciBusId_v2"));
+        char bus[32];
+        CUDA(cudaDeviceGetPCIBusId(bus, sizeof bus, 0)); /* NVML counts devices that are hidden from us too */
+        if (!init || !get || init() || get(bus, &device)) return;
         clock = reinterpret_cast<int (*)(void *, int, unsigned *)>(dlsym(lib, "nvmlDeviceGetClockInfo"));
         power = reinterpret_cast<int (*)(void *, unsigned *)>(dlsym(lib, "nvmlDeviceGetPowerUsage"));
     }
@@ -127,7 +129,10 @@ static Stat burst(const std::function<void()> &run, bool idle_first = false) {
     return stat_of(v, nvml.mhz(), nvml.watts());
 }
 
-static Stat sustained(const std::function<void()> &run, double seconds = 10) {
+static double hold_seconds = 10;
+
+static Stat sustained(const std::function<void()> &run) {
+    const double seconds = hold_seconds;
     run();
     CUDA(cudaStreamSynchronize(stream));
     const double one = times(2, run)[1];
@@ -252,7 +257,7 @@ static int live_experts(const std::vector<int32_t> &o) {
     return n;
 }
 
-static void grouped_one(const Product &p, int mean, Pattern pattern, int variant, bool gather, const char *regime,
+static Stat grouped_one(const Product &p, int mean, Pattern pattern, int variant, bool gather, const char *regime,
                         const Arena &a, const Arena &b, const Arena &c, bool two_bases = false) {
     const auto offsets = make_offsets(p.E, mean, pattern);
     const int rows = offsets.back();
@@ -273,7 +278,7 @@ static void grouped_one(const Product &p, int mean, Pattern pattern, int variant
         g.own = b.p + static_cast<size_t>(p.E / 2) * p.N * p.K, g.own_first = p.E / 2, g.own_end = p.E, g.packed = true;
     if (static_cast<size_t>(rows) * p.K > a.n || static_cast<size_t>(p.E) * p.N * p.K > b.n ||
         static_cast<size_t>(rows) * p.N > c.n)
-        return;
+        return {};
     auto run = [&] { CUDA(fr_k_grouped_gemm_variant(&g, variant, stream)); };
     const bool hold = !strcmp(regime, "sustained");
     const Stat s = hold ? sustained(run) : burst(run, !strcmp(regime, "burst1s"));
@@ -282,6 +287,7 @@ static void grouped_one(const Product &p, int mean, Pattern pattern, int variant
                      : variant_name[variant],
            format("%s:E=%d,N=%d,K=%d,rows=%d,%s", p.name, p.E, p.N, p.K, mean, pattern_name[pattern]),
            hold ? "sustained" : "burst", s, 2.0 * rows * p.N * p.K, grouped_bytes(p, rows, live_experts(offsets)));
+    return s;
 }
 
 static void grouped_loop(const Product &p, int mean, Pattern pattern, const Arena &a, const Arena &b, const Arena &c) {
@@ -302,13 +308,22 @@ static void grouped_loop(const Product &p, int mean, Pattern pattern, const Aren
 static void part_variants() {
     Arena a(131072ull * 4096, 1, 1), b(128ull * 3072 * 4096, 2, 0.02f), c(131072ull * 4096, 3, 1);
     for (const Product &p : {up235, down235})
-        for (Pattern pt : {EQUAL, MULTINOMIAL, POWER})
-            for (int turn = 0; turn < 2; turn++)
-                for (int v = 0; v < FR_K_GROUPED_VARIANTS; v++) grouped_one(p, 1024, pt, v, false, "burst1s", a, b, c);
-    for (const Product &p : {up235, down235})
-        for (int m : {32, 128, 256})
-            for (int v = 0; v < FR_K_GROUPED_VARIANTS; v++) grouped_one(p, m, MULTINOMIAL, v, false, "burst", a, b, c);
+        for (int turn = 0; turn < 2; turn++)
+            for (int v = 0; v < FR_K_GROUPED_VARIANTS; v++) {
+                grouped_one(p, 1024, MULTINOMIAL, v, false, "burst1s", a, b, c);
+            }
     for (int v : {0, 2}) grouped_one(up235, 1024, MULTINOMIAL, v, true, "burst1s", a, b, c);
+}
+
+/* Every variant over rows an expert, each after a short rest: what the cost model chooses by (raw_to_table.py). */
+static void part_tiles() {
+    Arena a(262144ull * 4096, 1, 1), b(128ull * 3072 * 4096, 2, 0.02f), c(262144ull * 4096, 3, 1);
+    for (const Product &p : {up235, down235, up30, down30})
+        for (int m : {32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048})
+            for (int v = 0; v < FR_K_GROUPED_VARIANTS; v++) {
+                usleep(120000);
+                grouped_one(p, m, MULTINOMIAL, v, false, "burst", a, b, c);
+            }
 }
 
 /* Weights in one array and in two places, in turns. */
@@ -322,11 +337,29 @@ static void part_own() {
     }
 }
 
+/* Sustained: the power law beside the multinomial deal, and again, so that both meet the same warm card. */
 static void part_held() {
     Arena a(131072ull * 4096, 1, 1), b(128ull * 3072 * 4096, 2, 0.02f), c(131072ull * 4096, 3, 1);
-    grouped_one(up235, 1024, MULTINOMIAL, FR_K_GROUPED_CLUSTER_SKEW, false, "sustained", a, b, c);
-    grouped_one(down235, 1024, MULTINOMIAL, FR_K_GROUPED_SINGLE, false, "sustained", a, b, c);
-    grouped_one(down235, 1024, MULTINOMIAL, FR_K_GROUPED_CLUSTER_SKEW, false, "sustained", a, b, c);
+    hold_seconds = 5;
+    for (int turn = 0; turn < 2; turn++)
+        for (const Product &p : {up235, down235})
+            for (Pattern deal : {MULTINOMIAL, POWER}) grouped_one(p, 1024, deal, -1, false, "sustained", a, b, c);
+}
+
+/* The power law against the multinomial deal, alternately: the ratio of neighbours is free of the card's drift. */
+static void part_ratio() {
+    Arena a(131072ull * 4096, 1, 1), b(128ull * 3072 * 4096, 2, 0.02f), c(131072ull * 4096, 3, 1);
+    for (const Product &p : {down235, up235}) {
+        std::vector<double> ratio, floor;
+        for (int turn = 0; turn < 5; turn++) {
+            const Stat m = grouped_one(p, 1024, MULTINOMIAL, -1, false, "burst1s", a, b, c);
+            const Stat w = grouped_one(p, 1024, POWER, -1, false, "burst1s", a, b, c);
+            ratio.push_back(m.median / w.median), floor.push_back(m.p10 / w.p10);
+        }
+        std::sort(ratio.begin(), ratio.end()), std::sort(floor.begin(), floor.end());
+        printf("    %s: power law / multinomial %.3f (%.3f to %.3f), of the first deciles %.3f\n", p.name, ratio[2],
+               ratio[0], ratio[4], floor[2]);
+    }
 }
 
 static void part_grouped() {
@@ -467,7 +500,7 @@ static void part_memory(bool quick) {
     Arena x(32768ull * 4096, 1, 1), y(32768ull * 4096, 2, 1), z(32768ull * 4096, 3, 1), w(16384, 4, 1);
     Arena rows(static_cast<size_t>(quick ? 131072 : 262144) * 4096, 5, 1), qkv(32768ull * 9216, 6, 1),
         table(151936ull * 4096, 7, 1);
-    Dev<uint32_t> rope(32768ull * 64);
+    Dev<float> rope(32768ull * 128);
     CUDA(fr_k_rope_table(rope.p, 32768, D, 1e6f, stream));
     Random r(8);
     std::vector<float> l(32768ull * E);
@@ -585,7 +618,7 @@ struct Layer {
     Arena h, x, qkv, attn, h2, x2, rows, act, y, h3, x3;
     Dev<float> logits, weights;
     Dev<int32_t> ids, offsets{E + 1}, slot, token, position;
-    Dev<uint32_t> rope{32768ull * 64};
+    Dev<float> rope{32768ull * 128};
     Dev<uint8_t> route_ws, ws{32 << 20};
     Attention attention;
     fr_attention_args attn_args;
@@ -747,12 +780,16 @@ int main(int argc, char **argv) {
             part_attention(p != "attention");
         else if (p == "grouped")
             part_grouped();
+        else if (p == "tiles")
+            part_tiles();
         else if (p == "variants")
             part_variants();
         else if (p == "own")
             part_own();
         else if (p == "held")
             part_held();
+        else if (p == "ratio")
+            part_ratio();
         else if (p == "sustained")
             part_sustained();
         else if (p == "layer-quick") {
@@ -761,15 +798,10 @@ int main(int argc, char **argv) {
         } else if (p == "layer")
             for (int turn = 0; turn < 3; turn++) layer_one(4, 4096, -1, -1, false, turn == 2, turn == 2);
         else if (p == "layers")
-            for (auto &s : {std::pair<int, int>{1, 4096},
-                            {16, 256},
-                            {16, 1024},
-                            {64, 256},
-                            {1, 16384},
-                            {8, 4096},
-                            {32, 1024},
-                            {2, 16384}})
-                layer_one(s.first, s.second, -1, -1, false, false, false);
+            for (int tokens : {4096, 16384, 32768})
+                for (int length : {256, 1024, 4096, 16384}) {
+                    if (length <= tokens) layer_one(tokens / length, length, -1, -1, false, true, false);
+                }
         else
             return printf("unknown part %s\n", p.c_str()), 2;
         if (out) fflush(out);

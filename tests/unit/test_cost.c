@@ -332,6 +332,25 @@ static void attention_shapes(void **state) {
     fr_cost_close(c);
 }
 
+/* Short lengths that vary run packed: dearer than equal ones of the same work, long ones are not. */
+static void attention_packed(void **state) {
+    (void)state;
+    fr_cost_model *c = h200(FR_BURST);
+    for (int length = 128; length <= 4096; length *= 2) {
+        fr_pair equal[64], varied[64];
+        for (int i = 0; i < 64; i++) {
+            equal[i] = (fr_pair){length, 0};
+            varied[i] = (fr_pair){length - i % 2, 0};
+        }
+        double ratio = (double)attention_ns(c, varied, 64, 0) / (double)attention_ns(c, equal, 64, 0);
+        if (length == 256) assert_true(fabs(ratio - 1.243) < 0.02); /* measured: 299.2 and 240.6 us */
+        if (length > 2048) assert_true(ratio > 0.97 && ratio < 1.04);
+        equal[0].prefix = 1; /* something before it: masks are needed */
+        if (length == 512) assert_true(attention_ns(c, equal, 64, 0) > attention_ns(c, varied, 64, 0) * 97 / 100);
+    }
+    fr_cost_close(c);
+}
+
 /* Skew: the same rows unevenly dealt are not cheaper than equal groups that fill their tiles. */
 static void grouped_skew(void **state) {
     (void)state;
@@ -483,6 +502,62 @@ static void power_rows(void **state) {
     assert_true(fabs(slow[0] - 0.1) < 1e-9 && fabs(slow[1] - 0.1) < 1e-9);
 }
 
+/* Rows of forced variants say which one to take, by the rows of an expert that has any, and move no curve. */
+static void tiles(void **state) {
+    (void)state;
+    static const char plain[] = "expert_up precision=bf16 n=3072 k=4096 rows=64x8 regime=burst ns=100000\n";
+    static const char more[] =
+        "expert_up precision=bf16 n=3072 k=4096 rows=64x8 tile=single regime=burst ns=90000\n"
+        "expert_up precision=bf16 n=3072 k=4096 rows=64x8 tile=pair-skew regime=burst ns=120000\n"
+        "expert_up precision=bf16 n=3072 k=4096 rows=1024x8 tile=single regime=burst ns=1000000\n"
+        "expert_up precision=bf16 n=3072 k=4096 rows=1024x8 tile=pair-skew regime=burst ns=900000\n"
+        "expert_up precision=bf16 n=1024 k=512 rows=1024x8 tile=single-skew regime=burst ns=100000\n";
+    fr_machine m = machine("toy");
+    int64_t ns[2];
+    for (int i = 0; i < 2; i++) {
+        char path[] = "/tmp/fr_tiles_XXXXXX", text[4096];
+        int fd = mkstemp(path);
+        int n = snprintf(text, sizeof text, "%s%s%s", header, plain, i ? more : "");
+        assert_true(fd >= 0 && write(fd, text, (size_t)n) == n);
+        close(fd);
+        fr_cost_model *c = open_with(&m, &(fr_cost_options){.extra = path, .what_if = FR_WHAT_IF_NONE});
+        unlink(path);
+        const struct {
+            int rows, live, n, k, want;
+        } asked[] = {{8, 8, 3072, 4096, FR_TILE_SINGLE},       {64, 8, 3072, 4096, FR_TILE_SINGLE},
+                     {128, 4, 3072, 4096, FR_TILE_SINGLE},     {1024, 8, 3072, 4096, FR_TILE_PAIR_SKEW},
+                     {4096, 2, 3072, 4096, FR_TILE_PAIR_SKEW}, {1024, 8, 1024, 640, FR_TILE_SINGLE_SKEW}};
+        for (size_t a = 0; a < sizeof asked / sizeof *asked; a++) {
+            fr_pair pairs[8] = {0};
+            for (int e = 0; e < asked[a].live; e++) pairs[e].queries = asked[a].rows;
+            fr_shape s = {.kind = FR_OP_EXPERT_UP,
+                          .m = (int64_t)asked[a].rows * asked[a].live,
+                          .n = asked[a].n,
+                          .k = asked[a].k,
+                          .experts = 8,
+                          .vector_count = 8};
+            if (i) assert_int_equal(fr_cost_tile(c, &s, pairs), asked[a].want); /* else as the H200's rows say */
+            s.precision = FR_FP8;
+            assert_int_equal(fr_cost_tile(c, &s, pairs), FR_TILE_NONE);
+            if (a == 1) ns[i] = (s.precision = FR_BF16, cost(c, s, pairs).ns);
+        }
+        fr_cost_close(c);
+    }
+    assert_int_equal(ns[0], ns[1]);
+
+    /* shipped: 256 rows fill a pair, 384 a pair and a half */
+    static const int measured[][2] = {{64, FR_TILE_SINGLE},     {256, FR_TILE_PAIR_SKEW},  {384, FR_TILE_SINGLE},
+                                      {512, FR_TILE_PAIR_SKEW}, {1024, FR_TILE_PAIR_SKEW}, {4096, FR_TILE_PAIR_SKEW}};
+    fr_cost_model *c = h200(FR_BURST);
+    for (size_t i = 0; i < sizeof measured / sizeof *measured; i++) {
+        fr_pair pairs[128];
+        for (int e = 0; e < 128; e++) pairs[e] = (fr_pair){measured[i][0], 0};
+        fr_shape s = {.kind = FR_OP_EXPERT_UP, .n = 3072, .k = 4096, .experts = 128, .vector_count = 128};
+        assert_int_equal(fr_cost_tile(c, &s, pairs), measured[i][1]);
+    }
+    fr_cost_close(c);
+}
+
 static void refused(void **state) {
     (void)state;
     static const struct {
@@ -512,6 +587,8 @@ static void refused(void **state) {
         {"memory bytes=1 rate=5 regime=burst ns=5\n", "rate: does not belong"},
         {"memory bytes=1 capped=2 regime=burst ns=5\n", "capped"},
         {"event m=1 regime=burst ns=5\n", "m: does not belong"},
+        {"gemm precision=bf16 m=1 n=1 k=1 tile=pair regime=burst ns=5\n", "tile: does not belong"},
+        {"grouped precision=bf16 rows=4 n=1 k=1 tile=huge regime=burst ns=5\n", "tile: expected one of single"},
         {"memory bytes=1 duty=0.5 regime=sustained ns=5\nmemory duty=0.5 bytes=1 regime=sustained ns=6\n", "line 8"},
         {"slowdown victim=gemm aggressor=pull regime=burst alone=5 beside=6\n"
          "slowdown victim=gemm aggressor=pull regime=burst alone=5 beside=6 ways=2\n",
@@ -607,22 +684,15 @@ static void folder(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(shipped),
-        cmocka_unit_test(every_kind),
-        cmocka_unit_test(layer_table),
-        cmocka_unit_test(rows_and_between),
-        cmocka_unit_test(datasheet_bound),
-        cmocka_unit_test(regimes),
-        cmocka_unit_test(monotone),
-        cmocka_unit_test(attention_shapes),
-        cmocka_unit_test(grouped_skew),
-        cmocka_unit_test(collectives),
-        cmocka_unit_test(pulls_beyond_the_measured_ranks),
-        cmocka_unit_test(what_if),
-        cmocka_unit_test(slowdowns),
-        cmocka_unit_test(power_rows),
-        cmocka_unit_test(refused),
-        cmocka_unit_test(own_rows),
+        cmocka_unit_test(shipped),          cmocka_unit_test(every_kind),
+        cmocka_unit_test(layer_table),      cmocka_unit_test(rows_and_between),
+        cmocka_unit_test(datasheet_bound),  cmocka_unit_test(regimes),
+        cmocka_unit_test(monotone),         cmocka_unit_test(attention_shapes),
+        cmocka_unit_test(attention_packed), cmocka_unit_test(grouped_skew),
+        cmocka_unit_test(collectives),      cmocka_unit_test(pulls_beyond_the_measured_ranks),
+        cmocka_unit_test(what_if),          cmocka_unit_test(slowdowns),
+        cmocka_unit_test(power_rows),       cmocka_unit_test(tiles),
+        cmocka_unit_test(refused),          cmocka_unit_test(own_rows),
         cmocka_unit_test(folder),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -282,10 +282,12 @@ static void offload_layer_ahead(void **state) {
         run_state r = plan("offload", 1, (fr_layout){0}, "even", false, 1, equal);
         int64_t copy[LAYERS], down[LAYERS], now = 0, f = 50 + (int64_t)(links[i] * (double)(8 * 3 * 256 * 64 * 2));
         const fr_fragment *g = r.fragments[0];
+        int at = FR_NO_LAYER;
         for (uint32_t o = g->heads[g->head_of[1] - 1].first; o != FR_NONE; o = g->ops[o].next) {
             const fr_op *op = &g->ops[o];
             int l = op->layer;
-            if (op->kind == FR_OP_NORM && op->sub == 0) { /* layer entry */
+            if (l != at && l != FR_NO_LAYER) { /* layer entry */
+                at = l;
                 copy[l] = fr_max_i64(l > 0 ? copy[l - 1] : 0, l > 1 ? down[l - 2] : 0) + f;
                 now = fr_max_i64(now, copy[l]);
             }
