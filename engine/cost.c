@@ -54,6 +54,7 @@ struct fr_cost_model {
     fr_power power;
     fr_packed packed;
     double own_ratio[FR_CLASS_COUNT]; /* of rows that outrank the power model's table: sustained over burst */
+    double anchor[FR_CLASS_COUNT];    /* of the GPU at hand over the tables; 0 = none */
     double slowdown[FR_CLASS_COUNT][FR_AGGRESSORS];
     fr_capacity capacity;
     bool from_folder; /* a table of the folder that was asked for is in use */
@@ -296,6 +297,12 @@ static void widen(fr_estimate *e, double least) {
     e->high = fmax(e->high, e->ns * (1 + least));
 }
 
+static void scale(fr_estimate *e, double by) {
+    e->ns *= by;
+    e->low *= by;
+    e->high *= by;
+}
+
 /* From a burst to the regime that was asked for: the op back to back at the clock that the limit leaves it. */
 static void apply_power(const fr_cost_model *c, const fr_shape *s, const fr_base *base, fr_estimate *e, fr_cost *out) {
     fr_op_class class = fr_op_class_of((fr_op_kind)s->kind);
@@ -309,9 +316,7 @@ static void apply_power(const fr_cost_model *c, const fr_shape *s, const fr_base
     if (c->options.regime == FR_BURST) return;
     double slower = own > 1 ? 1 + out->draw.flex * (own - 1)
                             : 1 / fr_power_speed(&out->draw, fr_power_alone(&c->power, &out->draw));
-    e->ns *= slower;
-    e->low *= slower;
-    e->high *= slower;
+    scale(e, slower);
     if (slower > 1 && e->provenance < FR_FROM_INTERPOLATED) e->provenance = FR_FROM_INTERPOLATED;
 }
 
@@ -345,6 +350,7 @@ void fr_cost_op(const fr_cost_model *c, const fr_shape *shape, const fr_pair *pa
     if (crowd && e.provenance < FR_FROM_EXTRAPOLATED) e.provenance = FR_FROM_EXTRAPOLATED;
     widen(&e, least_width[e.provenance]);
     if (crowd) widen(&e, 0.25);
+    if (c->anchor[class] > 0) scale(&e, c->anchor[class]);
     apply_power(c, &s, &base, &e, out);
     out->ns = fr_max_i64(1, llround(e.ns));
     out->low = fr_min_i64(out->ns, llround(fmax(0, e.low)));
@@ -354,6 +360,40 @@ void fr_cost_op(const fr_cost_model *c, const fr_shape *shape, const fr_pair *pa
      * before): only what HBM can have carried counts for sharing, or it would slow down when alone. */
     out->hbm_bytes = fmin(base.hbm_bytes, c->capacity.hbm * 1e-9 * (double)out->burst_ns);
     out->link_bytes = base.link_bytes;
+}
+
+/* Mean log ratio of a table's rows of one regime over the model's costs, by class. */
+static void compare_rows(const fr_cost_model *c, const fr_table *t, int regime, double sum[FR_CLASS_COUNT],
+                         int count[FR_CLASS_COUNT]) {
+    for (uint32_t i = 0; i < t->count; i++) {
+        const fr_row *r = &t->rows[i];
+        fr_op_class class = fr_op_class_of((fr_op_kind)r->shape.kind);
+        fr_cost x;
+        if (!fr_row_plain(r) || r->regime != regime) continue;
+        fr_cost_op(c, &r->shape, t->pairs, &x);
+        double ns = (double)(regime == FR_BURST ? x.burst_ns : x.ns);
+        if (ns <= 0) continue;
+        sum[class] += log(r->ns / ns);
+        count[class]++;
+    }
+}
+
+fr_status fr_cost_anchor(fr_cost_model *c, const char *text, const char *where, double ratio[FR_CLASS_COUNT],
+                         fr_error *err) {
+    fr_table t = {0};
+    fr_status status = fr_table_parse(text, strlen(text), where, &t, err);
+    int regime = (int)c->options.regime;
+    double sum[2][FR_CLASS_COUNT] = {{0}};
+    int count[2][FR_CLASS_COUNT] = {{0}};
+    for (int r = 0; r < 2 && status == FR_OK; r++)
+        if (r == FR_BURST || regime == FR_SUSTAINED) compare_rows(c, &t, r, sum[r], count[r]);
+    for (int k = 0; k < FR_CLASS_COUNT; k++) {
+        int r = count[regime][k] ? regime : FR_BURST;
+        ratio[k] = count[r][k] ? exp(sum[r][k] / count[r][k]) : NAN;
+        if (status == FR_OK && count[r][k]) c->anchor[k] = ratio[k];
+    }
+    fr_table_free(&t);
+    return status;
 }
 
 double fr_cost_slowdown(const fr_cost_model *c, fr_op_class victim, fr_aggressor aggressor) {

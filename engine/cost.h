@@ -87,6 +87,15 @@ typedef struct fr_power fr_power;
 const fr_power *fr_cost_power(const fr_cost_model *c);
 fr_regime fr_cost_regime(const fr_cost_model *c);
 
+/*
+ * Anchors: rows (format: kernels/measured/FORMAT.md) measured on the very GPU that a run used. From then on every class
+ * costs its mean ratio of these rows over what the model says of the same shapes, in the regime of the model where
+ * there are such rows, else in the other. ratio[class]: NaN where no row speaks for a class. Before the model is shared
+ * between threads.
+ */
+fr_status fr_cost_anchor(fr_cost_model *c, const char *text, const char *where, double ratio[FR_CLASS_COUNT],
+                         fr_error *err);
+
 /* Capacities for sharing, per rank, bytes/s: what kernels and links reach together. */
 typedef struct {
     double hbm, link_out, link_in, pcie_h2d, pcie_d2h, host, network;

@@ -24,3 +24,9 @@ fr_op_kind fr_op_by_name(const char *name) {
         if (strcmp(kinds[k].name, name) == 0) return (fr_op_kind)k;
     return FR_OP_KIND_COUNT;
 }
+
+const char *fr_op_class_name(fr_op_class c) {
+    static const char *const names[FR_CLASS_COUNT] = {"other",     "host",    "memory",     "gemm",
+                                                      "attention", "grouped", "collective", "copy"};
+    return (unsigned)c < FR_CLASS_COUNT ? names[c] : "unknown";
+}

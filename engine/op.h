@@ -74,7 +74,8 @@ typedef enum {
 
 const char *fr_op_name(fr_op_kind kind);
 fr_op_class fr_op_class_of(fr_op_kind kind);
-fr_op_kind fr_op_by_name(const char *name); /* FR_OP_KIND_COUNT when unknown */
+const char *fr_op_class_name(fr_op_class c); /* "gemm", "attention", ... */
+fr_op_kind fr_op_by_name(const char *name);  /* FR_OP_KIND_COUNT when unknown */
 
 /* A (queries, prefix) pair of one sequence, or tokens of one expert in `queries`. */
 typedef struct {

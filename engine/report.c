@@ -122,9 +122,6 @@ static json_t *provenance_json(const fr_provenance_share *p) {
     return o;
 }
 
-static const char *const class_names[FR_CLASS_COUNT] = {"other",     "host",    "memory",     "gemm",
-                                                        "attention", "grouped", "collective", "copy"};
-
 static void put_times(json_t *o, const fr_setup *s, const fr_result *r) {
     fr_result none;
     bool played = r != NULL, batch = s->experiment.trace[0] == 0;
@@ -161,7 +158,7 @@ static void put_times(json_t *o, const fr_setup *s, const fr_result *r) {
     put(o, "cost_provenance", provenance_json(&r->provenance));
     put(o, "unmeasured", audit_json(&r->audit));
     json_t *c = json_object();
-    for (int k = 0; k < FR_CLASS_COUNT; k++) put_ns(c, class_names[k], played, r->class_ns[k]);
+    for (int k = 0; k < FR_CLASS_COUNT; k++) put_ns(c, fr_op_class_name((fr_op_class)k), played, r->class_ns[k]);
     put(o, "busy_s", c);
     json_t *t = json_object();
     put_count(t, "sent_bytes", played ? r->sent_bytes : -1);

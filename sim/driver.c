@@ -325,10 +325,16 @@ static fr_status open_trace(const fr_setup *s, const fr_drive_options *options, 
     return fr_trace_open(e->trace, &o, out, err);
 }
 
+/* The requests of trace mode: the trace's, or those that were handed in. */
+static const fr_request *arrivals(const fr_drive_options *o, const fr_trace *trace, int64_t *count) {
+    *count = o->arrivals ? o->arrivals_count : fr_trace_count(trace);
+    return o->arrivals ? o->arrivals : fr_trace_requests(trace);
+}
+
 static fr_status play_trace(drive *d, const fr_trace *trace) {
     fr_status status = open_sched(d);
-    const fr_request *requests = fr_trace_requests(trace);
-    int64_t count = fr_trace_count(trace), i = 0;
+    int64_t count, i = 0;
+    const fr_request *requests = arrivals(d->options, trace, &count);
     bool offline = d->setup->experiment.offline;
     d->expected = count;
     d->first_release = offline || count == 0 ? 0 : requests[0].arrival;
@@ -483,10 +489,11 @@ static fr_status single_forward(const fr_setup *s, double *seconds, fr_error *er
 
 /* Opens the trace and sizes memory for its longest request: one longer than the whole budget goes alone. */
 static fr_status prepare_trace(fr_setup *sized, const fr_drive_options *options, fr_trace **trace, fr_error *err) {
-    FR_TRY(open_trace(sized, options, trace, err));
+    if (!options->arrivals) FR_TRY(open_trace(sized, options, trace, err));
     int64_t longest = 0;
-    for (int64_t i = 0; i < fr_trace_count(*trace); i++)
-        longest = fr_max_i64(longest, fr_trace_requests(*trace)[i].tokens);
+    int64_t count;
+    const fr_request *requests = arrivals(options, *trace, &count);
+    for (int64_t i = 0; i < count; i++) longest = fr_max_i64(longest, requests[i].tokens);
     FR_TRY(fr_setup_size(sized, longest, err));
     if (!sized->fits && !sized->experiment.ignore_memory)
         return fr_fail(err, FR_FAILED, "layout does not fit: %s (the longest request has %lld tokens)", sized->reason,

@@ -17,6 +17,9 @@ typedef struct {
     void (*progress)(void *context, double share); /* 0..1, NULL = none */
     void *progress_context;
     const char *exe_dir; /* for finding shipped traces; NULL = current folder */
+    const fr_request
+        *arrivals; /* trace mode: these requests, by arrival, in place of the experiment's trace; NULL = it */
+    int64_t arrivals_count;
 } fr_drive_options;
 
 /* The setup must fit (or ignore_memory be set). */

@@ -12,8 +12,8 @@
 const fr_option cmd_plot_options[] = {
     {"output", "FILE", NULL, "picture to write: .png, .pdf or .svg (also -o)"},
     {"run", "N", NULL, "figures of one run: its number (default: the last with a timeline)"},
-    {"rank", "R", NULL, "gantt: the first of the two ranks shown (default 0)"},
-    {"layer", "L", NULL, "gantt: the first of the two layers shown (default: in the middle)"},
+    {"rank", "R", NULL, "gantt, twins: the first of the ranks shown (default 0)"},
+    {"layer", "L", NULL, "gantt, twins: the first of the two layers shown (default: in the middle)"},
     {"data", "FILE", NULL, "also write the figure's data (tab-separated)"},
     {NULL, NULL, NULL, NULL},
 };
@@ -107,8 +107,9 @@ static fr_status choose(const cli_args *a, const cli_figure *f, cli_figure_sourc
     static const char *const only_gantt[] = {"rank", "layer"};
     int64_t n = 0;
     for (int i = 0; i < 2; i++)
-        if (cli_value(a, only_gantt[i]) && strcmp(f->name, "gantt") != 0)
-            return fr_fail(err, FR_BAD_INPUT, "--%s acts on nothing here: it needs the figure gantt", only_gantt[i]);
+        if (cli_value(a, only_gantt[i]) && strcmp(f->name, "gantt") != 0 && strcmp(f->name, "twins") != 0)
+            return fr_fail(err, FR_BAD_INPUT, "--%s acts on nothing here: it needs the figure gantt or twins",
+                           only_gantt[i]);
     if (cli_value(a, "run") && !f->of_run)
         return fr_fail(err, FR_BAD_INPUT, "--run acts on nothing here: %s compares many results", f->name);
     if (f->of_run) FR_TRY(cli_choose_run(s->store, s->path, cli_value(a, "run"), &s->run, err));

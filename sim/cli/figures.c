@@ -388,6 +388,11 @@ const cli_figure cli_figures[] = {
     {"ttft", "TTFT of the requests, cumulative", "runs of a trace (simulate --trace ... --db)", false, data_ttft},
     {"critical", "critical path by resource and layer", "a run with its timeline (simulate --db)", true,
      cli_data_critical},
+    {"scatter", "forward time, predicted against measured, with the 5 % band", "measured runs (run --db)", false,
+     cli_data_scatter},
+    {"op-errors", "error of the prediction by op kind", "measured runs (run --db)", false, cli_data_op_errors},
+    {"twins", "two layers, the live timeline above the simulated one", "a measured run (run --db)", true,
+     cli_data_twins},
     {"whatif", "what a faster resource buys", "a sweep over what-if", false, data_whatif},
     {NULL, NULL, NULL, false, NULL},
 };

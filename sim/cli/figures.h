@@ -40,6 +40,19 @@ fr_status cli_choose_run(fr_store *s, const char *path, const char *asked, int64
 fr_status cli_data_gantt(const cli_figure_source *s, fr_text *data, fr_text *settings, fr_error *err);
 fr_status cli_data_critical(const cli_figure_source *s, fr_text *data, fr_text *settings, fr_error *err);
 
+/* Parts of the lane charts: ops of lane `lane` within [from, to) as boxes of row `row`, false when there are none; the
+ * window of two layers of a rank in its middle forward; the layer in the middle; the title. */
+bool cli_gantt_lane(const fr_timeline *t, uint32_t lane, int row, int64_t from, int64_t to, fr_text *data);
+bool cli_gantt_window(const fr_timeline *t, int rank, int layer, int64_t *from, int64_t *to);
+int cli_middle_layer(const fr_timeline *t, int rank);
+fr_status cli_run_subject(const cli_figure_source *s, fr_text *settings, fr_error *err);
+
+/* Figures of measured runs: each is simulated again (sim/validate.h). */
+fr_status cli_measured_runs(fr_store *s, const char *path, const char *asked, cli_table *out, fr_error *err);
+fr_status cli_data_scatter(const cli_figure_source *s, fr_text *data, fr_text *settings, fr_error *err);
+fr_status cli_data_op_errors(const cli_figure_source *s, fr_text *data, fr_text *settings, fr_error *err);
+fr_status cli_data_twins(const cli_figure_source *s, fr_text *data, fr_text *settings, fr_error *err);
+
 void cli_list_traces(void);
 
 #endif

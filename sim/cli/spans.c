@@ -33,7 +33,7 @@ static int layer_of(const fr_span *s) {
 }
 
 /* Title of a run's figures. */
-static fr_status run_subject(const cli_figure_source *s, fr_text *settings, fr_error *err) {
+fr_status cli_run_subject(const cli_figure_source *s, fr_text *settings, fr_error *err) {
     char number[24];
     cli_table t;
     snprintf(number, sizeof number, "%" PRId64, s->run);
@@ -91,7 +91,7 @@ static uint64_t middle_forward(const fr_timeline *t, int rank) {
 }
 
 /* The window of layers [layer, layer + 1] of a rank in its middle forward. */
-static bool find_window(const fr_timeline *t, int rank, int layer, int64_t *from, int64_t *to) {
+bool cli_gantt_window(const fr_timeline *t, int rank, int layer, int64_t *from, int64_t *to) {
     uint64_t forward = middle_forward(t, rank);
     bool found = false;
     *from = INT64_MAX;
@@ -110,7 +110,7 @@ static bool find_window(const fr_timeline *t, int rank, int layer, int64_t *from
     return *from < *to;
 }
 
-static int middle_layer(const fr_timeline *t, int rank) {
+int cli_middle_layer(const fr_timeline *t, int rank) {
     int low = 1 << 20, high = -1;
     for (uint32_t i = 0; i < t->count; i++) {
         int l = layer_of(&t->spans[i]);
@@ -122,7 +122,7 @@ static int middle_layer(const fr_timeline *t, int rank) {
 }
 
 /* Writes the boxes of one lane in row `row`; returns whether it had any. */
-static bool gantt_lane(const fr_timeline *t, uint32_t lane, int row, int64_t from, int64_t to, fr_text *data) {
+bool cli_gantt_lane(const fr_timeline *t, uint32_t lane, int row, int64_t from, int64_t to, fr_text *data) {
     bool any = false;
     for (uint32_t i = 0; i < t->count; i++) {
         const fr_span *s = &t->spans[i];
@@ -145,18 +145,18 @@ static bool gantt_lane(const fr_timeline *t, uint32_t lane, int row, int64_t fro
 fr_status cli_data_gantt(const cli_figure_source *s, fr_text *data, fr_text *settings, fr_error *err) {
     fr_timeline t;
     fr_plan *plan;
-    FR_TRY(run_subject(s, settings, err));
+    FR_TRY(cli_run_subject(s, settings, err));
     FR_TRY(fr_store_load_spans(s->store, s->run, &plan, &t, err));
-    int layer = s->layer >= 0 ? s->layer : middle_layer(&t, s->rank), row = 0;
+    int layer = s->layer >= 0 ? s->layer : cli_middle_layer(&t, s->rank), row = 0;
     int64_t from = 0, to = 0;
     fr_status status = FR_OK;
-    if (!find_window(&t, s->rank, layer, &from, &to))
+    if (!cli_gantt_window(&t, s->rank, layer, &from, &to))
         status = fr_fail(err, FR_BAD_INPUT, "%s: rank %d has no ops of layer %d", s->path, s->rank, layer);
     fr_text_add(settings, "layer = %d\nwindow = %.6g\nset ytics (", layer, (double)(to - from) / 1e3);
     /* Two ranks, so that a wait and what it waits for stand under each other. */
     for (int rank = s->rank; status == FR_OK && rank < s->rank + 2 && rank < plan->ranks; rank++)
         for (uint32_t lane = 0; lane < plan->lanes_count; lane++) {
-            if (plan->lanes[lane].rank != rank || !gantt_lane(&t, lane, row, from, to, data)) continue;
+            if (plan->lanes[lane].rank != rank || !cli_gantt_lane(&t, lane, row, from, to, data)) continue;
             fr_text_add(settings, "%s\"rank %d %s\" %d", row ? ", " : "", rank, plan->lanes[lane].name, row);
             row++;
         }
@@ -186,7 +186,7 @@ static int64_t forwards_on_last_rank(const fr_timeline *t) {
 fr_status cli_data_critical(const cli_figure_source *s, fr_text *data, fr_text *settings, fr_error *err) {
     fr_timeline t;
     fr_plan *plan;
-    FR_TRY(run_subject(s, settings, err));
+    FR_TRY(cli_run_subject(s, settings, err));
     FR_TRY(fr_store_load_spans(s->store, s->run, &plan, &t, err));
     int layers = 0;
     for (uint32_t i = 0; i < t.count; i++) {

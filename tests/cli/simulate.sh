@@ -89,12 +89,6 @@ expect 2 trace "$work/run.db" -o "$work/x.json" --run 7 && says 7
 expect 2 trace "$work/cell.json" -o "$work/x.json" && says cell.json
 expect 2 trace /no/such.db -o "$work/x.json" && says /no/such.db
 [ -e "$work/x.json" ] && fail "a refused trace left a file" || pass
-# validate joins a measured run with its prediction
-expect 2 validate "$work/run.db" && says "measured run"
-"$forerun" simulate $small --strategy ep --db "$work/run.db" >/dev/null 2>&1
-sqlite3 "$work/run.db" "UPDATE runs SET kind='run' WHERE id=2"
-expect 0 validate "$work/run.db" && prints expert_up && prints "0.0 %"
-
 # plan
 expect 0 plan $small --strategy asyncep --json
 json "json_array_length(json_extract(j,'\$.ranks')) = 8 AND json_array_length(json_extract(j,'\$.ops')) > 5" 1

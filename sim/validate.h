@@ -1,0 +1,57 @@
+/*
+ * validate: takes a measured run out of a store, simulates the same cell (same requests; the routing that the run
+ * recorded, or the one that the experiment assumes) and compares the two.
+ */
+#ifndef FR_VALIDATE_H
+#define FR_VALIDATE_H
+
+#include "engine/store.h"
+#include "sim/compare.h"
+
+typedef struct {
+    bool assumed_routing; /* as the experiment says, not as the run recorded it */
+    const char *anchors;  /* text of anchor rows; NULL = those that the store has with the run */
+    const char *exe_dir;  /* for finding shipped traces */
+} fr_validate_options;
+
+typedef struct {
+    int64_t run;
+    char label[128]; /* "qwen3-30b-a3b tp 2 GPUs, 16384 tokens of 4096, uniform" */
+    fr_setup setup;
+    bool own_routing; /* the run's */
+    fr_result predicted;
+    /* measured, as the store has it; NaN where it says nothing */
+    double forward_s, elapsed_s, tokens_per_s, mfu;
+    fr_quantiles ttft_s;
+    fr_timeline spans[2]; /* predicted, measured; lanes are those of `plan` */
+    fr_plan *plan;        /* names lanes; holds no ops */
+    fr_compare compare;
+    bool anchored;                       /* anchors were there */
+    double anchor_ratio[FR_CLASS_COUNT]; /* measured over the table, NaN = no anchor of the class */
+    double anchored_forward_s;           /* the prediction with every class scaled by that */
+} fr_validation;
+
+fr_status fr_validate_run(fr_store *s, const char *path, int64_t run, const fr_validate_options *o, fr_validation *out,
+                          fr_error *err);
+void fr_validation_free(fr_validation *v);
+
+/* Both timelines as one, for the trace writer: lanes "compute live" and "compute sim" side by side under each rank,
+ * both beginning at 0. The plan and the timeline are the caller's. */
+void fr_validation_twins(const fr_validation *v, fr_plan **plan, fr_timeline *out);
+
+/* All runs of a store taken together. */
+typedef struct {
+    fr_error_stats forward;                         /* one error a run: of forward_s */
+    fr_error_stats anchored;                        /* the same with anchors, over the runs that have some */
+    fr_error_stats throughput, ttft_mean, ttft_p99; /* over trace replays */
+    int64_t inside;                                 /* runs whose forward lies in the predicted interval */
+    double width;                                   /* mean half-width of the interval over the prediction */
+    fr_compare_row kinds[FR_OP_KIND_COUNT];         /* sums over runs; `each` is not filled */
+    int kinds_count;
+    fr_cause causes[FR_MOST_CAUSES]; /* ns replaced by the sum of shares of the runs' elapsed times, absolute */
+    int causes_count;
+    int64_t pairs, agree; /* pairs of layouts under one load whose measured gap exceeds 3 %, and ranked alike */
+} fr_validate_summary;
+void fr_validate_summarise(const fr_validation *v, int count, fr_validate_summary *out);
+
+#endif
