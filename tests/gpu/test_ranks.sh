@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # The engine on two GPUs: every layout gives the logits that one GPU gives on the same sequences.
-#   tests/gpu/test_ranks.sh [ENGINE [OUT]]        PARTS="tp pp ep"  ONLY="ep2-*"
+#   tests/gpu/test_ranks.sh [ENGINE [OUT]]        PARTS="tp pp ep"  ONLY="@(tp2|ep2-*)"
 # Small random Qwen3-MoE models, so that all of it takes a minute; lengths are mixed, ranks may be empty, routing may be
 # skewed. `same`: bit for bit; `near`: within a tolerance, see below. Every run has a time limit.
 set -u
+shopt -s extglob
 engine=${1:-build/forerun-cuda} out=${2:-build/gpu/ranks}
 parts=${PARTS:-tp pp ep} only=${ONLY:-*}
 python=${PYTHON:-python3} here=$(cd "$(dirname "$0")/../.." && pwd)
