@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # What gathering experts costs on two GPUs, and streaming them from the host on one.
-#   tests/gpu/bench_ranks.sh [ENGINE [OUT]]       PARTS="burst sustained knee nccl offload"
+#   tests/gpu/bench_ranks.sh [ENGINE [OUT]]       PARTS="burst sustained knee nccl offload lengths"
 #   burst, sustained   asyncep (copy engines) and dwdp against dp with all experts local, 16K and 32K tokens a GPU
 #   knee               2K to 12K tokens beside the closed form: sum of max(C, G) over layers; C is dp's layer, G what the
 #                      remote half of a layer takes at the measured link rate
 #   nccl               asyncep with the collective transport beside copy engines
 #   offload            transfers at the PCIe rate when they bound, and the number of tokens where compute takes over
+#   lengths            dp, tp, ep, pp and asyncep by sequence length, 16K tokens a GPU (64K: one sequence a GPU), a stream of 8
+#                      forwards of 4 layers; pp with as many micro-batches as sequences, at most 4
 # Qwen3-235B-A22B's shape, 16 layers with 8 sets of weights; every line says burst or sustained.
 set -u
 engine=${1:-build/forerun-cuda} out=${2:-build/gpu/bench-ranks}
@@ -80,4 +82,16 @@ PY
 fi
 if has sustained; then
     for t in 16K 32K; do LAYOUTS=asyncep pair "sustained-$t" --regime sustained --warmup "$warm" --tokens $t --seq 4K --forwards 24; done
+fi
+if has lengths; then
+    shape="--model qwen3-235b-a22b --layers 4 --skew uniform --fit-rounds 0 --no-kv-cache --no-predict --timeout 20 --json"
+    for n in ${LENGTHS:-4K 64K 1K 16K 256}; do
+        t=16K; [ "$n" = 64K ] && t=64K
+        for s in dp tp ep asyncep pp; do
+            flags="--strategy $s"; [ $s = pp ] && flags="--strategy pp --micro-batches $([ "$n" = 64K ] && echo 2 || echo 4)"
+            # shellcheck disable=SC2086
+            cell "length-$n-$s" $shape --machine h200x2 --regime burst --warmup 0 --tokens $t --seq "$n" --forwards 8 $flags &&
+                line "length-$n-$s" "$([ $s = dp ] || echo "length-$n-dp")"
+        done
+    done
 fi
