@@ -1,6 +1,7 @@
 #include "engine/cuda/transport/transport.h"
 
 #include "engine/cuda/transport/exchange.h"
+#include "engine/cuda/transport/ipc.h"
 #include "engine/cuda/transport/nccl.h"
 
 #include <stdatomic.h>
@@ -28,6 +29,7 @@ struct fr_transport {
     int64_t *offsets; /* [ranks][plan buffers], from the rank's arena; -1: not there */
     uint32_t buffers;
     fr_exchanges *exchanges;
+    fr_ipc *ipc; /* other processes' memory */
     atomic_bool aborted;
 };
 
@@ -137,6 +139,7 @@ void fr_transport_close(fr_transport *t, bool lost) {
     if (!t) return;
     for (uint32_t g = 0; g < t->groups && !atomic_load(&t->aborted); g++) fr_nccl_close(t->comms[g], lost);
     fr_exchanges_close(t->exchanges, lost);
+    fr_ipc_close(t->ipc, lost);
     fr_nccl_unload(t->lib);
     free(t->comms);
     free(t->at);
@@ -147,12 +150,23 @@ void fr_transport_close(fr_transport *t, bool lost) {
 
 /* ---- peers' memory ------------------------------------------------------------------------------------------------*/
 
+static fr_status share_processes(fr_transport *t, void *base, void **peers, fr_error *err) {
+    fr_ipc_handle mine, *all = fr_alloc((size_t)t->ranks * sizeof *all);
+    fr_status s = fr_ipc_hand_over(base, &mine, err);
+    if (s == FR_OK) s = fr_world_exchange(t->o.world, t->o.rank, &mine, sizeof mine, all, err);
+    for (int q = 0; q < t->ranks && s == FR_OK; q++) {
+        peers[q] = q == t->o.rank ? base : NULL;
+        if (q != t->o.rank && here(t, q)) s = fr_ipc_map(&t->ipc, &all[q], &peers[q], err);
+    }
+    free(all);
+    return s;
+}
+
 fr_status fr_transport_share(fr_transport *t, void *base, size_t bytes, void **peers, fr_error *err) {
     (void)bytes;
     peers[t->ranks > 1 ? t->o.rank : 0] = base;
     if (t->ranks < 2) return FR_OK;
-    if (!fr_world_same_process(t->o.world))
-        return fr_fail(err, FR_FAILED, "memory of other processes is not shared yet");
+    if (!fr_world_same_process(t->o.world)) return share_processes(t, base, peers, err);
     FR_TRY(fr_world_exchange(t->o.world, t->o.rank, &base, sizeof base, peers, err));
     for (int q = 0; q < t->ranks; q++) {
         int can = t->at[q].device == t->o.device;
