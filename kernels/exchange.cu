@@ -224,11 +224,49 @@ __device__ int64_t coprime(int64_t n) {
     }
 }
 
-struct Chunk {
+/* A member's run, and where its chunks begin in the numbering of all. */
+struct Run {
     const char *from;
+    char *to;
+    int64_t bytes, start;
+};
+
+/* A chunk on its way: what its store needs. */
+struct Chunk {
     char *to;
     uint32_t bytes;
 };
+
+/* One thread: moves this block's chunks of the runs. `n`: chunks in all. */
+__device__ void move_chunks(const Run *run, int64_t n, uint32_t ring, uint32_t full, Chunk *flying) {
+    if (blockIdx.x >= n) return;
+    const int64_t g = n > 1 ? coprime(n) : 1, step = static_cast<int64_t>(gridDim.x) * g % n;
+    const int64_t mine = (n - blockIdx.x + gridDim.x - 1) / gridDim.x;
+    int64_t at = blockIdx.x * g % n;
+    uint32_t load = 0, store = 0, parity = 0; /* stages */
+    for (int64_t i = 0; i < mine + AHEAD; i++) {
+        if (i < mine) {
+            /* The store that used this stage has read it: of those issued since, STAGES - AHEAD - 1 may be out. */
+            if (i >= STAGES) bulk_wait_read<STAGES - AHEAD - 1>();
+            const Run *r = run;
+            while (at >= r[1].start) r++;
+            const int64_t offset = (at - r->start) * BULK;
+            const uint32_t bytes = static_cast<uint32_t>(min(BULK, r->bytes - offset));
+            flying[load] = Chunk{r->to + offset, bytes};
+            mbar_expect(full + 8 * load, bytes);
+            bulk_load(ring + load * static_cast<uint32_t>(BULK), r->from + offset, bytes, full + 8 * load);
+            load = load + 1 == STAGES ? 0 : load + 1;
+            at += step;
+            if (at >= n) at -= n;
+        }
+        if (i >= AHEAD) {
+            mbar_wait(full + 8 * store, parity);
+            bulk_store(flying[store].to, ring + store * static_cast<uint32_t>(BULK), flying[store].bytes);
+            if (++store == STAGES) store = 0, parity ^= 1;
+        }
+    }
+    bulk_wait_all();
+}
 
 template <bool DISPATCH>
 __global__ void __launch_bounds__(BULK_THREADS)
@@ -236,48 +274,23 @@ __global__ void __launch_bounds__(BULK_THREADS)
                 int phases) {
     extern __shared__ __align__(128) char ring[];
     __shared__ __align__(8) uint64_t full[STAGES];
-    __shared__ int64_t start[FR_X_RANKS + 1]; /* first chunk of each member */
+    __shared__ Run run[FR_X_RANKS + 1];
+    __shared__ Chunk flying[STAGES];
     fr_x_block *b = x.block[x.me];
     const fr_x_move *moves = (DISPATCH ? b->dispatch : b->back) + a.part * x.ranks;
     const int64_t row = a.H * 2;
-    const uint32_t ring_at = smem_addr(ring), full_at = smem_addr(full);
     if (threadIdx.x == 0) {
-        for (int i = 0; i < STAGES; i++) mbar_init(full_at + 8 * static_cast<uint32_t>(i), 1);
+        for (uint32_t i = 0; i < STAGES; i++) mbar_init(smem_addr(full) + 8 * i, 1);
         fence_barrier_init();
-        start[0] = 0;
-        for (int p = 0; p < x.ranks; p++) start[p + 1] = start[p] + (moves[p].rows * row + BULK - 1) / BULK;
-    }
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        const int64_t n = start[x.ranks], g = n > 1 ? coprime(n) : 1;
-        const int64_t mine = n > blockIdx.x ? (n - blockIdx.x + gridDim.x - 1) / gridDim.x : 0;
-        auto chunk = [&](int64_t i) {
-            const int64_t at = (blockIdx.x + i * gridDim.x) * g % n;
-            int p = 0;
-            while (at >= start[p + 1]) p++;
-            const int64_t offset = (at - start[p]) * BULK;
-            return Chunk{reinterpret_cast<const char *>(a.rows) + moves[p].from * row + offset,
-                         static_cast<char *>(a.to[p]) + moves[p].to * row + offset,
-                         static_cast<uint32_t>(min(BULK, moves[p].rows * row - offset))};
-        };
-        for (int64_t i = 0; i < mine + AHEAD; i++) {
-            if (i < mine) {
-                const uint32_t stage = static_cast<uint32_t>(i % STAGES);
-                /* The store that used this stage has read it: of those issued since, STAGES - AHEAD - 1 may be out. */
-                if (i >= STAGES) bulk_wait_read<STAGES - AHEAD - 1>();
-                const Chunk c = chunk(i);
-                mbar_expect(full_at + 8 * stage, c.bytes);
-                bulk_load(ring_at + stage * BULK, c.from, c.bytes, full_at + 8 * stage);
-            }
-            if (i >= AHEAD) {
-                const int64_t j = i - AHEAD;
-                const uint32_t stage = static_cast<uint32_t>(j % STAGES);
-                const Chunk c = chunk(j);
-                mbar_wait(full_at + 8 * stage, static_cast<uint32_t>(j / STAGES % 2));
-                bulk_store(c.to, ring_at + stage * BULK, c.bytes);
-            }
+        int64_t chunks = 0;
+        for (int p = 0; p < x.ranks; p++) {
+            const fr_x_move m = moves[p];
+            run[p] = Run{reinterpret_cast<const char *>(a.rows) + m.from * row,
+                         static_cast<char *>(a.to[p]) + m.to * row, m.rows * row, chunks};
+            chunks += (m.rows * row + BULK - 1) / BULK;
         }
-        bulk_wait_all();
+        run[x.ranks].start = chunks;
+        move_chunks(run, chunks, smem_addr(ring), smem_addr(full), flying);
     } else if (DISPATCH && threadIdx.x >= 32) {
         int64_t item = blockIdx.x, base = 0;
         for (int j = 1; j <= x.ranks; j++) {

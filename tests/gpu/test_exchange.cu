@@ -597,9 +597,9 @@ int main(int argc, char **argv) {
     if (speed && devices == 2) {
         bench_counts(true);
         bench_counts(false);
-        for (int way = 1; way >= 0; way--) {
+        for (int way = 1; way >= 1; way--) {
             bulk = way;
-            bench_push(16384, 4096, 8, 128, false, {132, 64, 32, 24, 16, 12, 8, 4});
+            bench_push(16384, 4096, 8, 128, false, {132, 64, 32, 24, 16, 12, 10, 8, 6, 4});
             bench_push(1024, 4096, 8, 128, false, {64, 32, 16, 8});
             bench_push(128, 4096, 8, 128, false, {32, 16, 8});
             bench_push(16384, 2048, 8, 128, false, {32, 16});
