@@ -24,7 +24,7 @@ static fr_status close_after(device_rank *d, fr_status s);
 static fr_status open_weights(device_rank *d, fr_error *err) {
     const fr_setup *s = d->needs->setup;
     const fr_layout *l = &s->experiment.layout;
-    FR_TRY(fr_weights_open(&s->model, l, d->rank, d->world, &d->weights, err));
+    FR_TRY(fr_weights_open(&s->model, l, d->rank, d->world, d->transport, &d->weights, err));
     if (d->o->weights) return fr_weights_load(d->weights, &s->model, d->o->weights, err);
     return fr_weights_random(d->weights, &s->model, fr_layout_layers(l, &s->model), s->experiment.seed, err);
 }
@@ -204,9 +204,9 @@ static bool close_rank(void *self, bool lost) {
     device_rank *d = self;
     const bool answers = !d->exec || fr_exec_settle(d->exec);
     fr_exec_close(d->exec);
-    fr_transport_close(d->transport, lost || !answers);
-    if (!lost && answers && fr_world_exchange(d->world, d->rank, NULL, 0, NULL, NULL) == FR_OK)
-        fr_weights_close(d->weights);
+    const bool all = !lost && answers && fr_world_exchange(d->world, d->rank, NULL, 0, NULL, NULL) == FR_OK;
+    if (all) fr_weights_close(d->weights);
+    fr_transport_close(d->transport, !all);
     free(d);
     return answers;
 }

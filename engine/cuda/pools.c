@@ -93,7 +93,7 @@ static fr_status open_pool(fr_pools *g, uint32_t index, fr_error *err) {
                        (long long)b->bytes, p->experts, (long long)(p->experts * g->run.expert));
     p->stride = fr_ceil_div(b->bytes, ALIGN) * ALIGN;
     const int64_t bytes = p->stride * b->slots;
-    const cudaError_t e = cudaMalloc((void **)&p->base, (size_t)bytes);
+    const cudaError_t e = fr_transport_alloc(g->o.transport, (size_t)bytes, (void **)&p->base);
     if (e == cudaErrorMemoryAllocation) {
         size_t available = 0, total = 0;
         cudaGetLastError();
@@ -149,8 +149,7 @@ fr_status fr_pools_open(const fr_pools_options *o, fr_pools **out, fr_error *err
 
 void fr_pools_close(fr_pools *g, bool lost) {
     if (!g) return;
-    for (uint32_t i = 0; i < g->pools_count && !lost; i++)
-        if (g->pools[i].base) cudaFree(g->pools[i].base);
+    for (uint32_t i = 0; i < g->pools_count && !lost; i++) fr_transport_free(g->o.transport, g->pools[i].base);
     free(g->pools);
     free(g->peers);
     free(g->pulled);

@@ -1,5 +1,7 @@
 #include "engine/cuda/weights.h"
 
+#include "engine/cuda/transport/transport.h"
+
 #include <stdlib.h>
 #include <string.h>
 
@@ -100,7 +102,8 @@ static fr_status refuse_memory(const fr_weights *w, int64_t layer, fr_error *err
 
 static fr_status take(fr_weights *w, char **to, int64_t bytes, int64_t layer, fr_error *err) {
     if (bytes == 0) return FR_OK;
-    const cudaError_t e = cudaMalloc((void **)to, (size_t)bytes);
+    const cudaError_t e = to == &w->experts ? fr_transport_alloc(w->transport, (size_t)bytes, (void **)to)
+                                            : cudaMalloc((void **)to, (size_t)bytes);
     if (e == cudaErrorMemoryAllocation) return refuse_memory(w, layer, err);
     return e == cudaSuccess ? FR_OK
                             : fr_fail(err, FR_FAILED, "cudaMalloc of the weights failed: %s", cudaGetErrorString(e));
@@ -131,12 +134,13 @@ static fr_status take_all(fr_weights *w, const fr_model *m, const fr_layout *l, 
     return e == cudaSuccess ? FR_OK : fr_fail(err, FR_FAILED, "cudaMemset failed: %s", cudaGetErrorString(e));
 }
 
-fr_status fr_weights_open(const fr_model *m, const fr_layout *l, int rank, fr_world *world, fr_weights **out,
-                          fr_error *err) {
+fr_status fr_weights_open(const fr_model *m, const fr_layout *l, int rank, fr_world *world,
+                          struct fr_transport *transport, fr_weights **out, fr_error *err) {
     *out = NULL;
     FR_TRY(fr_weights_supported(m, l, err));
     fr_weights *w = fr_alloc(sizeof *w);
     w->world = world;
+    w->transport = transport;
     w->rank = rank;
     fr_shard_of(l, m, rank, &w->shard);
     fr_run_of(&w->shard, m, &w->run);
@@ -153,7 +157,7 @@ void fr_weights_close(fr_weights *w) {
     if (!w) return;
     fr_weights_unpin(w);
     cudaFree(w->arena);
-    cudaFree(w->experts);
+    fr_transport_free(w->transport, w->experts);
     cudaFree(w->first);
     free(w->layer);
     free(w);

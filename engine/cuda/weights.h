@@ -44,6 +44,7 @@ typedef struct fr_weights {
     int64_t host_bytes;     /* pinned by this rank; 0 where another rank of the process did */
     bool owns_host;
     fr_world *world;
+    struct fr_transport *transport; /* may be NULL; outlives the weights */
     int rank;
     int64_t bytes;  /* of GPU memory */
     double seconds; /* that it took to fill them */
@@ -65,8 +66,8 @@ fr_status fr_weights_supported(const fr_model *m, const fr_layout *l, fr_error *
  * free, and how many --resident-layers would fit. `world`: the ranks that run together, which all call this,
  * fr_weights_random and fr_weights_load (offload shares pinned memory among those of a process); NULL: this one alone.
  */
-fr_status fr_weights_open(const fr_model *m, const fr_layout *l, int rank, fr_world *world, fr_weights **out,
-                          fr_error *err);
+fr_status fr_weights_open(const fr_model *m, const fr_layout *l, int rank, fr_world *world,
+                          struct fr_transport *transport, fr_weights **out, fr_error *err);
 /* Pinned memory goes with the rank that pinned it: close the executors of all ranks first. */
 void fr_weights_close(fr_weights *w);
 

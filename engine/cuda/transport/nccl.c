@@ -27,7 +27,8 @@
     X(recv, ncclRecv, (void *, size_t, ncclDataType_t, int, ncclComm_t, cudaStream_t))                                 \
     X(memory, ncclMemAlloc, (void **, size_t))                                                                         \
     X(release, ncclMemFree, (void *))                                                                                  \
-    X(window, ncclCommWindowRegister, (ncclComm_t, void *, size_t, ncclWindow_t *, int))
+    X(window, ncclCommWindowRegister, (ncclComm_t, void *, size_t, ncclWindow_t *, int))                               \
+    X(unwindow, ncclCommWindowDeregister, (ncclComm_t, ncclWindow_t))
 
 struct fr_nccl {
     void *library;
@@ -41,6 +42,7 @@ struct fr_nccl_comm {
     fr_nccl *lib;
     ncclComm_t comm;
     int ranks, me;
+    bool copy_engines;
 };
 
 static fr_status check(const fr_nccl *n, ncclResult_t r, const char *call, fr_error *err) {
@@ -143,7 +145,7 @@ static fr_status connect_now(attempt *a, fr_error *err) {
     ncclUniqueId id;
     memcpy(&id, r->id, sizeof id);
     if (r->copy_engines) config.CTAPolicy = NCCL_CTA_POLICY_ZERO;
-    a->comm = (fr_nccl_comm){.lib = r->lib, .ranks = r->ranks, .me = r->me};
+    a->comm = (fr_nccl_comm){.lib = r->lib, .ranks = r->ranks, .me = r->me, .copy_engines = r->copy_engines};
     FR_TRY(cuda(cudaSetDevice(r->device), "cudaSetDevice", err));
     FR_TRY(check(r->lib, r->lib->init(&a->comm.comm, r->ranks, id, r->me, &config), "ncclCommInitRankConfig", err));
     char *memory = NULL;
@@ -254,21 +256,23 @@ fr_status fr_nccl_check(fr_nccl_comm *c, fr_error *err) {
 
 /* ---- memory -------------------------------------------------------------------------------------------------------*/
 
-fr_status fr_nccl_alloc(fr_nccl *n, size_t bytes, void **out, fr_error *err) {
-    return check(n, n->memory(out, bytes), "ncclMemAlloc", err);
-}
-
-void fr_nccl_free(fr_nccl *n, void *p) {
-    if (p) n->release(p);
-}
-
-fr_status fr_nccl_window(fr_nccl_comm *c, void *base, size_t bytes, fr_error *err) {
+fr_status fr_nccl_window_open(fr_nccl_comm *c, size_t bytes, void **base, void **handle, fr_error *err) {
+    const fr_nccl *n = c->lib;
     ncclWindow_t window = NULL;
-    FR_TRY(check(c->lib, c->lib->window(c->comm, base, bytes, &window, NCCL_WIN_COLL_SYMMETRIC),
-                 "ncclCommWindowRegister", err));
-    if (!window)
-        return fr_fail(err, FR_FAILED, "NCCL registers no symmetric window here (no peer access between all?)");
-    return FR_OK;
+    *base = NULL;
+    FR_TRY(check(n, n->memory(base, bytes), "ncclMemAlloc", err));
+    fr_status s =
+        check(n, n->window(c->comm, *base, bytes, &window, NCCL_WIN_COLL_SYMMETRIC), "ncclCommWindowRegister", err);
+    if (s == FR_OK && !window)
+        s = fr_fail(err, FR_FAILED, "NCCL registers no symmetric window here (peer access between all ranks?)");
+    if (s != FR_OK) n->release(*base);
+    *handle = window;
+    return s;
+}
+
+void fr_nccl_window_close(fr_nccl_comm *c, void *base, void *handle) {
+    c->lib->unwindow(c->comm, handle);
+    c->lib->release(base);
 }
 
 /* ---- collectives --------------------------------------------------------------------------------------------------*/
@@ -333,9 +337,9 @@ static ncclResult_t run_array(const fr_nccl_comm *c, const fr_collective *op, in
 
 fr_status fr_nccl_run(fr_nccl_comm *c, const fr_collective *op, int peer, cudaStream_t stream, fr_error *err) {
     const fr_nccl *n = c->lib;
-    FR_TRY(check(n, n->start(), "ncclGroupStart", err));
-    ncclResult_t r = ncclSuccess;
+    const bool grouped = !c->copy_engines; /* they carry one collective at a time */
+    ncclResult_t r = grouped ? n->start() : ncclSuccess, end = ncclSuccess;
     for (int a = 0; a < op->arrays && r == ncclSuccess; a++) r = run_array(c, op, a, peer, stream);
-    const ncclResult_t end = n->end();
+    if (grouped) end = n->end();
     return check(n, r == ncclSuccess ? end : r, fr_op_name(op->kind), err);
 }

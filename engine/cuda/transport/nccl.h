@@ -37,9 +37,8 @@ void fr_nccl_close(fr_nccl_comm *c, bool abort); /* NULL is allowed */
 fr_status fr_nccl_run(fr_nccl_comm *c, const fr_collective *op, int peer, cudaStream_t stream, fr_error *err);
 fr_status fr_nccl_check(fr_nccl_comm *c, fr_error *err); /* what happened to ops launched earlier */
 
-/* Memory and windows that copy engines can gather (collective over the members). */
-fr_status fr_nccl_alloc(fr_nccl *n, size_t bytes, void **out, fr_error *err);
-void fr_nccl_free(fr_nccl *n, void *p);
-fr_status fr_nccl_window(fr_nccl_comm *c, void *base, size_t bytes, fr_error *err);
+/* Memory in a symmetric window, which copy engines can gather. Collective over the members, the same `bytes` on all. */
+fr_status fr_nccl_window_open(fr_nccl_comm *c, size_t bytes, void **base, void **handle, fr_error *err);
+void fr_nccl_window_close(fr_nccl_comm *c, void *base, void *handle);
 
 #endif

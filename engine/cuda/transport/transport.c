@@ -10,7 +10,12 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { HOST_NAME = 64 };
+enum { HOST_NAME = 64, MOST_WINDOWS = 8 };
+
+/* Memory that copy engines gather. */
+typedef struct {
+    void *base, *handle;
+} window;
 
 /* Where a rank lives. */
 typedef struct {
@@ -29,6 +34,8 @@ struct fr_transport {
     int64_t *offsets; /* [ranks][plan buffers], from the rank's arena; -1: not there */
     uint32_t buffers;
     fr_exchanges *exchanges;
+    window windows[MOST_WINDOWS];
+    int windows_count;
     fr_ipc *ipc; /* other processes' memory */
     atomic_bool aborted;
 };
@@ -48,6 +55,14 @@ static bool gathers(const fr_layout *l) {
 static bool needs_nccl(const fr_layout *l) {
     const bool split = l->tp > 1 || l->pp > 1 || (l->experts == FR_EXP_TP && l->dp > 1);
     return split || gathers(l) || (l->experts == FR_EXP_EP && l->ep > 1 && l->exchange == FR_EXCHANGE_AGRS);
+}
+
+/* The communicator that gathers weights by copy engines. */
+static fr_nccl_comm *window_comm(const fr_transport *t) {
+    if (!gathers(t->o.layout) || t->o.layout->gather != FR_GATHER_NCCL_CE) return NULL;
+    for (uint32_t g = 0; g < t->groups; g++)
+        if (t->comms[g] && t->o.plan->groups[g].count == t->o.layout->ep) return t->comms[g];
+    return NULL;
 }
 
 /* ---- opening ------------------------------------------------------------------------------------------------------*/
@@ -137,6 +152,8 @@ void fr_transport_replan(fr_transport *t, const fr_plan *plan) {
 
 void fr_transport_close(fr_transport *t, bool lost) {
     if (!t) return;
+    for (int i = 0; i < t->windows_count && !lost && !atomic_load(&t->aborted); i++)
+        fr_nccl_window_close(window_comm(t), t->windows[i].base, t->windows[i].handle);
     for (uint32_t g = 0; g < t->groups && !atomic_load(&t->aborted); g++) fr_nccl_close(t->comms[g], lost);
     fr_exchanges_close(t->exchanges, lost);
     fr_ipc_close(t->ipc, lost);
@@ -175,6 +192,24 @@ fr_status fr_transport_share(fr_transport *t, void *base, size_t bytes, void **p
         if (!can) peers[q] = NULL;
     }
     return FR_OK;
+}
+
+cudaError_t fr_transport_alloc(fr_transport *t, size_t bytes, void **out) {
+    fr_nccl_comm *c = t && t->ranks > 1 ? window_comm(t) : NULL;
+    if (!c) return cudaMalloc(out, bytes);
+    if (t->windows_count == MOST_WINDOWS) return cudaErrorMemoryAllocation;
+    fr_error err;
+    window *w = &t->windows[t->windows_count];
+    if (fr_nccl_window_open(c, bytes, &w->base, &w->handle, &err) != FR_OK) return cudaErrorMemoryAllocation;
+    t->windows_count++;
+    *out = w->base;
+    return cudaSuccess;
+}
+
+void fr_transport_free(fr_transport *t, void *p) {
+    for (int i = 0; t && i < t->windows_count; i++)
+        if (t->windows[i].base == p) return;
+    cudaFree(p);
 }
 
 static void *peer_of(fr_transport *t, uint32_t buffer, int q) {

@@ -54,6 +54,14 @@ fr_status fr_transport_share(fr_transport *t, void *base, size_t bytes, void **p
  */
 fr_status fr_transport_bind(fr_transport *t, void *arena, size_t bytes, void *const *buffers, fr_error *err);
 
+/*
+ * Memory for weights that are gathered: with --gather nccl-ce collective over the ep group, the same `bytes` on all (it
+ * becomes a symmetric window, which copy engines gather without a kernel); else cudaMalloc. `transport` may be NULL.
+ */
+cudaError_t fr_transport_alloc(fr_transport *t, size_t bytes, void **out);
+/* NULL p is allowed. Windows stay until the transport closes. */
+void fr_transport_free(fr_transport *t, void *p);
+
 /* The exchange of one half (0 without two-batch overlap), part g of the expert groups. Formats of the buffers: see
  * kernels/exchange.h. `send` and `recv` are plan buffers of this rank. */
 typedef struct {
