@@ -19,9 +19,9 @@ $(BUILD)/forerun-cuda: $(ENGINE_OBJ) $(BUILD)/libforerun.a $(BUILD)/libkernels.a
 # Tests of parts of the engine that need several GPUs.
 TRANSPORT_OBJ = $(patsubst %.c,$(BUILD)/%.o,$(wildcard engine/cuda/transport/*.c)) $(BUILD)/engine/cuda/device.o
 $(BUILD)/tests/gpu/test_transport.o: CFLAGS += -isystem $(CUDA_HOME)/include
-$(BUILD)/gpu/test_transport: $(BUILD)/tests/gpu/test_transport.o $(TRANSPORT_OBJ) $(BUILD)/libforerun.a $(BUILD)/libkernels.a
+$(BUILD)/gpu/test_transport: $(BUILD)/tests/gpu/test_transport.o $(BUILD)/tests/gpu/hold.cu.o $(TRANSPORT_OBJ) $(BUILD)/libforerun.a $(BUILD)/libkernels.a
 	@mkdir -p $(@D)
-	$(CXX) $(OPT) $(EXTRA) -pthread -o $@ $< $(TRANSPORT_OBJ) $(BUILD)/libkernels.a $(BUILD)/libforerun.a $(STATIC) $(CUDA_LIBS)
+	$(CXX) $(OPT) $(EXTRA) -pthread -o $@ $< $(BUILD)/tests/gpu/hold.cu.o $(TRANSPORT_OBJ) $(BUILD)/libkernels.a $(BUILD)/libforerun.a $(STATIC) $(CUDA_LIBS)
 # To preload where nothing may create a multicast object.
 $(BUILD)/gpu/no_multicast.so: tests/gpu/no_multicast.c
 	@mkdir -p $(@D)

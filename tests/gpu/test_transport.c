@@ -3,7 +3,8 @@
  * every collective against what it must give, even and uneven rows, in place, ranks without rows, several arrays at
  * once; then a peer that does not come; then latency and bandwidth.
  *
- * usage: test_transport [check] [fault] [bench]      (default: check fault bench)
+ * usage: test_transport [check] [bench] [ce] [fault]      (default: all)
+ * ce: gathers weights by kernels and by copy engines, and shows which needs SMs: beside a kernel that has them all.
  * LD_PRELOAD=.../no_multicast.so makes it fail where anything creates a multicast object.
  */
 #include "engine/cuda/device.h"
@@ -280,6 +281,94 @@ static void bench(one *o) {
             }
 }
 
+/* ---- weights by copy engines --------------------------------------------------------------------------------------*/
+
+cudaError_t hold_all_sms(uint64_t ns, cudaStream_t stream); /* hold.cu */
+
+/* Whether a gather ends while a kernel of `hold_ms` has all SMs of both devices. */
+static bool ends_beside(one *o, fr_transport *t, const fr_collective *c, double hold_ms) {
+    fr_error err;
+    cudaStream_t other;
+    CUDA(cudaStreamCreateWithFlags(&other, cudaStreamNonBlocking));
+    barrier(o);
+    CUDA(hold_all_sms((uint64_t)(hold_ms * 1e6), other));
+    usleep(20000); /* the kernel has begun */
+    FR(fr_transport_launch(t, c, o->stream, &err));
+    const double end = now() + hold_ms * 1e-3 / 2;
+    cudaError_t e;
+    while ((e = cudaStreamQuery(o->stream)) == cudaErrorNotReady && now() < end) usleep(100);
+    const bool held = cudaStreamQuery(other) == cudaErrorNotReady;
+    if (!held) printf("FAILED rank %d: the kernel on all SMs was over too early\n", o->rank), failures++;
+    await(o, 20);
+    CUDA(cudaStreamSynchronize(other));
+    CUDA(cudaStreamDestroy(other));
+    barrier(o);
+    return e == cudaSuccess;
+}
+
+static void copy_engines(one *o, fr_gather gather) {
+    fr_error err;
+    fr_layout layout = {
+        .experts = FR_EXP_ASYNCEP, .gather = gather, .tp = 1, .pp = 1, .ep = ranks, .dp = ranks, .replicas = 1};
+    fr_model model = {.hidden = WIDTH};
+    const fr_transport_options options = {.world = world,
+                                          .rank = o->rank,
+                                          .device = o->rank,
+                                          .plan = plan,
+                                          .layout = &layout,
+                                          .model = &model,
+                                          .tokens = 1,
+                                          .timeout_s = 30};
+    const int64_t elements = 32 << 20, rows[MOST] = {1, 1, 1, 1, 1, 1, 1, 1};
+    fr_transport *t;
+    uint16_t *shard, *slot;
+    FR(fr_transport_open(&options, &t, &err));
+    CUDA(fr_transport_alloc(t, (size_t)elements * 2, (void **)&shard));
+    CUDA(fr_transport_alloc(t, (size_t)(elements * 2 * ranks), (void **)&slot));
+    uint16_t *h = malloc((size_t)elements * 2);
+    for (int64_t i = 0; i < elements; i++) h[i] = bf16(value(o->rank, i));
+    CUDA(cudaMemcpy(shard, h, (size_t)elements * 2, cudaMemcpyHostToDevice));
+    CUDA(cudaMemset(slot, 0xff, (size_t)(elements * 2 * ranks)));
+    CUDA(cudaDeviceSynchronize());
+    free(h);
+    /* Two arrays, as the two parts of a layer's experts. */
+    fr_collective c = {.kind = FR_OP_GATHER_WEIGHTS, .peer = -1, .gather = (uint8_t)gather, .arrays = 2, .rows = rows};
+    for (int a = 0; a < 2; a++) {
+        c.row_bytes[a] = elements;
+        c.in[a] = shard + a * elements / 2;
+        c.out[a] = slot + a * ranks * elements / 2;
+    }
+    barrier(o);
+    FR(fr_transport_launch(t, &c, o->stream, &err));
+    await(o, 20);
+    for (int q = 0; q < ranks; q++)
+        for (int64_t i = 0; i < elements; i += 999983) {
+            const int64_t a = i / (elements / 2), at = a * ranks * elements / 2 + q * elements / 2 + i % (elements / 2);
+            expect(o, "gather of weights", slot, at, i, value(q, i));
+        }
+    cudaEvent_t e[2];
+    float ms;
+    CUDA(cudaEventCreate(&e[0]));
+    CUDA(cudaEventCreate(&e[1]));
+    barrier(o);
+    CUDA(cudaEventRecord(e[0], o->stream));
+    for (int i = 0; i < 10; i++) FR(fr_transport_launch(t, &c, o->stream, &err));
+    CUDA(cudaEventRecord(e[1], o->stream));
+    await(o, 20);
+    CUDA(cudaEventElapsedTime(&ms, e[0], e[1]));
+    const bool beside = ends_beside(o, t, &c, 400);
+    if (o->rank == 0)
+        printf("weights by %s: %.1f GB/s in, %s beside a kernel on all SMs\n", fr_gather_name(gather),
+               (double)(elements * 2 * (ranks - 1)) * 10 / (double)ms * 1e-6, beside ? "ends" : "does not end");
+    if (beside != (gather == FR_GATHER_NCCL_CE))
+        printf("FAILED rank %d: %s\n", o->rank, beside ? "no kernel?" : "a kernel was used"), failures++;
+    fflush(stdout);
+    barrier(o);
+    fr_transport_free(t, shard);
+    fr_transport_free(t, slot);
+    fr_transport_close(t, false);
+}
+
 /* ---- threads ------------------------------------------------------------------------------------------------------*/
 
 static void *run(void *context) {
@@ -307,6 +396,10 @@ static void *run(void *context) {
     FR(fr_transport_share(o->t, o->in, o->bytes, peers, &err));
     if (strstr(which, "check")) check_all(o);
     if (strstr(which, "bench")) bench(o);
+    if (strstr(which, "ce ")) {
+        copy_engines(o, FR_GATHER_NCCL);
+        copy_engines(o, FR_GATHER_NCCL_CE);
+    }
     if (strstr(which, "fault")) fault(o);
     fr_transport_close(o->t, faulty);
     return NULL;
@@ -319,7 +412,7 @@ int main(int argc, char **argv) {
     char text[128] = "";
     fr_error err;
     for (int i = 1; i < argc; i++) snprintf(text + strlen(text), sizeof text - strlen(text), "%.20s ", argv[i]);
-    which = argc > 1 ? text : "check bench fault";
+    which = argc > 1 ? text : "check bench ce fault";
     faulty = strstr(which, "fault") != NULL;
     FR(fr_device_environment(&err));
     FR(fr_device_count(&ranks, &err));
