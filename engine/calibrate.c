@@ -407,8 +407,7 @@ static void add_collectives(maker *m) {
     } kinds[] = {{FR_OP_ALLREDUCE, FR_GATHER_NCCL, 0},
                  {FR_OP_ALLGATHER, FR_GATHER_NCCL, 0},
                  {FR_OP_REDUCESCATTER, FR_GATHER_NCCL, 0},
-                 {FR_OP_SEND, FR_GATHER_NCCL, 0},
-                 {FR_OP_ALLTOALL, FR_GATHER_NCCL, 2}};
+                 {FR_OP_SEND, FR_GATHER_NCCL, 0}};
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
         for (int64_t bytes = 1024; bytes <= INT64_C(1) << 30; bytes *= 2) {
             fr_row row = blank(kinds[i].kind);
@@ -418,6 +417,29 @@ static void add_collectives(maker *m) {
             const bool coarse = (bytes & INT64_C(0x55555555555)) != 0; /* every other power of two */
             if (coarse || m->mode == FR_CAL_FULL) add(m, FR_CAL_COLLECTIVE, kinds[i].tier + !coarse, row);
         }
+}
+
+/* Tokens to the ranks of their experts and back, under even routing over two ranks: bytes as engine/strategy/
+ * experts_ep.c counts them, one row of bf16 for each token that has an expert on the other rank. */
+static fr_status add_exchanges(maker *m, fr_error *err) {
+    static const fr_op_kind kinds[] = {FR_OP_COUNTS, FR_OP_ALLTOALL, FR_OP_ALLTOALL_BACK};
+    fr_model model;
+    FR_TRY(fr_model_load(FR_CAL_EXCHANGE_MODEL, &model, err));
+    double stay = 1; /* all k of a token's experts are on its own side */
+    for (int j = 0; j < model.top_k; j++) stay *= (model.experts / 2.0 - j) / (model.experts - j);
+    for (int32_t tokens = 1; tokens <= FR_CAL_EXCHANGE_TOKENS; tokens *= 2)
+        for (int k = 0; k < 3; k++) {
+            const int32_t leaving = (int32_t)lround(fmax(1, tokens * (1 - stay)));
+            fr_row row = blank(kinds[k]);
+            row.shape.ranks = 2;
+            row.shape.bytes = k ? 2 * (int64_t)model.hidden * leaving : 0;
+            const bool coarse = tokens == 1 || tokens == 64 || tokens == 512 || tokens == 4096 || tokens == 16384;
+            if (m->mode != FR_CAL_FULL && !coarse) continue;
+            fr_cal_item *it = add(m, FR_CAL_EXCHANGE, 2, row);
+            it->tokens = tokens;
+            it->leaving = leaving;
+        }
+    return FR_OK;
 }
 
 static void add_beside(maker *m) {
@@ -475,7 +497,8 @@ static double estimate(const fr_cal_grid *g, uint32_t i, const fr_cost_model *co
             equal = v[j].queries == v[0].queries && v[j].prefix == 0;
         s += equal ? PLAN_EQUAL_S : PLAN_FIRST_S / 8; /* most find a kernel that was compiled before */
     }
-    if (it->what == FR_CAL_PULL || it->what == FR_CAL_COLLECTIVE) s = 0.02 + 3e-9 * ns * launches;
+    if (it->what == FR_CAL_PULL || it->what == FR_CAL_COLLECTIVE || it->what == FR_CAL_EXCHANGE)
+        s = 0.02 + 3e-9 * ns * launches;
     return s;
 }
 
@@ -508,6 +531,7 @@ static fr_status fill(maker *m, int devices, fr_error *err) {
     if (devices == 2) {
         add_copies(m, true);
         add_collectives(m);
+        FR_TRY(add_exchanges(m, err));
         add_beside(m);
         return FR_OK;
     }
@@ -580,8 +604,8 @@ double fr_cal_grid_seconds(const fr_cal_grid *g, double limit, uint32_t *count) 
 }
 
 void fr_cal_grid_list(const fr_cal_grid *g, double limit, bool rows, fr_text *out) {
-    static const char *const whats[FR_CAL_WHATS] = {"bursts", "sustained", "ramps",       "host and events",
-                                                    "copies", "pulls",     "collectives", "interference"};
+    static const char *const whats[FR_CAL_WHATS] = {"bursts", "sustained",   "ramps",     "host and events", "copies",
+                                                    "pulls",  "collectives", "exchanges", "interference"};
     double sum[FR_CAL_WHATS] = {0}, tier[TIERS + 4] = {0}, total = 0;
     uint32_t count[FR_CAL_WHATS] = {0}, tiers[TIERS + 4] = {0}, fit = 0;
     for (uint32_t i = 0; i < g->count; i++) {

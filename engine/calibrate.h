@@ -26,7 +26,8 @@ typedef enum {
     FR_CAL_COPY,      /* copies of one GPU, both ways too */
     FR_CAL_PULL,      /* two GPUs from here on */
     FR_CAL_COLLECTIVE,
-    FR_CAL_BESIDE, /* a victim beside an aggressor */
+    FR_CAL_EXCHANGE, /* of routed tokens */
+    FR_CAL_BESIDE,   /* a victim beside an aggressor */
     FR_CAL_WHATS
 } fr_cal_what;
 
@@ -35,6 +36,8 @@ typedef struct {
     uint8_t tier;  /* 0 = most wanted */
     int16_t top_k; /* experts a token: permute, combine, sort, top-k */
     int16_t head_dim;
+    int32_t tokens; /* EXCHANGE: of each rank, and how many of them leave it */
+    int32_t leaving;
     float hold_s;   /* HOLD: seconds */
     double seconds; /* estimate of what it takes */
     bool done;      /* a file holds it already */
@@ -46,6 +49,10 @@ typedef struct {
     uint32_t count, cap;
     char gpu[32];
 } fr_cal_grid;
+
+/* The model whose tokens are exchanged, and the most of them. */
+#define FR_CAL_EXCHANGE_MODEL "qwen3-235b-a22b"
+enum { FR_CAL_EXCHANGE_TOKENS = 32768 };
 
 /* Milliseconds after the first launch from which the rows of a RAMP count, the last one an end without a row. */
 enum { FR_CAL_RAMP_STEPS = 11 };

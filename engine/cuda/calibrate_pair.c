@@ -3,6 +3,7 @@
  * walk through the grid together and agree before each item. Transfers by themselves stand behind a kernel that holds
  * the stream, so that no host time is in them.
  */
+#include "engine/cuda/calibrate_exchange.h"
 #include "engine/cuda/calibrate_run.h"
 #include "engine/cuda/transport/transport.h"
 #include "kernels/probe.h"
@@ -36,8 +37,9 @@ typedef struct {
     fr_measure *measure;
     fr_bench *bench;
     fr_transport *transport;
-    char *src, *dst; /* SIDE bytes each, for transfers only */
-    void *peer_src;  /* the other's, as seen from here */
+    fr_cal_exchange *exchange; /* opened when first wanted */
+    char *src, *dst;           /* SIDE bytes each, for transfers only */
+    void *peer_src;            /* the other's, as seen from here */
     cudaStream_t copy[2], comm;
     cudaEvent_t *event; /* [EVENTS] of transfers: before and after each */
     /* transfers beside compute */
@@ -225,6 +227,40 @@ static fr_status measure_collective(rank *r, uint32_t i, fr_error *err) {
     if (kind != FR_OP_SEND) return FR_OK;
     row.shape.kind = FR_OP_RECV; /* takes what the send takes */
     return fr_cal_write(run, &run->grid->table, &row, ns, count, err);
+}
+
+/* ---- exchanges ----------------------------------------------------------------------------------------------------*/
+
+/* Counts, dispatch and return in turns, as layers have them; of each repetition the lesser of both ranks' times. */
+static fr_status measure_exchange(rank *r, uint32_t i, fr_error *err) {
+    enum { TIMES = 20, STEPS = 3 };
+    static const fr_op_kind steps[STEPS] = {FR_OP_COUNTS, FR_OP_ALLTOALL, FR_OP_ALLTOALL_BACK};
+    fr_cal_run *run = r->p->run;
+    const fr_cal_item *item = &run->grid->items[i];
+    const fr_op_kind kind = (fr_op_kind)run->grid->table.rows[i].shape.kind;
+    double ns[TIMES], both[RANKS][TIMES];
+    if (!r->exchange)
+        FR_TRY(fr_cal_exchange_open(r->p->world, r->id, run->options->device[r->id], r->dst, (size_t)SIDE, &r->exchange,
+                                    err));
+    FR_TRY(fr_cal_exchange_pack(r->exchange, item->tokens, item->leaving, r->comm, err));
+    FR_TRY(drain(r, r->comm, err));
+    FR_TRY(meet(r, err));
+    CU(fr_k_hold(1500000, r->comm));
+    for (int k = 0; k < TIMES * STEPS; k++) {
+        CU(cudaEventRecord(r->event[k], r->comm));
+        FR_TRY(fr_cal_exchange_launch(r->exchange, steps[k % STEPS], r->comm, err));
+    }
+    CU(cudaEventRecord(r->event[TIMES * STEPS], r->comm));
+    FR_TRY(fr_measure_await(r->measure, r->event[TIMES * STEPS], err));
+    FR_TRY(fr_cal_exchange_check(r->exchange, err));
+    for (int k = 0; k < TIMES * STEPS; k++)
+        if (steps[k % STEPS] == kind) FR_TRY(between(r, k, k + 1, &ns[k / STEPS], err));
+    FR_TRY(fr_world_exchange(r->p->world, r->id, ns, sizeof ns, both, err));
+    if (r->id != 0) return FR_OK;
+    for (int k = 0; k < TIMES; k++) ns[k] = fmin(both[0][k], both[1][k]);
+    const fr_reading x = fr_reading_of(ns + 2, TIMES - 2); /* the first ones wait for the other's hold */
+    const fr_row row = fr_cal_filled(run, i, &x);
+    return fr_cal_write(run, &run->grid->table, &row, ns + 2, TIMES - 2, err);
 }
 
 /* ---- compute beside transfers -------------------------------------------------------------------------------------*/
@@ -464,6 +500,8 @@ static fr_status one_item(rank *r, uint32_t i, fr_error *err) {
         return measure_pull(r, i, err);
     case FR_CAL_COLLECTIVE:
         return measure_collective(r, i, err);
+    case FR_CAL_EXCHANGE:
+        return measure_exchange(r, i, err);
     case FR_CAL_BESIDE:
         return measure_beside(r, i, err);
     default:
@@ -495,13 +533,15 @@ static fr_status all_items(rank *r, fr_error *err) {
 static void close_rank(rank *r, bool failed) {
     if (!failed) {
         cudaSetDevice(r->p->run->options->device[r->id]);
+        fr_cal_exchange_close(r->exchange, false);
         fr_transport_close(r->transport, false);
         for (int i = 0; i < EVENTS && r->event; i++) cudaEventDestroy(r->event[i]);
         cudaFree(r->src);
         cudaFree(r->dst);
         for (int i = 0; i < 2; i++) cudaStreamDestroy(r->copy[i]);
         cudaStreamDestroy(r->comm);
-    } else if (r->transport) {
+    } else {
+        fr_cal_exchange_close(r->exchange, true);
         fr_transport_close(r->transport, true);
     }
     free(r->event);
