@@ -109,11 +109,13 @@ static fr_status watch(fr_conductor *c) {
     const int64_t now = fr_monotonic(), limit = (int64_t)(ISSUE_PART * c->o->timeout_s * 1e9);
     for (int r = 0; r < c->ranks; r++) {
         fr_error why;
+        char at[96];
         if (c->asked[r] == 0 || now - c->asked[r] < limit || c->unissued[r] == 0) continue;
-        fr_fail(
-            &why, FR_FAILED,
-            "rank %d has not issued its forward for %.3g s: its host thread stands still (--timeout sets the limit)", r,
-            (double)(now - c->asked[r]) * 1e-9);
+        fr_worker_where(c->workers[r], at, sizeof at);
+        fr_fail(&why, FR_FAILED,
+                "rank %d has not issued its forward for %.3g s: its host thread stands still%s%s (--timeout sets the "
+                "limit)",
+                r, (double)(now - c->asked[r]) * 1e-9, at[0] ? " at op " : "", at);
         fr_world_fail(c->o->world, r, &why);
     }
     return fr_world_failed(c->o->world, NULL, c->err) ? FR_FAILED : FR_OK;
@@ -341,6 +343,7 @@ static bool close_ranks(fr_conductor *c, bool failed) {
     for (int r = 0; r < c->ranks; r++) {
         if (!c->workers[r]) continue;
         open++;
+        if (failed) fr_worker_release(c->workers[r]); /* its thread may be the one that stands still */
         fr_worker_stop(c->workers[r]);
     }
     const int64_t deadline = fr_monotonic() + (int64_t)((failed ? GRACE_S : c->o->timeout_s + GRACE_S) * 1e9);

@@ -1,6 +1,6 @@
 /*
  * rank: what the conductor asks of a rank of the plan, whatever executes it. All functions of a rank are called by the
- * rank's own thread (worker.h) and by no other.
+ * rank's own thread (worker.h) and by no other, but for those that say so.
  */
 #ifndef FR_CONDUCT_RANK_H
 #define FR_CONDUCT_RANK_H
@@ -89,7 +89,8 @@ typedef struct {
  * poll      what has become of the oldest forward that is out
  * collect   waits for it and takes it in; spans may be NULL
  * finish    after the last forward: how well the clock held (facts)
- * release   the world has failed: lets go whatever on the device waits for other ranks
+ * release   the world has failed: lets go whatever on the device waits for other ranks. Any thread
+ * where     which op the rank's thread is issuing; leaves *out as it is when none. Any thread; may be NULL
  * close     `lost`: the device is not to be waited for. Returns whether it still answers
  */
 typedef struct {
@@ -104,6 +105,7 @@ typedef struct {
     fr_status (*finish)(void *self, fr_error *err);
     void (*facts)(void *self, fr_rank_facts *out);
     void (*release)(void *self);
+    void (*where)(void *self, char *out, size_t size);
     bool (*close)(void *self, bool lost);
 } fr_rank_kind;
 

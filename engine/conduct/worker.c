@@ -29,6 +29,8 @@ struct fr_worker {
     bool entered, spans, timed, stop;
     fr_rank_facts facts;
     fr_error err;
+    pthread_mutex_t lock; /* of release, which any thread may ask for, against close */
+    bool released, closed;
 };
 
 int64_t fr_monotonic(void) {
@@ -167,10 +169,37 @@ static fr_status open_rank(fr_worker *w) {
     const fr_worker_options *o = &w->o;
     if (injected(w, FR_INJECT_OOM))
         return fr_fail(&w->err, FR_FAILED, "rank %d: out of GPU memory because --inject says so", o->rank);
-    FR_TRY(o->kind->open(o->context, o->rank, o->world, o->plan, o->needs, &w->self, &w->err));
+    void *self = NULL;
+    FR_TRY(o->kind->open(o->context, o->rank, o->world, o->plan, o->needs, &self, &w->err));
+    pthread_mutex_lock(&w->lock);
+    w->self = self;
+    pthread_mutex_unlock(&w->lock);
     o->kind->facts(w->self, &w->facts);
     tell(w, FR_NOTE_READY, NULL);
     return FR_OK;
+}
+
+void fr_worker_release(fr_worker *w) {
+    pthread_mutex_lock(&w->lock);
+    if (w->self && !w->released && !w->closed) {
+        w->released = true;
+        w->o.kind->release(w->self);
+    }
+    pthread_mutex_unlock(&w->lock);
+}
+
+void fr_worker_where(fr_worker *w, char *out, size_t size) {
+    out[0] = 0;
+    pthread_mutex_lock(&w->lock);
+    if (w->self && !w->closed && w->o.kind->where) w->o.kind->where(w->self, out, size);
+    pthread_mutex_unlock(&w->lock);
+}
+
+static bool close_rank(fr_worker *w, bool lost) {
+    pthread_mutex_lock(&w->lock);
+    w->closed = true;
+    pthread_mutex_unlock(&w->lock);
+    return !w->self || w->o.kind->close(w->self, lost);
 }
 
 static void *body(void *context) {
@@ -181,9 +210,9 @@ static void *body(void *context) {
         w->err.status = s;
         fr_world_fail(w->o.world, w->o.rank, &w->err);
         tell(w, FR_NOTE_FAILED, NULL);
-        if (w->self) w->o.kind->release(w->self);
+        fr_worker_release(w);
     }
-    const bool answers = !w->self || w->o.kind->close(w->self, s != FR_OK);
+    const bool answers = close_rank(w, s != FR_OK);
     const fr_note n = {.kind = FR_NOTE_CLOSED, .rank = w->o.rank, .lost = !answers};
     fr_mailbox_put(w->o.notes, &n);
     return NULL;
@@ -195,8 +224,10 @@ fr_status fr_worker_open(const fr_worker_options *o, fr_worker **out, fr_error *
     fr_worker *w = fr_alloc(sizeof *w);
     w->o = *o;
     w->commands = fr_mailbox_new(sizeof(command));
+    pthread_mutex_init(&w->lock, NULL);
     *out = NULL;
     if (pthread_create(&w->thread, NULL, body, w) != 0) {
+        pthread_mutex_destroy(&w->lock);
         fr_mailbox_free(w->commands);
         free(w);
         return fr_fail(err, FR_FAILED, "no thread could be made for rank %d", o->rank);
@@ -211,6 +242,7 @@ void fr_worker_close(fr_worker *w) {
     pthread_join(w->thread, NULL);
     while (fr_mailbox_take(w->commands, &c, 0)) free(c.counts);
     fr_mailbox_free(w->commands);
+    pthread_mutex_destroy(&w->lock);
     free(w);
 }
 

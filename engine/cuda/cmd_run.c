@@ -281,7 +281,8 @@ static void print_text(const job *j) {
     fr_text_free(&t);
 }
 
-static fr_status keep(const job *j, const cli_args *a, fr_error *err) {
+/* `why`: a run that failed; NULL = it did not. */
+static fr_status keep(const job *j, const cli_args *a, const char *why, fr_error *err) {
     if (!cli_keeps(a)) return FR_OK;
     const char *path = cli_value(a, "anchors");
     char *anchors = NULL;
@@ -300,6 +301,7 @@ static fr_status keep(const job *j, const cli_args *a, fr_error *err) {
                   .spans = &j->out.c.spans,
                   .routing = routing.text,
                   .anchors = anchors};
+    if (why) json_object_set_new(k.report, "failed", json_string(why));
     const fr_status status = cli_keep(&k, a, err);
     fr_text_free(&routing);
     free(anchors);
@@ -351,7 +353,16 @@ static fr_status write_files(const job *j, const cli_args *a, fr_error *err) {
         s = fr_write_file(answers, t.text ? t.text : "", t.length, err);
         fr_text_free(&t);
     }
-    return s == FR_OK ? keep(j, a, err) : s;
+    return s == FR_OK ? keep(j, a, NULL, err) : s;
+}
+
+/* A run that failed after some forwards: what it brought is stored, with the reason in its result. */
+static fr_status keep_part(const job *j, const cli_args *a, fr_status played, const fr_error *why) {
+    fr_error ignored;
+    if (j->out.c.forwards_count == 0 || !cli_keeps(a)) return played;
+    if (keep(j, a, why->text, &ignored) == FR_OK)
+        fprintf(stderr, "forerun: %u forwards until then are stored\n", j->out.c.forwards_count);
+    return played;
 }
 
 /* ---- all of it ----------------------------------------------------------------------------------------------------*/
@@ -374,7 +385,8 @@ static fr_status run_job(job *j, const cli_args *a, const char *exe, fr_error *e
     FR_TRY(open_requests(j, a, exe, err));
     FR_TRY(fr_setup_any_routing(&j->setup, err));
     FR_TRY(predict(j, a, exe, err));
-    FR_TRY(fr_run(&j->setup, &j->options, &j->out, err));
+    const fr_status played = fr_run(&j->setup, &j->options, &j->out, err);
+    if (played != FR_OK) return keep_part(j, a, played, err);
     FR_TRY(write_files(j, a, err));
     if (cli_value(a, "json")) {
         json_t *o = result_json(j);

@@ -192,8 +192,17 @@ static void facts(void *self, fr_rank_facts *out) {
 
 static void release(void *self) {
     const device_rank *d = self;
+    cudaSetDevice(d->device); /* any thread may come here */
     if (d->exec) fr_exec_release(d->exec);
     fr_transport_abort(d->transport);
+}
+
+static void where(void *self, char *out, size_t size) {
+    char text[48];
+    const uint64_t op = fr_exec_issuing(((device_rank *)self)->exec);
+    if (op == 0) return;
+    fr_op_id_text(op, text);
+    snprintf(out, size, "%s", text);
 }
 
 /*
@@ -217,7 +226,7 @@ static fr_status close_after(device_rank *d, fr_status s) {
 }
 
 const fr_rank_kind *fr_device_rank_kind(void) {
-    static const fr_rank_kind kind = {open_rank, replan, start, skew,    append,    poll_rank,
-                                      collect,   finish, facts, release, close_rank};
+    static const fr_rank_kind kind = {open_rank, replan, start, skew,    append, poll_rank,
+                                      collect,   finish, facts, release, where,  close_rank};
     return &kind;
 }

@@ -8,6 +8,7 @@
 
 #include <inttypes.h>
 #include <math.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -75,6 +76,7 @@ struct fr_exec {
     flight slot[SLOTS];
     int64_t appended, collected;
     bool lost; /* the device failed or did not answer: nothing more is asked of it */
+    _Atomic uint64_t issuing;
     /* clock */
     int64_t epoch;           /* CLOCK_MONOTONIC of time 0 */
     fr_anchor first, latest; /* taken when the rank was opened, and last */
@@ -495,6 +497,7 @@ static fr_status issue_one(fr_exec *x, flight *f, uint32_t index, int64_t *since
     const fr_issue_may_t may = fr_issue_may(x->issue, f->f, op, nothing(x, f, op));
     *issued = may != FR_ISSUE_LATER;
     if (!*issued) return FR_OK;
+    atomic_store_explicit(&x->issuing, fr_op_id(x->o.plan, f->f, op), memory_order_relaxed);
     fr_status s =
         host ? issue_host_op(x, f, index, *since, err) : issue_device_op(x, f, index, may == FR_ISSUE_SKIP, err);
     if (s == FR_OK && !host) s = issue_marks(x, f, op, err);
@@ -636,6 +639,10 @@ static bool lanes_done(const fr_exec *x, const flight *f) {
     for (uint32_t i = 0; i < x->o.plan->lanes_count; i++)
         if (f->lane_used[i] && cudaEventQuery(f->lane_ends[i]) == cudaErrorNotReady) return false;
     return true;
+}
+
+uint64_t fr_exec_issuing(const fr_exec *x) {
+    return x ? atomic_load_explicit(&x->issuing, memory_order_relaxed) : 0;
 }
 
 void fr_exec_release(fr_exec *x) {
