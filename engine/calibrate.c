@@ -39,7 +39,13 @@ typedef struct {
     fr_cal_grid *g;
     const fr_machine *machine;
     fr_cal_mode mode;
+    double limit_s;
 } maker;
+
+/* Seconds of a sustained measurement: a 40th of the whole, 10 s at most; the clock settles within 2 s (ramps). */
+static float hold_seconds(const maker *m, double share) {
+    return (float)fmin(fmax(share * m->limit_s / 40, 2), 10);
+}
 
 /* Of the quick grid and of anchors only the most wanted. */
 static bool wanted(const maker *m, int tier) {
@@ -343,7 +349,7 @@ static fr_status add_anchors(maker *m, fr_error *err) {
         list[count].shape.n = (int32_t)memory[i].n;
         list[count++].shape.bytes = memory[i].bytes;
     }
-    const float hold = m->mode == FR_CAL_FULL ? 10 : m->mode == FR_CAL_QUICK ? 2.5F : 2.6F;
+    const float hold = m->mode == FR_CAL_ANCHORS ? 2.6F : hold_seconds(m, 1);
     for (int i = 0; i < count; i++) {
         const bool chief = i == 0 || i == 4 || i == 8 || i == 11; /* one a class */
         add(m, FR_CAL_BURST, 0, list[i]);
@@ -355,7 +361,7 @@ static fr_status add_anchors(maker *m, fr_error *err) {
         static const double duties[] = {0.5, 0.25, 0.75};
         for (int d = 0; d < 3; d++) {
             r.duty = duties[d];
-            if (m->mode == FR_CAL_FULL || d == 0) add(m, FR_CAL_HOLD, 2, r)->hold_s = m->mode == FR_CAL_FULL ? 4 : 2;
+            if (m->mode == FR_CAL_FULL || d == 0) add(m, FR_CAL_HOLD, 2, r)->hold_s = hold_seconds(m, 0.3);
         }
         r = list[i];
         r.at_ms = 0;
@@ -460,7 +466,7 @@ static void add_beside(maker *m) {
                         if (d && regime == FR_BURST) continue;
                         const bool first = ways == 2 && !d;
                         const int tier = (first ? 1 : 3) + (a == FR_AGGRESSOR_H2D);
-                        if (wanted(m, tier)) add(m, FR_CAL_BESIDE, tier, row)->hold_s = m->mode == FR_CAL_FULL ? 4 : 2;
+                        if (wanted(m, tier)) add(m, FR_CAL_BESIDE, tier, row)->hold_s = hold_seconds(m, 0.4);
                     }
 }
 
@@ -489,7 +495,8 @@ static double estimate(const fr_cal_grid *g, uint32_t i, const fr_cost_model *co
     const double ns = fmax((double)c.ns, 3000), launches = fmin(fmax(1.2e7 / ns, 3), 40);
     double s = 0.004 + 1e-9 * ns * (2 + launches);
     if (class == FR_CLASS_GEMM) s += PLAN_GEMM_S;
-    if (class == FR_CLASS_GEMM || class == FR_CLASS_GROUPED || class == FR_CLASS_ATTENTION) s += 2e-9 * ns * launches;
+    if (class == FR_CLASS_GEMM || class == FR_CLASS_GROUPED || class == FR_CLASS_ATTENTION)
+        s += 2e-9 * ns * (2 + launches); /* rest */
     if (class == FR_CLASS_ATTENTION) {
         const fr_pair *v = g->table.pairs + r->shape.vector;
         bool equal = fr_unmasked(r->shape.vector_count, v[0].queries);
@@ -545,14 +552,15 @@ static fr_status fill(maker *m, int devices, fr_error *err) {
     return FR_OK;
 }
 
-fr_status fr_cal_grid_open(fr_cal_mode mode, int devices, const fr_machine *machine, fr_cal_grid **out, fr_error *err) {
+fr_status fr_cal_grid_open(fr_cal_mode mode, int devices, const fr_machine *machine, double limit_s, fr_cal_grid **out,
+                           fr_error *err) {
     fr_cost_model *cost = NULL;
     *out = NULL;
     if (devices < 1 || devices > 2) return fr_fail(err, FR_BAD_INPUT, "calibration takes 1 or 2 GPUs, not %d", devices);
     FR_TRY(fr_cost_open(machine, NULL, &cost, err));
     fr_cal_grid *g = fr_alloc(sizeof *g);
     snprintf(g->gpu, sizeof g->gpu, "%s", machine->gpu);
-    maker m = {.g = g, .machine = machine, .mode = mode};
+    maker m = {.g = g, .machine = machine, .mode = mode, .limit_s = limit_s};
     fr_status status = fill(&m, devices, err);
     for (uint32_t i = 0; i < g->count && status == FR_OK; i++) g->items[i].seconds = estimate(g, i, cost);
     fr_cost_close(cost);

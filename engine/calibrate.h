@@ -58,8 +58,10 @@ enum { FR_CAL_EXCHANGE_TOKENS = 32768 };
 enum { FR_CAL_RAMP_STEPS = 11 };
 extern const int32_t fr_cal_ramp[FR_CAL_RAMP_STEPS + 1];
 
-/* The grid for `machine`'s GPU with 1 or 2 devices, ordered and with estimates. */
-fr_status fr_cal_grid_open(fr_cal_mode mode, int devices, const fr_machine *machine, fr_cal_grid **out, fr_error *err);
+/* The grid for `machine`'s GPU with 1 or 2 devices, ordered and with estimates. `limit_s`: the time that there is:
+ * sustained measurements take a share of it, 10 s each where the whole is 8 minutes. */
+fr_status fr_cal_grid_open(fr_cal_mode mode, int devices, const fr_machine *machine, double limit_s, fr_cal_grid **out,
+                           fr_error *err);
 void fr_cal_grid_close(fr_cal_grid *g);
 
 /* Marks as done what `text` (a journal, or a table) holds; a last line without an end, which a killed run leaves, is

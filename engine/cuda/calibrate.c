@@ -176,7 +176,7 @@ static fr_status open_run(fr_cal_run *r, fr_error *err) {
     snprintf(r->result->table, sizeof r->result->table - 8, "%s%s", r->options->out ? r->options->out : r->machine.gpu,
              r->options->out ? "" : ".txt");
     snprintf(r->result->journal, sizeof r->result->journal, "%.1000s.raw", r->result->table);
-    FR_TRY(fr_cal_grid_open(r->options->mode, r->options->devices, &r->machine, &r->grid, err));
+    FR_TRY(fr_cal_grid_open(r->options->mode, r->options->devices, &r->machine, r->options->limit_s, &r->grid, err));
     for (int d = 0; d < r->options->devices; d++) {
         FR_TRY(fr_measure_open(r->options->device[d], TIMEOUT_S, &r->measure[d], err));
         FR_TRY(fr_bench_open(r->options->device[d], r->measure[d], &r->bench[d], err));

@@ -53,8 +53,8 @@ fr_reading fr_reading_of(const double *ns, int count);
 
 /*
  * One launch to warm up and one to know how long it takes, then `work_ns` of launches between events, 3 to 40 of them;
- * what takes under 60 us as graphs of 20 launches. `hot`: the work draws power, so the GPU rests first, twice as long
- * as it was busy before: the power limit never sets in, and the clock stays at its maximum.
+ * what takes under 60 us as graphs of 20 launches. `hot`: the work draws power, so the GPU rests before each stretch of
+ * work_ns, twice as long as it was busy: the power limit does not set in.
  */
 fr_status fr_measure_burst(fr_measure *m, fr_work work, void *context, bool hot, double work_ns, fr_reading *out,
                            fr_error *err);

@@ -99,7 +99,7 @@ static fr_status dry_run(const cli_args *a, fr_cal_mode mode, int devices, fr_er
     uint32_t found = 0;
     FR_TRY(read_limit(a, mode, &limit, err));
     FR_TRY(fr_machine_load(machine ? machine : "h200x2", &m, err));
-    FR_TRY(fr_cal_grid_open(mode, devices, &m, &g, err));
+    FR_TRY(fr_cal_grid_open(mode, devices, &m, limit, &g, err));
     fr_status status = FR_OK;
     if (cli_value(a, "resume")) {
         char path[4096], *text = NULL;

@@ -24,7 +24,7 @@ static fr_cal_grid *open_grid(fr_cal_mode mode, int devices) {
     const fr_machine m = h200();
     fr_cal_grid *g;
     fr_error err;
-    if (fr_cal_grid_open(mode, devices, &m, &g, &err) != FR_OK) fail_msg("%s", err.text);
+    if (fr_cal_grid_open(mode, devices, &m, fr_cal_mode_seconds(mode), &g, &err) != FR_OK) fail_msg("%s", err.text);
     return g;
 }
 
@@ -95,7 +95,7 @@ static void anchors_and_pairs(void **state) {
     fr_machine m = h200();
     fr_cal_grid *none;
     fr_error err;
-    assert_int_equal(fr_cal_grid_open(FR_CAL_FULL, 3, &m, &none, &err), FR_BAD_INPUT);
+    assert_int_equal(fr_cal_grid_open(FR_CAL_FULL, 3, &m, 480, &none, &err), FR_BAD_INPUT);
     fr_cal_grid_close(g);
     fr_cal_grid_close(full);
     fr_cal_grid_close(two);
