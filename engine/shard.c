@@ -34,6 +34,7 @@ static void split_experts(const fr_layout *l, const fr_model *m, fr_shard *s) {
         fr_layout_expert_range(l, m, s->index, &s->expert_first, &s->expert_end);
     }
     s->on_host = l->experts == FR_EXP_OFFLOAD;
+    s->by_expert = s->on_host && l->slots > 0;
     s->gathers = l->ep > 1 && (l->experts == FR_EXP_ASYNCEP || l->experts == FR_EXP_DWDP);
     s->packed = s->gathers && l->experts == FR_EXP_DWDP;
 }

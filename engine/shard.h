@@ -24,6 +24,7 @@ typedef struct {
     int expert_first, expert_end; /* experts that are this rank's own (offload: of the part that it streams) */
     int width_first, width_end;   /* of each of them */
     bool embedding, head;         /* whole: embedding on the first stage, head and final norm on the last */
+    bool by_expert;               /* on_host, moved one by one: each lies as a run of its own, so that it is one copy */
     bool on_host;                 /* own experts lie in pinned host memory */
     bool gathers;                 /* other ranks' experts come into slots ... */
     bool packed;                  /* ... that have no places for the own ones */

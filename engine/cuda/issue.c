@@ -3,9 +3,12 @@
 #include "engine/cuda/pools.h"
 
 #include <cuda.h>
+#include <sched.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 /* Raises whose marks are kept. A wait for an older one waits for the oldest kept: correct, but longer than needed, so
  * there are more than a lane runs ahead (128 expert slots). */
@@ -26,6 +29,7 @@ typedef struct {
     bool from_others; /* raised by other ranks: streams poll the word */
     uint32_t base;    /* the word's value when the plan began */
     uint32_t raises;  /* of that plan: in fragments given so far */
+    int16_t raiser;   /* the rank that raises it */
     int lanes;        /* device lanes that raise it */
     uint16_t lane[MOST_LANES];
     mark *at; /* [RING], raise v at [v % RING] */
@@ -47,7 +51,8 @@ struct fr_issue {
     uint32_t *words; /* device: [events], counters that this rank polls */
     uint32_t words_count;
     void **peer_words; /* [ranks]: where those of rank q are seen from here */
-    uint32_t *sent;    /* [events]: raises of other ranks' counters, over all plans */
+    /* [events]: raises of other ranks' counters that were issued, over all plans; read by those ranks' threads */
+    _Atomic uint32_t *sent, **peer_sent; /* [ranks], NULL: another process */
     cudaStream_t release;
     CUresult (*write)(CUstream, CUdeviceptr, cuuint32_t, unsigned int);
     CUresult (*wait)(CUstream, CUdeviceptr, cuuint32_t, unsigned int);
@@ -95,7 +100,10 @@ static fr_status find_driver(fr_issue *s, fr_error *err) {
 static fr_status open_words(fr_issue *s, fr_error *err) {
     const size_t bytes = (size_t)s->o.plan->events_count * sizeof *s->words;
     s->words_count = s->o.plan->events_count;
-    s->sent = fr_alloc(bytes);
+    s->sent = fr_alloc((size_t)s->words_count * sizeof *s->sent);
+    s->peer_sent = fr_alloc((size_t)s->o.plan->ranks * sizeof *s->peer_sent);
+    if (fr_world_same_process(s->o.world))
+        FR_TRY(fr_world_exchange(s->o.world, s->o.rank, &s->sent, sizeof s->sent, s->peer_sent, err));
     s->peer_words = fr_alloc((size_t)s->o.plan->ranks * sizeof *s->peer_words);
     FR_TRY(find_driver(s, err));
     FR_TRY(check(s, cudaMalloc((void **)&s->words, bytes), "cudaMalloc of the counters", err));
@@ -138,7 +146,8 @@ void fr_issue_close(fr_issue *s, bool lost) {
     free(s->counters);
     free(s->pools);
     free(s->peer_words);
-    free(s->sent);
+    free(s->peer_sent);
+    if (!lost) free(s->sent); /* else a peer's thread may still read it */
     free(s);
 }
 
@@ -187,6 +196,7 @@ void fr_issue_fragment(fr_issue *s, const fr_fragment *f) {
             if (mine && stream_of(s, op->lane)) note_lane(c, op->lane);
             if (mine || s->o.plan->events[signals[k].target].rank != s->o.rank || !s->remote) continue;
             c->from_others = true;
+            c->raiser = s->o.plan->lanes[op->lane].rank;
             c->raises++;
         }
     }
@@ -233,8 +243,37 @@ static fr_status wait_event(const fr_issue *s, cudaStream_t stream, cudaEvent_t 
     return check(s, cudaStreamWaitEvent(stream, e, 0), "cudaStreamWaitEvent", err);
 }
 
+static int64_t now_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+/*
+ * Until the other rank's thread has issued the raise. A stream may then wait for it: nothing that is not issued yet
+ * holds it up, so that calls of the runtime that wait for the device (loading a kernel, cudaMalloc) always end. All
+ * ranks issue in the order of emission, in which a raise comes before what waits for it.
+ */
+static fr_status wait_issued(const fr_issue *s, uint32_t event, uint32_t value, fr_error *err) {
+    const counter *c = &s->counters[event];
+    const _Atomic uint32_t *sent = s->peer_sent[c->raiser];
+    const int64_t deadline = now_ns() + (int64_t)(fr_world_timeout(s->o.world) * 1e9);
+    for (int spin = 0; sent && (int32_t)(atomic_load(&sent[event]) - value) < 0; spin++) {
+        int who;
+        fr_error why;
+        if (spin % 1024 != 1023) continue;
+        if (fr_world_failed(s->o.world, &who, &why)) return fr_fail(err, FR_FAILED, "%.800s", why.text);
+        if (now_ns() > deadline)
+            return fr_fail(err, FR_FAILED, "waited %.3g s for rank %d to issue what raises %s",
+                           fr_world_timeout(s->o.world), c->raiser, s->o.plan->events[event].name);
+        sched_yield();
+    }
+    return FR_OK;
+}
+
 static fr_status wait_word(fr_issue *s, cudaStream_t stream, uint32_t event, uint32_t value, fr_error *err) {
     const CUdeviceptr at = (CUdeviceptr)(uintptr_t)(s->words + event);
+    FR_TRY(wait_issued(s, event, s->counters[event].base + value, err));
     const CUresult e = s->wait((CUstream)stream, at, s->counters[event].base + value, CU_STREAM_WAIT_VALUE_GEQ);
     return e == CUDA_SUCCESS
                ? FR_OK
@@ -300,7 +339,9 @@ static fr_status raise_remote(fr_issue *s, const fr_op *op, uint32_t event, fr_e
         return fr_fail(err, FR_FAILED, "raises %s of rank %d, which cannot be reached", s->o.plan->events[event].name,
                        rank);
     const CUdeviceptr at = (CUdeviceptr)(uintptr_t)((uint32_t *)s->peer_words[rank] + event);
-    const CUresult e = s->write((CUstream)stream, at, ++s->sent[event], CU_STREAM_WRITE_VALUE_DEFAULT);
+    const uint32_t value = atomic_load(&s->sent[event]) + 1;
+    const CUresult e = s->write((CUstream)stream, at, value, CU_STREAM_WRITE_VALUE_DEFAULT);
+    atomic_store(&s->sent[event], value);
     return e == CUDA_SUCCESS
                ? FR_OK
                : fr_fail(err, FR_FAILED, "rank %d: cuStreamWriteValue32 failed: error %d", s->o.rank, (int)e);

@@ -200,14 +200,17 @@ static int own(const fr_pools *g) {
 static fr_status fetch(fr_pools *g, const struct fr_issue *issue, const fr_fragment *f, const fr_op *op,
                        cudaStream_t stream, fr_error *err) {
     const fr_layer_weights *w = fr_weights_layer(g->o.weights, op->layer);
-    const int experts = own(g);
     char *slot;
     const uint32_t b = find(g, issue, f, op, FR_USE_WRITE, &slot);
     if (b == FR_NONE) return unknown(op, err);
-    const int count = g->pools[b].experts, first = count == 1 && experts > 1 ? op->sub : 0;
-    const fr_run_move move = {experts, first, count, count, 0};
-    if (fr_op_most(f, op)->bytes != count * g->run.expert || first >= experts) return unknown(op, err);
-    return copy(g, &move, w->run, slot, 0, count * g->run.expert, stream, err);
+    const bool single = g->o.weights->shard.by_expert;
+    const int count = g->pools[b].experts;
+    const int64_t bytes = count * g->run.expert;
+    if (fr_op_most(f, op)->bytes != bytes || (single && op->sub >= own(g)) || (!single && count != own(g)))
+        return unknown(op, err);
+    const char *from = w->run + (single ? op->sub * bytes : 0);
+    return check(g, cudaMemcpyAsync(slot, from, (size_t)bytes, cudaMemcpyHostToDevice, stream),
+                 "cudaMemcpyAsync of experts", err);
 }
 
 /* The own shard, streamed into a slot of its own, to its place among all. */

@@ -4,7 +4,8 @@
  *
  * Three runs of memory: everything but routed experts; the routed experts, a run a layer (peers read them where they
  * lie); and, where experts are gathered, those of the stage's first layer that other ranks hold, in the form of a
- * gather slot. With offload the experts are in pinned host memory, a run a layer, once for all ranks of a process.
+ * gather slot. With offload the experts are in pinned host memory, a run a layer (by expert: a run an
+ * expert), once for all ranks of a process.
  *
  * Random weights are made on the device (normal, standard deviation 0.02 as Hugging Face initialises these models, what
  * a block adds to the residual stream scaled down so that tokens stay distinct; norms 1): the same tensors whatever the
@@ -56,6 +57,13 @@ static inline const fr_layer_weights *fr_weights_layer(const fr_weights *w, int 
 /* Experts whose weights lie together on this rank. */
 static inline int fr_weights_own(const fr_weights *w) {
     return w->shard.expert_end - w->shard.expert_first;
+}
+
+/* Where a part of the i-th own expert of a held layer begins. */
+static inline char *fr_weights_expert(const fr_weights *w, int held, int part, int i) {
+    char *run = w->layer[held].run;
+    if (w->shard.by_expert) return run + i * w->run.expert + fr_run_offset(&w->run, 1, part, 0);
+    return run + fr_run_offset(&w->run, fr_weights_own(w), part, i);
 }
 
 /* FR_BAD_INPUT where the engine cannot execute this model (names the field). */

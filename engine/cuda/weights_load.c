@@ -128,10 +128,12 @@ static expert_place place_of(const fr_weights *w, const fr_model *m, int held, i
     const bool first = s->gathers && held == fr_shard_layer(s, s->first_layer);
     if (own && s->on_host && !w->owns_host) return (expert_place){0};
     if (!own && !first) return (expert_place){0};
-    char *run = own ? w->layer[held].run : w->first;
-    const int experts = own ? fr_weights_own(w) : fr_shard_slot_experts(s, m);
-    const int at = own ? e - s->expert_first : fr_shard_slot_place(s, e);
-    return (expert_place){run + fr_run_offset(&w->run, experts, 0, at), run + fr_run_offset(&w->run, experts, 1, at)};
+    if (own)
+        return (expert_place){fr_weights_expert(w, held, 0, e - s->expert_first),
+                              fr_weights_expert(w, held, 1, e - s->expert_first)};
+    const int places = fr_shard_slot_experts(s, m), at = fr_shard_slot_place(s, e);
+    return (expert_place){w->first + fr_run_offset(&w->run, places, 0, at),
+                          w->first + fr_run_offset(&w->run, places, 1, at)};
 }
 
 /* Gate or up of an expert, at byte `skip` of its tensor: this rank's rows of it. */

@@ -102,19 +102,27 @@ static cudaError_t to_host(fr_bf16 *to, fr_region r, uint64_t seed, double devia
     return cudaSuccess;
 }
 
+/* Own experts [first, end), which lie together. */
+static cudaError_t random_stretch(const fr_weights *w, const fr_model *m, int held, int first, int end, double gain,
+                                  const uint64_t *seed, fr_bf16 *staging) {
+    const fr_shard *s = &w->shard;
+    fr_bf16 *up = (fr_bf16 *)(void *)fr_weights_expert(w, held, 0, first - s->expert_first);
+    fr_bf16 *down = (fr_bf16 *)(void *)fr_weights_expert(w, held, 1, first - s->expert_first);
+    const cudaError_t e = to_host(up, fr_shard_gate_up(s, m, first, end), seed[GATE_UP], DEVIATION, staging);
+    return e ? e
+             : to_host(down, fr_shard_down(s, m, first, end), seed[DOWN], gain / sqrt((double)m->expert_width),
+                       staging);
+}
+
 static cudaError_t random_host(const fr_weights *w, const fr_model *m, double gain, const seeds *all) {
     const fr_shard *s = &w->shard;
+    const int step = s->by_expert ? 1 : fr_weights_own(w);
     fr_bf16 *staging = NULL;
     if (!w->owns_host) return cudaSuccess;
     cudaError_t e = cudaMalloc((void **)&staging, (size_t)STAGING * sizeof *staging);
-    for (int i = 0; i < s->layers && !e; i++) {
-        const uint64_t *seed = all->layer[fr_shard_layer_id(s, i)];
-        e = to_host(w->layer[i].gate_up, fr_shard_gate_up(s, m, s->expert_first, s->expert_end), seed[GATE_UP],
-                    DEVIATION, staging);
-        if (!e)
-            e = to_host(w->layer[i].down, fr_shard_down(s, m, s->expert_first, s->expert_end), seed[DOWN],
-                        gain / sqrt((double)m->expert_width), staging);
-    }
+    for (int i = 0; i < s->layers && !e; i++)
+        for (int x = s->expert_first; x < s->expert_end && !e; x += step)
+            e = random_stretch(w, m, i, x, x + step, gain, all->layer[fr_shard_layer_id(s, i)], staging);
     if (!e) e = cudaDeviceSynchronize();
     if (staging) cudaFree(staging);
     return e;

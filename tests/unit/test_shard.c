@@ -143,7 +143,10 @@ static void test_kinds(void **state) {
     assert_int_equal(fr_shard_slot_place(&s, 7), 7);
     l = layout("offload", 1, (fr_layout){0});
     fr_shard_of(&l, &m, 0, &s);
-    assert_true(s.on_host && !s.gathers);
+    assert_true(s.on_host && !s.gathers && !s.by_expert);
+    l.slots = 2;
+    fr_shard_of(&l, &m, 0, &s);
+    assert_true(s.on_host && s.by_expert);
     assert_int_equal(s.expert_end, 12);
 }
 
