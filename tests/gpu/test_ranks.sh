@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # The engine on two GPUs: every layout gives the logits that one GPU gives on the same sequences.
-#   tests/gpu/test_ranks.sh [ENGINE [OUT]]        PARTS="tp pp ep"  ONLY="@(tp2|ep2-*)"
+#   tests/gpu/test_ranks.sh [ENGINE [OUT]]        PARTS="tp pp ep gather offload"  ONLY="@(tp2|ep2-*)"
 # Small random Qwen3-MoE models, so that all of it takes a minute; lengths are mixed, ranks may be empty, routing may be
 # skewed. `same`: bit for bit; `near`: within a tolerance, see below. Every run has a time limit.
 set -u
 shopt -s extglob
 engine=${1:-build/forerun-cuda} out=${2:-build/gpu/ranks}
-parts=${PARTS:-tp pp ep} only=${ONLY:-*}
+parts=${PARTS:-tp pp ep gather offload} only=${ONLY:-*}
 python=${PYTHON:-python3} here=$(cd "$(dirname "$0")/../.." && pwd)
 mkdir -p "$out"
 for d in $($python -c 'import os, nvidia; print(*[os.path.join(p, x, "lib") for p in nvidia.__path__ for x in os.listdir(p)])' 2>/dev/null); do
@@ -87,6 +87,50 @@ if has ep; then
     near ep2-zipf $halves "${tiny[@]}" --skew zipf:6 -- --strategy ep
     near ep2-empty-rank 300,5/ "${tiny[@]}" -- --strategy ep
     near ep2-parts $halves "${tiny[@]}" -- --strategy ep --overlap expert-groups --overlap-stages 2
+fi
+# Weights come to the tokens: the bits of dp on as many GPUs, where nothing travels.
+twin() { # NAME GPUS FLAGS -- LAYOUT-FLAGS
+    local name=$1 gpus=$2 flags=() ref text; shift 2
+    while [ "$1" != -- ]; do flags+=("$1"); shift; done
+    shift
+    ref=$out/dp$gpus-$(echo "${flags[*]}" | tr -c 'a-z0-9\n' '_')
+    if [ ! -s "$ref" ] && ! text=$(run "$ref" --machine "h200x$gpus" --strategy dp "${flags[@]}"); then bad "$name: dp: $text"; return; fi
+    if ! text=$(run "$out/$name" --machine "h200x$gpus" "${flags[@]}" "$@"); then bad "$name: $text"; return; fi
+    if text=$($python "$here/tests/tools/compare_logits.py" "$ref" "$out/$name" 2>&1); then ok; else bad "$name"; fi
+    printf '%-34s %s\n' "$name" "$text"
+    rm -f "$out/$name"
+}
+if has gather; then
+    for model in tiny wide; do
+        t="--model $out/$model.json --candidates -1 --seqs $mixed --forwards 3"
+        twin asyncep-$model 2 $t -- --strategy asyncep
+        twin dwdp-$model 2 $t -- --strategy dwdp
+    done
+    t="--model $out/tiny.json --candidates -1 --seqs $mixed --forwards 3"
+    twin asyncep-moe 2 $t -- --strategy asyncep --wait moe
+    twin asyncep-chunks 2 $t -- --strategy asyncep --gather-chunk 300001
+    twin asyncep-nccl 2 $t -- --strategy asyncep --gather nccl
+    twin dwdp-chunks 2 $t -- --strategy dwdp --gather-chunk 1000000
+    for skew in hot:4 zipf:6; do
+        twin "asyncep-${skew%:*}" 2 $t --skew $skew -- --strategy asyncep
+        twin "dwdp-${skew%:*}" 2 $t --skew $skew -- --strategy dwdp
+    done
+    twin asyncep-resident 2 $t --resident-layers 4 -- --strategy asyncep
+    twin dwdp-resident 2 $t --resident-layers 4 -- --strategy dwdp
+    twin asyncep-empty-rank 2 --model "$out/tiny.json" --candidates -1 --seqs 300 --forwards 3 -- --strategy asyncep
+    twin asyncep-nccl-empty-rank 2 --model "$out/tiny.json" --candidates -1 --seqs 300 --forwards 3 -- --strategy asyncep --gather nccl
+fi
+if has offload; then
+    t="--model $out/tiny.json --candidates -1 --seqs $mixed --forwards 3"
+    twin offload-ahead 1 $t -- --strategy offload
+    for slots in 1 2 5 16; do twin offload-$slots-slots 1 $t -- --strategy offload --slots $slots; done
+    twin offload-2-slots-zipf 1 $t --skew zipf:6 -- --strategy offload --slots 2
+    twin offload-2-slots-one-token 1 --model "$out/tiny.json" --candidates -1 --seqs 1 --forwards 3 -- --strategy offload --slots 2
+    twin offload-ahead-resident 1 $t --resident-layers 2 -- --strategy offload
+    twin offload-hybrid 2 $t -- --strategy offload --ep 2
+    twin offload-hybrid-window 2 $t -- --strategy offload --ep 2 --window 1
+    twin offload-hybrid-chunks 2 $t -- --strategy offload --ep 2 --gather-chunk 400000
+    twin offload-two-alone 2 $t -- --strategy offload --ep 1
 fi
 echo "$passed passed, $failed failed"
 [ "$failed" -eq 0 ]
