@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # The engine on two GPUs: every layout gives the logits that one GPU gives on the same sequences.
-#   tests/gpu/test_ranks.sh [ENGINE [OUT]]        PARTS="tp pp ep gather offload"  ONLY="@(tp2|ep2-*)"
+#   tests/gpu/test_ranks.sh [ENGINE [OUT]]        PARTS="tp pp ep gather offload weights"  ONLY="@(tp2|ep2-*)"
 # Small random Qwen3-MoE models, so that all of it takes a minute; lengths are mixed, ranks may be empty, routing may be
 # skewed. `same`: bit for bit; `near`: within a tolerance, see below. Every run has a time limit.
 set -u
 shopt -s extglob
 engine=${1:-build/forerun-cuda} out=${2:-build/gpu/ranks}
-parts=${PARTS:-tp pp ep gather offload} only=${ONLY:-*}
+parts=${PARTS:-tp pp ep gather offload weights} only=${ONLY:-*}
 python=${PYTHON:-python3} here=$(cd "$(dirname "$0")/../.." && pwd)
 mkdir -p "$out"
 for d in $($python -c 'import os, nvidia; print(*[os.path.join(p, x, "lib") for p in nvidia.__path__ for x in os.listdir(p)])' 2>/dev/null); do
@@ -131,6 +131,21 @@ if has offload; then
     twin offload-hybrid-window 2 $t -- --strategy offload --ep 2 --window 1
     twin offload-hybrid-chunks 2 $t -- --strategy offload --ep 2 --gather-chunk 400000
     twin offload-two-alone 2 $t -- --strategy offload --ep 1
+fi
+if has weights; then # a checkpoint's slices: as random weights, every layout reads the same tensors
+    for form in "" --stacked; do
+        dir=$out/checkpoint$form
+        $python "$here/tests/tools/random_checkpoint.py" "$out/tiny.json" "$dir" $form || bad "random_checkpoint $form"
+        t="--weights $dir --candidates -1 --seqs $mixed"
+        near "weights-tp2$form" $t -- --strategy tp
+        near "weights-ep2$form" $t -- --strategy ep
+        same "weights-pp2$form" $t -- --strategy pp --micro-batches 1 --no-kv-cache
+        twin "weights-asyncep$form" 2 $t -- --strategy asyncep
+        twin "weights-dwdp$form" 2 $t -- --strategy dwdp
+        twin "weights-offload$form" 1 $t -- --strategy offload
+        twin "weights-offload-2-slots$form" 1 $t -- --strategy offload --slots 2
+        twin "weights-hybrid$form" 2 $t -- --strategy offload --ep 2
+    done
 fi
 echo "$passed passed, $failed failed"
 [ "$failed" -eq 0 ]
