@@ -90,6 +90,7 @@ if has ep; then
 fi
 # Weights come to the tokens: the bits of dp on as many GPUs, where nothing travels.
 twin() { # NAME GPUS FLAGS -- LAYOUT-FLAGS
+    case "$1" in $only) ;; *) return ;; esac
     local name=$1 gpus=$2 flags=() ref text; shift 2
     while [ "$1" != -- ]; do flags+=("$1"); shift; done
     shift
