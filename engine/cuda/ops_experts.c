@@ -127,8 +127,10 @@ static int variant(fr_call *c) {
     const uint32_t held = r->tiles_count < FR_RANK_TILES ? r->tiles_count : FR_RANK_TILES;
     for (uint32_t i = 0; i < held; i++)
         if (r->tiles[i].m == s->m && r->tiles[i].n == s->n && r->tiles[i].k == s->k) return r->tiles[i].variant;
-    const fr_tile tile = r->cost ? fr_cost_tile(r->cost, s, c->f->pairs) : FR_TILE_NONE;
-    const int v = tile == FR_TILE_NONE ? fr_k_grouped_default(s->m, (int32_t)s->vector_count) : (int)tile;
+    const fr_shape *expected = fr_op_shape(c->f, c->op); /* a late op's bound says nothing of single experts */
+    if (expected->kind == FR_OP_NONE) expected = s;
+    const fr_tile tile = r->cost ? fr_cost_tile(r->cost, expected, c->f->pairs) : FR_TILE_NONE;
+    const int v = tile == FR_TILE_NONE ? fr_k_grouped_default(expected->m, expected->experts) : (int)tile;
     const uint32_t at = r->tiles_count++ % FR_RANK_TILES;
     r->tiles[at].m = s->m;
     r->tiles[at].n = s->n;
