@@ -194,6 +194,23 @@ static void add_grouped(maker *m, fr_op_kind kind, int32_t experts, int64_t mean
     free(rows);
 }
 
+/* The same work by each variant of the kernel: what fr_cost_tile chooses by. */
+static void add_tiles(maker *m, fr_op_kind kind, int32_t experts, int64_t mean, int32_t n, int32_t k, int tier) {
+    if (!wanted(m, tier) || mean * experts > ROWS_LIMIT) return;
+    int32_t *rows = fr_alloc((size_t)experts * sizeof *rows);
+    fr_even_rows(mean * experts, experts, rows);
+    fr_row row = blank(kind);
+    row.shape.n = n;
+    row.shape.k = k;
+    row.shape.experts = experts;
+    for (int32_t i = 0; i < experts; i++) push(m, &row, rows[i], 0);
+    for (int t = 0; t < FR_TILES; t++) {
+        row.tile = (uint8_t)(1 + t);
+        add(m, FR_CAL_BURST, tier, row);
+    }
+    free(rows);
+}
+
 typedef struct {
     const int32_t *mean;
     int count;
@@ -228,6 +245,7 @@ static fr_status add_all_experts(maker *m, fr_error *err) {
                                   SERIES(power_more, POWER, 3), SERIES(equal_more, EQUAL, 3),
                                   SERIES(edges, EQUAL, 4)},
                         slice[] = {SERIES(part, EVEN, 3)}, few[] = {SERIES(part, EVEN, 4)};
+    static const int32_t tiles[] = {32, 64, 96, 128, 192, 256, 384, 512, 1024, 2048};
     static const int32_t long_batches[] = {6144, 8192};
     static const series mixtral_more[] = {SERIES(long_batches, EVEN, 4)};
     for (int i = 0; i < MODELS; i++) {
@@ -236,6 +254,10 @@ static fr_status add_all_experts(maker *m, fr_error *err) {
         add_experts(m, &model, model.experts, 1, core, (int)(sizeof core / sizeof *core), i == 2 ? 1 : 0);
         add_experts(m, &model, model.experts, 2, slice, 1, 0);
         if (model.experts == 8) add_experts(m, &model, 8, 1, mixtral_more, 1, 0);
+        for (size_t j = 0; j < sizeof tiles / sizeof *tiles; j++) {
+            add_tiles(m, FR_OP_EXPERT_UP, model.experts, tiles[j], 2 * model.expert_width, model.hidden, 3);
+            add_tiles(m, FR_OP_EXPERT_DOWN, model.experts, tiles[j], model.hidden, model.expert_width, 3);
+        }
         add_experts(m, &model, model.experts / 2, 1, few, 1, 0); /* a rank of ep 2 */
         if (model.experts >= 64) add_experts(m, &model, model.experts / 8, 1, few, 1, 1);
     }
@@ -257,6 +279,10 @@ static void add_sequences(maker *m, int heads, int kv_heads, const run *runs, in
     for (int i = 0; i < 3; i++)
         for (int32_t j = 0; j < runs[i].count; j++) push(m, &row, runs[i].queries, runs[i].prefix);
     add(m, FR_CAL_BURST, tier, row);
+    row.packed = true;
+    const int32_t length = runs[0].queries;
+    if (!runs[1].count && !runs[0].prefix && fr_unmasked(runs[0].count, length) && tier <= 4)
+        add(m, FR_CAL_BURST, tier + 1, row); /* as lengths that vary run */
 }
 
 static void add_attention(maker *m) {

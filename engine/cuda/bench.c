@@ -18,6 +18,7 @@ enum { TOKENS = 65536, SLOTS = 524288, EXPERTS = 128, COPIES = 8, SEQUENCES = 40
 struct fr_bench {
     int device, copies;
     fr_measure *measure;
+    const fr_cost_model *cost;
     fr_gemm *gemm;
     fr_attention *attention;
     fr_bf16 *x, *w; /* random, and never written: what is computed must not depend on what was measured before */
@@ -33,7 +34,7 @@ struct fr_bench {
     cudaEvent_t fork, join;
     /* what is launched */
     fr_row row;
-    int top_k, head_dim;
+    int top_k, head_dim, variant;
     int64_t turn; /* launches so far */
     fr_attention_args at;
     int64_t gathered; /* rows of the context that attention gathers first */
@@ -107,12 +108,13 @@ static fr_status open_memory(fr_bench *b, fr_error *err) {
     return FR_OK;
 }
 
-fr_status fr_bench_open(int device, fr_measure *m, fr_bench **out, fr_error *err) {
+fr_status fr_bench_open(int device, fr_measure *m, const fr_cost_model *cost, fr_bench **out, fr_error *err) {
     fr_bench *b = fr_alloc(sizeof *b);
     cudaStream_t s = fr_measure_stream(m);
     *out = b; /* the caller closes it */
     b->device = device;
     b->measure = m;
+    b->cost = cost;
     CU(cudaSetDevice(device));
     FR_TRY(open_memory(b, err));
     CU(fr_k_fill_normal(b->x, ACTIVATIONS, 1, 0, 1, s));
@@ -217,7 +219,7 @@ static fr_status run_grouped(fr_bench *b, cudaStream_t stream, fr_error *err) {
                                  .N = s->n,
                                  .K = s->k,
                                  .swiglu = s->kind == FR_OP_EXPERT_UP};
-    return check(fr_k_grouped_gemm(&a, stream), "fr_k_grouped_gemm", err);
+    return check(fr_k_grouped_gemm_variant(&a, b->variant, stream), "fr_k_grouped_gemm", err);
 }
 
 static fr_status prepare_grouped(fr_bench *b, const fr_table *t, fr_error *err) {
@@ -227,6 +229,9 @@ static fr_status prepare_grouped(fr_bench *b, const fr_table *t, fr_error *err) 
     if (count > FR_K_MAX_EXPERTS || (int64_t)count * s->n * s->k > WEIGHTS || s->m * s->k > ACTIVATIONS ||
         s->m * written > ACTIVATIONS)
         return fr_fail(err, FR_FAILED, "the grouped product is larger than the memory set aside");
+    /* the one that the row names, or the one that the engine takes (ops_experts.c) */
+    const fr_tile tile = b->row.tile ? (fr_tile)(b->row.tile - 1) : fr_cost_tile(b->cost, s, t->pairs);
+    b->variant = tile == FR_TILE_NONE ? fr_k_grouped_default(s->m, count) : (int)tile;
     int32_t rows[FR_K_MAX_EXPERTS], sum = 0;
     uint64_t seed = 3;
     for (int32_t i = 0; i < count; i++) rows[i] = t->pairs[s->vector + (uint32_t)i].queries;
@@ -310,7 +315,8 @@ static fr_status prepare_attention(fr_bench *b, const fr_table *t, fr_error *err
                              .workspace = b->workspace,
                              .workspace_bytes = WORKSPACE};
     a->v = a->k + kv * d;
-    if (!equal || cached || !fr_unmasked(count, most_q)) FR_TRY(attention_tables(b, v, count, cached, err));
+    if (b->row.packed || !equal || cached || !fr_unmasked(count, most_q))
+        FR_TRY(attention_tables(b, v, count, cached, err));
     size_t need = 0;
     FR_TRY(fr_attention_workspace(b->attention, a, &need, err));
     if (need > WORKSPACE) return fr_fail(err, FR_FAILED, "attention wants %zu bytes of workspace", need);

@@ -10,7 +10,8 @@
 #include "engine/cuda/measure.h"
 
 typedef struct fr_bench fr_bench;
-fr_status fr_bench_open(int device, fr_measure *m, fr_bench **out, fr_error *err);
+/* `cost`: what the engine asks which variant of the grouped product to take; must outlive the bench. */
+fr_status fr_bench_open(int device, fr_measure *m, const fr_cost_model *cost, fr_bench **out, fr_error *err);
 void fr_bench_close(fr_bench *b, bool lost);
 
 /* Whether an op of this row can be launched here. */

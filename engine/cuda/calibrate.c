@@ -177,9 +177,10 @@ static fr_status open_run(fr_cal_run *r, fr_error *err) {
              r->options->out ? "" : ".txt");
     snprintf(r->result->journal, sizeof r->result->journal, "%.1000s.raw", r->result->table);
     FR_TRY(fr_cal_grid_open(r->options->mode, r->options->devices, &r->machine, r->options->limit_s, &r->grid, err));
+    FR_TRY(fr_cost_open(&r->machine, NULL, &r->cost, err));
     for (int d = 0; d < r->options->devices; d++) {
         FR_TRY(fr_measure_open(r->options->device[d], TIMEOUT_S, &r->measure[d], err));
-        FR_TRY(fr_bench_open(r->options->device[d], r->measure[d], &r->bench[d], err));
+        FR_TRY(fr_bench_open(r->options->device[d], r->measure[d], r->cost, &r->bench[d], err));
     }
     measure_idle(r);
     return open_journal(r, err);
@@ -197,6 +198,7 @@ static void close_run(fr_cal_run *r) {
     }
     if (r->journal >= 0) close(r->journal);
     fr_cal_grid_close(r->grid);
+    fr_cost_close(r->cost);
 }
 
 /* ---- running ------------------------------------------------------------------------------------------------------*/

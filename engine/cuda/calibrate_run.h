@@ -11,6 +11,7 @@ typedef struct {
     fr_machine machine;
     fr_device_facts facts[2];
     fr_cal_grid *grid;
+    fr_cost_model *cost;
     int journal; /* file descriptor, -1 = none */
     double began, spent;
     double idle_w;
