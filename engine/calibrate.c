@@ -97,7 +97,7 @@ static void push(maker *m, fr_row *row, int32_t queries, int32_t prefix) {
 typedef struct {
     maker *m;
     const fr_model *model;
-    int tier;
+    int tier, tp;
 } plan_sink;
 
 static void add_shape(void *context, const fr_shape *shape) {
@@ -112,10 +112,11 @@ static void add_shape(void *context, const fr_shape *shape) {
     fr_cal_item *it = add(sink->m, FR_CAL_BURST, sink->tier, row);
     it->top_k = (int16_t)sink->model->top_k;
     it->head_dim = (int16_t)sink->model->head_dim;
+    it->residual = it->residual || (shape->kind == FR_OP_GEMM_O && sink->tp == 1); /* engine/strategy/layer.c */
 }
 
 static fr_status plan_rows(maker *m, const fr_model *model, int tp, int64_t tokens, int tier, fr_error *err) {
-    plan_sink sink = {m, model, tier};
+    plan_sink sink = {m, model, tier, tp};
     return fr_cal_plan_shapes(model, m->machine, tp, tokens, add_shape, &sink, err);
 }
 
@@ -378,11 +379,15 @@ static fr_status add_anchors(maker *m, fr_error *err) {
     const float hold = m->mode == FR_CAL_ANCHORS ? 2.6F : hold_seconds(m, 1);
     for (int i = 0; i < count; i++) {
         const bool chief = i == 0 || i == 4 || i == 8 || i == 11; /* one a class */
-        add(m, FR_CAL_BURST, 0, list[i]);
+        const bool residual = list[i].shape.kind == FR_OP_GEMM_O;
+        add(m, FR_CAL_BURST, 0, list[i])->residual = residual;
         fr_row r = list[i];
         r.regime = FR_SUSTAINED;
-        if (m->mode != FR_CAL_QUICK || chief || i == 5)
-            add(m, FR_CAL_HOLD, m->mode == FR_CAL_FULL ? 2 : 0, r)->hold_s = hold;
+        if (m->mode != FR_CAL_QUICK || chief || i == 5) {
+            fr_cal_item *it = add(m, FR_CAL_HOLD, m->mode == FR_CAL_FULL ? 2 : 0, r);
+            it->hold_s = hold;
+            it->residual = residual;
+        }
         if (m->mode == FR_CAL_ANCHORS || !chief) continue;
         static const double duties[] = {0.5, 0.25, 0.75};
         for (int d = 0; d < 3; d++) {

@@ -40,6 +40,7 @@ typedef struct {
     int32_t leaving;
     float hold_s;   /* HOLD: seconds */
     double seconds; /* estimate of what it takes */
+    bool residual;  /* GEMM_O: of a whole rank, which adds the residual stream */
     bool done;      /* a file holds it already */
 } fr_cal_item;
 

@@ -35,6 +35,7 @@ struct fr_bench {
     /* what is launched */
     fr_row row;
     int top_k, head_dim, variant;
+    bool residual;
     int64_t turn; /* launches so far */
     fr_attention_args at;
     int64_t gathered; /* rows of the context that attention gathers first */
@@ -169,6 +170,7 @@ static fr_status run_gemm(fr_bench *b, cudaStream_t stream, fr_error *err) {
     const int64_t each = (int64_t)s->n * s->k;
     const fr_gemm_args a = {.x = b->x,
                             .w = b->w + b->turn++ % b->copies * each,
+                            .add = b->residual ? b->y : NULL,
                             .out = b->y,
                             .M = s->m,
                             .N = s->n,
@@ -347,6 +349,17 @@ static fr_status run_rope(fr_bench *b, cudaStream_t stream, fr_error *err) {
     return check(fr_k_qk_norm_rope(&a, stream), "fr_k_qk_norm_rope", err);
 }
 
+/* Rows out besides the k read: one, the residual stream's two, and the next layer's normed one. */
+static cudaError_t combine(fr_bench *b, cudaStream_t stream) {
+    const fr_shape *s = &b->row.shape;
+    const int64_t others = s->bytes / (2 * s->m * s->n) - b->top_k;
+    fr_bf16 *stream_rows = others >= 2 ? b->y : NULL;
+    if (others < 3)
+        return fr_k_reduce(b->x, b->slot, b->weights, NULL, stream_rows, b->y, s->m, b->top_k, s->n, stream);
+    return fr_k_combine(b->x, b->slot, b->weights, stream_rows, b->y, b->w, b->y + ACTIVATIONS / 2, 1e-6F, s->m,
+                        b->top_k, s->n, stream);
+}
+
 static fr_status run_memory(fr_bench *b, cudaStream_t stream, fr_error *err) {
     const fr_shape *s = &b->row.shape;
     const int64_t m = s->m, n = s->n;
@@ -376,7 +389,7 @@ static fr_status run_memory(fr_bench *b, cudaStream_t stream, fr_error *err) {
         e = fr_k_permute_arrived(b->x, b->slot, NULL, b->y, m / k, k, n, stream);
         break;
     case FR_OP_COMBINE:
-        e = fr_k_reduce(b->x, b->slot, b->weights, NULL, b->y, b->y, m, k, n, stream);
+        e = combine(b, stream);
         break;
     case FR_OP_REDUCE:
         e = fr_k_reduce(b->x, NULL, NULL, NULL, b->y, b->y, m, 1, n, stream);
@@ -460,6 +473,7 @@ fr_status fr_bench_prepare(fr_bench *b, const fr_table *t, const fr_row *row, co
     b->row = *row;
     b->top_k = item->top_k;
     b->head_dim = item->head_dim;
+    b->residual = item->residual;
     CU(cudaSetDevice(b->device));
     switch (fr_op_class_of((fr_op_kind)row->shape.kind)) {
     case FR_CLASS_GEMM:

@@ -235,6 +235,7 @@ static void plans_are_covered(void **state) {
                  {FR_OP_NORM, INT64_C(4) * 16384 * 4096},
                  {FR_OP_PERMUTE, INT64_C(4) * 4096 * 8 * 16384},
                  {FR_OP_COMBINE, INT64_C(2) * 4096 * 16384 * 10},
+                 {FR_OP_COMBINE, INT64_C(2) * 4096 * 16384 * 11}, /* with the next norm */
                  {FR_OP_TOPK, INT64_C(16384) * (4 * 128 + 64)}};
     for (size_t i = 0; i < sizeof asked / sizeof *asked; i++) {
         int found = 0;
