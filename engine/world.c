@@ -12,6 +12,10 @@ bool fr_world_same_process(const fr_world *w) {
     return w->same_process;
 }
 
+void fr_world_spread(fr_world *w) {
+    w->same_process = false;
+}
+
 fr_status fr_world_exchange(fr_world *w, int rank, const void *mine, size_t bytes, void *all, fr_error *err) {
     return w->kind->exchange(w, rank, mine, bytes, all, err);
 }

@@ -14,6 +14,8 @@ typedef struct fr_world fr_world; /* threads: shared by all ranks; processes: on
 
 /* `ranks` >= 1 threads of this process; timeout_s > 0 bounds every wait. */
 fr_status fr_world_open_threads(int ranks, double timeout_s, fr_world **out, fr_error *err);
+/* Some ranks of it are threads that stand in for other processes (conduct/remote.h). */
+void fr_world_spread(fr_world *w);
 /* After every rank is done with it. NULL is allowed. */
 void fr_world_close(fr_world *w);
 

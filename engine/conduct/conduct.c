@@ -211,23 +211,21 @@ static void place_ranks(fr_conductor *c) {
  * Room of the KV cache in tokens, 0 where every request is computed whole at once. Beside what the scheduler keeps:
  * batches in flight, and requests that are cut: at most one for each chunk of a budget, each up to the longest.
  */
-static int64_t kv_room(const fr_conductor *c, int64_t longest) {
-    const fr_experiment *e = &c->setup->experiment;
-    const int64_t chunk = e->layout.chunk_tokens, cache = fr_max_i64(e->cache_tokens, 0), load = c->setup->load.tokens;
-    if (!c->o->requests) {
+static int64_t kv_room(const fr_setup *s, const fr_conduct_options *o, int64_t longest) {
+    const fr_experiment *e = &s->experiment;
+    const int64_t chunk = e->layout.chunk_tokens, cache = fr_max_i64(e->cache_tokens, 0), load = s->load.tokens;
+    if (!o->requests) {
         const bool kept = e->prefix > 0 || chunk > 0;
-        return kept ? c->setup->load.sequences * (e->seq + e->prefix) : 0;
+        return kept ? s->load.sequences * (e->seq + e->prefix) : 0;
     }
     if (chunk == 0 && cache == 0) return 0;
     int64_t all = 0;
-    for (int64_t i = 0; i < c->o->requests_count; i++) all += c->o->requests[i].tokens;
+    for (int64_t i = 0; i < o->requests_count; i++) all += o->requests[i].tokens;
     const int64_t cut = chunk ? (e->budget / chunk + 2) * longest : 0;
     return cache + fr_max_i64(fr_min_i64(all, cut), 0) + (FR_CONDUCT_AHEAD + 1) * load;
 }
 
-static void find_needs(fr_conductor *c) {
-    const fr_setup *s = c->setup;
-    const fr_conduct_options *o = c->o;
+void fr_conduct_needs(const fr_setup *s, const fr_conduct_options *o, fr_rank_needs *out) {
     int64_t positions = s->experiment.seq + s->experiment.prefix;
     int candidates = s->experiment.candidates;
     bool vocabulary = candidates < 0;
@@ -241,15 +239,15 @@ static void find_needs(fr_conductor *c) {
         vocabulary = o->prompts ? o->prompts->vocabulary : vocabulary;
         load.sequences = fr_min_i64(load.sequences, o->requests_count);
     }
-    c->needs = (fr_rank_needs){.setup = s,
-                               .load = load,
-                               .positions = positions,
-                               .candidates = candidates,
-                               .vocabulary = vocabulary,
-                               .kv_tokens = kv_room(c, positions),
-                               .made_up_prefix = !o->requests,
-                               .varied = o->requests && !o->prompts,
-                               .timeout_s = o->timeout_s};
+    *out = (fr_rank_needs){.setup = s,
+                           .load = load,
+                           .positions = positions,
+                           .candidates = candidates,
+                           .vocabulary = vocabulary,
+                           .kv_tokens = kv_room(s, o, positions),
+                           .made_up_prefix = !o->requests,
+                           .varied = o->requests && !o->prompts,
+                           .timeout_s = o->timeout_s};
 }
 
 static void open_tables(fr_conductor *c) {
@@ -282,6 +280,7 @@ static fr_status open_ranks(fr_conductor *c) {
                                      .plan = c->plan,
                                      .needs = &c->needs,
                                      .notes = c->notes,
+                                     .wire = c->o->wires ? c->o->wires[r] : NULL,
                                      .inject = &c->o->inject};
         FR_TRY(fr_worker_open(&o, &c->workers[r], c->err));
     }
@@ -404,7 +403,7 @@ static void close_conductor(fr_conductor *c, bool failed) {
 static fr_status conduct(fr_conductor *c) {
     FR_TRY(open_planner(c));
     open_tables(c);
-    find_needs(c);
+    fr_conduct_needs(c->setup, c->o, &c->needs);
     FR_TRY(open_ranks(c));
     FR_TRY(fr_conduct_warm(c));
     FR_TRY(replan(c));

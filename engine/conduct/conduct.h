@@ -15,8 +15,9 @@
 
 typedef struct {
     const fr_rank_kind *kind;
-    void *context; /* of kind->open */
-    fr_world *world;
+    void *context;          /* of kind->open */
+    fr_world *world;        /* of threads; not of the same process where ranks are elsewhere */
+    struct fr_wire **wires; /* [ranks] to ranks in processes of their own (follow.h); NULL, or NULL for a rank: here */
     const fr_request *requests; /* trace mode: in order of arrival; NULL = batch mode */
     int64_t requests_count;
     fr_prompts *prompts;        /* the token ids of those requests (id = index), answered here; NULL = synthesised */

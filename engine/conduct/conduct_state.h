@@ -11,6 +11,7 @@
 #define FR_CONDUCT_STATE_H
 
 #include "engine/causes.h"
+#include "engine/conduct/codec.h"
 #include "engine/conduct/conduct.h"
 #include "engine/conduct/worker.h"
 #include "engine/deal.h"
@@ -89,6 +90,7 @@ typedef struct {
 } fr_conductor;
 
 /* conduct.c */
+void fr_conduct_needs(const fr_setup *setup, const fr_conduct_options *o, fr_rank_needs *out);
 int64_t fr_conduct_now(const fr_conductor *c);
 /* Waits for notes up to `ns` and takes in all that are there. */
 fr_status fr_conduct_listen(fr_conductor *c, int64_t ns);
@@ -112,7 +114,6 @@ fr_status fr_conduct_warm(fr_conductor *c);
 /* tokens.c */
 void fr_conduct_tokens(fr_conductor *c, const fr_flight *f, fr_job *job);
 void fr_conduct_trim(fr_conductor *c, const fr_flight *f);
-void fr_job_free(fr_job *job);
 
 /* conduct_result.c */
 void fr_conduct_record(fr_conductor *c, fr_flight *f);

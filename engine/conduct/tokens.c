@@ -60,21 +60,6 @@ void fr_conduct_tokens(fr_conductor *c, const fr_flight *f, fr_job *job) {
     }
 }
 
-void fr_job_free(fr_job *job) {
-    if (!job) return;
-    for (int s = 0; s < job->slots; s++) {
-        free(job->batches[s].sequences);
-        free(job->batches[s].ids);
-        free(job->batches[s].candidates);
-        free(job->batches[s].owners);
-        free(job->batches[s].trims);
-    }
-    free(job->batches);
-    fr_cuts_free(job->cuts);
-    if (job->fragment) fr_fragment_free(job->fragment);
-    free(job);
-}
-
 /* ---- KV handles ---------------------------------------------------------------------------------------------------*/
 
 static void trim(fr_kv_book *b, int32_t handle, int32_t tokens) {

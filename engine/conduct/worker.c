@@ -1,5 +1,8 @@
 #include "engine/conduct/worker.h"
 
+#include "engine/conduct/codec.h"
+#include "engine/conduct/remote.h"
+
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,6 +24,7 @@ typedef struct {
 
 struct fr_worker {
     fr_worker_options o;
+    fr_remote *remote; /* the rank is in another process: nothing below is used */
     pthread_t thread;
     fr_mailbox *commands;
     void *self;       /* the rank */
@@ -180,6 +184,7 @@ static fr_status open_rank(fr_worker *w) {
 }
 
 void fr_worker_release(fr_worker *w) {
+    if (w->remote) return; /* its process hears of the failure */
     pthread_mutex_lock(&w->lock);
     if (w->self && !w->released && !w->closed) {
         w->released = true;
@@ -190,6 +195,7 @@ void fr_worker_release(fr_worker *w) {
 
 void fr_worker_where(fr_worker *w, char *out, size_t size) {
     out[0] = 0;
+    if (w->remote) return;
     pthread_mutex_lock(&w->lock);
     if (w->self && !w->closed && w->o.kind->where) w->o.kind->where(w->self, out, size);
     pthread_mutex_unlock(&w->lock);
@@ -220,25 +226,35 @@ static void *body(void *context) {
 
 /* ---- outside ------------------------------------------------------------------------------------------------------*/
 
+static fr_status start_thread(fr_worker *w, fr_error *err) {
+    w->commands = fr_mailbox_new(sizeof(command));
+    pthread_mutex_init(&w->lock, NULL);
+    if (pthread_create(&w->thread, NULL, body, w) == 0) return FR_OK;
+    pthread_mutex_destroy(&w->lock);
+    fr_mailbox_free(w->commands);
+    return fr_fail(err, FR_FAILED, "no thread could be made for rank %d", w->o.rank);
+}
+
 fr_status fr_worker_open(const fr_worker_options *o, fr_worker **out, fr_error *err) {
     fr_worker *w = fr_alloc(sizeof *w);
     w->o = *o;
-    w->commands = fr_mailbox_new(sizeof(command));
-    pthread_mutex_init(&w->lock, NULL);
     *out = NULL;
-    if (pthread_create(&w->thread, NULL, body, w) != 0) {
-        pthread_mutex_destroy(&w->lock);
-        fr_mailbox_free(w->commands);
+    const fr_status s = o->wire ? fr_remote_open(o, &w->remote, err) : start_thread(w, err);
+    if (s == FR_OK)
+        *out = w;
+    else
         free(w);
-        return fr_fail(err, FR_FAILED, "no thread could be made for rank %d", o->rank);
-    }
-    *out = w;
-    return FR_OK;
+    return s;
 }
 
 void fr_worker_close(fr_worker *w) {
     command c;
     if (!w) return;
+    if (w->remote) {
+        fr_remote_close(w->remote);
+        free(w);
+        return;
+    }
     pthread_join(w->thread, NULL);
     while (fr_mailbox_take(w->commands, &c, 0)) free(c.counts);
     fr_mailbox_free(w->commands);
@@ -248,32 +264,59 @@ void fr_worker_close(fr_worker *w) {
 
 /* Its memory stays: the thread may still look at it until the process ends. */
 void fr_worker_abandon(fr_worker *w) {
-    pthread_detach(w->thread);
+    if (w->remote)
+        fr_remote_abandon(w->remote);
+    else
+        pthread_detach(w->thread);
 }
 
-static void send(fr_worker *w, const command *c) {
-    fr_mailbox_put(w->commands, c);
+/* To the thread, or, with a payload that says the same, to the other process. */
+static void send(fr_worker *w, const command *c, uint32_t kind, const void *payload, size_t bytes) {
+    if (!w->remote) {
+        fr_mailbox_put(w->commands, c);
+        return;
+    }
+    fr_bytes b = {0};
+    fr_bytes_put(&b, payload, bytes);
+    fr_remote_command(w->remote, kind, &b);
+    fr_bytes_free(&b);
 }
 
 void fr_worker_replan(fr_worker *w, const fr_plan *plan, bool spans) {
-    send(w, &(command){.kind = REPLAN, .plan = plan, .spans = spans});
+    send(w, &(command){.kind = REPLAN, .plan = plan, .spans = spans}, FR_WIRE_REPLAN, &spans, sizeof spans);
 }
 void fr_worker_start(fr_worker *w, int64_t epoch) {
-    send(w, &(command){.kind = START, .epoch = epoch});
+    send(w, &(command){.kind = START, .epoch = epoch}, FR_WIRE_START, &epoch, sizeof epoch);
 }
 void fr_worker_skew(fr_worker *w, int64_t *counts) {
-    send(w, &(command){.kind = SKEW, .counts = counts});
+    if (!w->remote) {
+        fr_mailbox_put(w->commands, &(command){.kind = SKEW, .counts = counts});
+        return;
+    }
+    const fr_setup *s = w->o.needs->setup;
+    const size_t n = (size_t)fr_layout_layers(&s->experiment.layout, &s->model) * (size_t)s->model.experts;
+    fr_bytes b = {0};
+    fr_bytes_put_array(&b, counts, n, sizeof *counts);
+    fr_remote_command(w->remote, FR_WIRE_SKEW, &b);
+    fr_bytes_free(&b);
+    free(counts);
 }
 void fr_worker_forward(fr_worker *w, fr_job *job) {
-    send(w, &(command){.kind = FORWARD, .job = job});
+    if (w->remote)
+        fr_remote_forward(w->remote, job);
+    else
+        fr_mailbox_put(w->commands, &(command){.kind = FORWARD, .job = job});
 }
 void fr_worker_finish(fr_worker *w) {
-    send(w, &(command){.kind = FINISH});
+    send(w, &(command){.kind = FINISH}, FR_WIRE_FINISH, NULL, 0);
 }
 void fr_worker_stop(fr_worker *w) {
-    send(w, &(command){.kind = STOP});
+    send(w, &(command){.kind = STOP}, FR_WIRE_STOP, NULL, 0);
 }
 
 void fr_worker_facts(const fr_worker *w, fr_rank_facts *out) {
-    *out = w->facts;
+    if (w->remote)
+        fr_remote_facts(w->remote, out);
+    else
+        *out = w->facts;
 }

@@ -38,6 +38,7 @@ typedef struct {
     const fr_rank_needs *needs;
     fr_mailbox *notes; /* of fr_note */
     const fr_inject *inject;
+    struct fr_wire *wire; /* to a rank in a process of its own (remote.h); NULL = a thread here */
 } fr_worker_options;
 
 typedef struct fr_worker fr_worker;

@@ -124,6 +124,7 @@ static fr_status read_options(job *j, const cli_args *a, fr_error *err) {
     j->options.spans = cli_value(a, "no-spans") == NULL;
     j->options.logits = true;
     j->options.inject = cli_value(a, "inject");
+    j->options.procs = cli_value(a, "procs") != NULL;
     j->options.check_ops = cli_value(a, "check-ops") != NULL;
     j->options.warmup_s = j->setup.experiment.regime == FR_SUSTAINED ? 10 : 0;
     j->options.timeout_s = 60;
@@ -208,7 +209,7 @@ static json_t *hash_json(const fr_conducted *c) {
 
 static json_t *result_json(const job *j) {
     json_t *o = fr_report_json(&j->setup, &j->out.c.result);
-    json_object_set_new(o, "ranks", ranks_json(&j->out, j->setup.experiment.layout.gather));
+    json_object_set_new(o, "ranks", ranks_json(&j->out, (int)j->setup.experiment.layout.gather));
     json_object_set_new(o, "logits_hash", hash_json(&j->out.c));
     json_object_set_new(o, "device", device_json(&j->out));
     json_object_set_new(o, "routing_error", j->options.weights ? json_null() : real_or_null(j->out.c.routing_error));

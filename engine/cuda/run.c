@@ -1,16 +1,18 @@
 #include "engine/cuda/run.h"
 
+#include "engine/conduct/follow.h"
+#include "engine/conduct/procs.h"
 #include "engine/cuda/device_rank.h"
 #include "engine/cuda/supports.h"
 #include "engine/cuda/weights.h"
 
 #include <math.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 static fr_status check_devices(const fr_run_options *o, int ranks, fr_run_output *out, fr_error *err) {
     fr_versions built;
     int count = 0;
-    FR_TRY(fr_device_environment(err));
     FR_TRY(fr_device_versions(&out->versions, &built, err));
     FR_TRY(fr_device_count(&count, err));
     if (o->device < 0 || o->device + ranks > count)
@@ -56,36 +58,76 @@ static void fill_meters(const fr_run_output *o, fr_result *r) {
         r->joules_per_mtoken = (double)r->elapsed_ns * 1e-9 * watts / ((double)r->tokens * 1e-6);
 }
 
-static fr_status run(const fr_setup *setup, const fr_run_options *o, fr_run_output *out, fr_error *err) {
-    const int ranks = fr_layout_gpus(&setup->experiment.layout);
-    metered m = {.out = out, .first = o->device, .ranks = ranks};
-    const fr_device_rank_options device = {.weights = o->weights, .first_device = o->device, .check_ops = o->check_ops};
-    fr_conduct_options c = {.kind = fr_device_rank_kind(),
-                            .context = (void *)(uintptr_t)&device,
-                            .requests = o->requests,
-                            .requests_count = o->requests_count,
-                            .prompts = o->prompts,
-                            .random_weights = !o->weights,
-                            .fit_rounds = o->fit_rounds,
-                            .spans = o->spans,
-                            .logits = o->logits,
-                            .sequence_base = o->sequence_base,
-                            .warmup_s = o->warmup_s,
-                            .timeout_s = o->timeout_s,
-                            .playing = playing,
-                            .playing_context = &m};
-    if (o->inject) FR_TRY(fr_inject_parse(o->inject, ranks, &c.inject, err));
-    FR_TRY(fr_world_open_threads(ranks, o->timeout_s, &c.world, err));
-    const fr_status s = fr_conduct(setup, &c, &out->c, err);
+/* What a rank's own process needs. */
+typedef struct {
+    const fr_setup *setup;
+    const fr_conduct_options *o;
+} rank_process;
+
+static void follow(void *context, int rank, fr_wire *wire) {
+    const rank_process *p = context;
+    bool lost = false;
+    fr_error err;
+    const fr_status s = fr_follow(p->setup, p->o, rank, wire, &lost, &err);
+    _exit(lost || s != FR_OK ? FR_FAILED : 0); /* the conductor knows why and says so */
+}
+
+/* Processes first: CUDA does not survive a fork. */
+static fr_status conduct(const fr_setup *setup, const fr_run_options *o, fr_conduct_options *c, fr_run_output *out,
+                         fr_error *err) {
+    rank_process process = {setup, c};
+    fr_procs *procs = NULL;
+    const int ranks = out->ranks;
+    FR_TRY(fr_device_environment(err));
+    if (o->procs) FR_TRY(fr_procs_open(ranks, follow, &process, &procs, err));
+    fr_status s = check_devices(o, ranks, out, err);
+    if (s == FR_OK) s = fr_world_open_threads(ranks, o->timeout_s, &c->world, err);
+    if (s == FR_OK && procs) fr_world_spread(c->world);
+    if (s == FR_OK && procs) c->wires = fr_procs_wires(procs);
+    if (s == FR_OK) s = fr_conduct(setup, c, &out->c, err);
     out->device_lost = out->c.lost;
-    if (!out->device_lost) fr_world_close(c.world);
+    if (out->device_lost) return s; /* threads are left that read all of this */
+    fr_procs_close(procs, o->timeout_s);
+    fr_world_close(c->world);
+    return s;
+}
+
+/* What ranks go on reading when they are left behind. */
+typedef struct {
+    fr_device_rank_options device;
+    fr_conduct_options c;
+    metered m;
+} kept;
+
+static fr_status run(const fr_setup *setup, const fr_run_options *o, fr_run_output *out, fr_error *err) {
+    kept *k = fr_alloc(sizeof *k);
+    k->m = (metered){.out = out, .first = o->device, .ranks = out->ranks};
+    k->device = (fr_device_rank_options){.weights = o->weights, .first_device = o->device, .check_ops = o->check_ops};
+    k->c = (fr_conduct_options){.kind = fr_device_rank_kind(),
+                                .context = &k->device,
+                                .requests = o->requests,
+                                .requests_count = o->requests_count,
+                                .prompts = o->prompts,
+                                .random_weights = !o->weights,
+                                .fit_rounds = o->fit_rounds,
+                                .spans = o->spans,
+                                .logits = o->logits,
+                                .sequence_base = o->sequence_base,
+                                .warmup_s = o->warmup_s,
+                                .timeout_s = o->timeout_s,
+                                .playing = playing,
+                                .playing_context = &k->m};
+    fr_status s = FR_OK;
+    if (o->inject) s = fr_inject_parse(o->inject, out->ranks, &k->c.inject, err);
+    if (s == FR_OK) s = conduct(setup, o, &k->c, out, err);
     fill_meters(out, &out->c.result);
+    if (!out->device_lost) free(k);
     return s;
 }
 
 fr_status fr_run(const fr_setup *setup, const fr_run_options *o, fr_run_output *out, fr_error *err) {
     const int ranks = fr_layout_gpus(&setup->experiment.layout);
-    *out = (fr_run_output){0};
+    *out = (fr_run_output){.ranks = ranks};
     if (!setup->fits) return fr_fail(err, FR_FAILED, "does not fit: %s", setup->reason);
     if (ranks > FR_MAX_DEVICES)
         return fr_fail(err, FR_BAD_INPUT, "the layout takes %d GPUs: one process drives at most %d", ranks,
@@ -93,7 +135,6 @@ fr_status fr_run(const fr_setup *setup, const fr_run_options *o, fr_run_output *
     FR_TRY(fr_supports(setup, err));
     out->meter = fr_alloc((size_t)ranks * sizeof *out->meter);
     out->device = fr_alloc((size_t)ranks * sizeof *out->device);
-    FR_TRY(check_devices(o, ranks, out, err));
     return run(setup, o, out, err);
 }
 

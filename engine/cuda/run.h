@@ -19,6 +19,7 @@ typedef struct {
     int fit_rounds;             /* corrections of the injected routing */
     double warmup_s, timeout_s; /* back to back before the clock starts; 0 = one forward, then a second of rest */
     int device;                 /* of rank 0; the others are on the next ones */
+    bool procs;                 /* a process per rank */
     const char *inject;         /* conduct/inject.h; NULL = nothing */
 } fr_run_options;
 
@@ -28,6 +29,7 @@ typedef struct {
     fr_meter_reading *meter; /* [ranks] */
     fr_device_facts *device; /* [ranks] */
     fr_versions versions;
+    int ranks;
 } fr_run_output;
 
 /* The setup must fit (trace mode: already sized for its longest request). After a failure *out holds what was taken in

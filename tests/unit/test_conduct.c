@@ -11,9 +11,13 @@
 #include <cmocka.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "engine/conduct/conduct.h"
+#include "engine/conduct/follow.h"
 #include "engine/conduct/worker.h"
 
 enum { OUT = 16 };
@@ -349,6 +353,88 @@ static void test_a_trace(void **unused) {
     done(&p);
 }
 
+/* ---- a process per rank -------------------------------------------------------------------------------------------*/
+
+enum { PROCS = 3 };
+
+/* Rank 0 here, the others forked; all with the same setup and options. */
+static void play_procs(played *p, const char *const *flags, fr_conduct_options *o, const char *inject) {
+    fr_experiment e;
+    fr_wire *wires[PROCS] = {NULL};
+    pid_t children[PROCS] = {0};
+    fr_experiment_defaults(&e);
+    the = &p->stage;
+    for (int i = 0; flags[i]; i += 2) assert_int_equal(fr_experiment_set(&e, flags[i], flags[i + 1], &p->err), FR_OK);
+    if (fr_setup_open(&e, &p->setup, &p->err) != FR_OK) fail_msg("%s", p->err.text);
+    o->kind = &kind;
+    if (o->timeout_s <= 0) o->timeout_s = 20;
+    if (inject) assert_int_equal(fr_inject_parse(inject, PROCS, &o->inject, &p->err), FR_OK);
+    for (int r = 1; r < PROCS; r++) {
+        int pair[2];
+        assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
+        children[r] = fork();
+        if (children[r] == 0) {
+            bool lost = false;
+            close(pair[0]);
+            for (int q = 1; q < r; q++) fr_wire_close(wires[q]);
+            (void)fr_follow(&p->setup, o, r, fr_wire_socket(pair[1]), &lost, &p->err);
+            _exit(p->stage.wrong || lost ? 1 : 0);
+        }
+        close(pair[1]);
+        wires[r] = fr_wire_socket(pair[0]);
+    }
+    assert_int_equal(fr_world_open_threads(PROCS, o->timeout_s, &o->world, &p->err), FR_OK);
+    fr_world_spread(o->world);
+    o->wires = wires;
+    const int64_t before = fr_monotonic();
+    p->status = fr_conduct(&p->setup, o, &p->out, &p->err);
+    p->seconds = (double)(fr_monotonic() - before) * 1e-9;
+    assert_false(p->out.lost);
+    for (int r = 1; r < PROCS; r++) {
+        int how = 0;
+        fr_wire_close(wires[r]);
+        assert_int_equal(waitpid(children[r], &how, 0), children[r]);
+        assert_int_equal(how, 0);
+    }
+    fr_world_close(o->world);
+}
+
+static void test_processes(void **unused) {
+    (void)unused;
+    const char *flags[] = {TINY, "strategy", "dp", "gpus", "3", "seqs", "5,6,7/8/9x4;1/2x2/", "forwards", "6", NULL};
+    fr_conduct_options o = {.spans = true, .logits = true, .random_weights = true, .fit_rounds = 1}, o2 = o;
+    played p = {.stage = {.ms = 2, .hang_rank = -1}}, q = p;
+    play(&q, flags, &o2, NULL);
+    play_procs(&p, flags, &o, NULL);
+    if (p.status != FR_OK) fail_msg("%s", p.err.text);
+    assert_int_equal(p.out.forwards_count, 18);
+    assert_int_equal(p.out.spans.count, q.out.spans.count);
+    assert_int_equal(p.out.logit_rows_count, q.out.logit_rows_count);
+    assert_int_equal(fr_conducted_hash(&p.out), fr_conducted_hash(&q.out));
+    assert_int_equal(p.out.facts[2].weights_bytes, 2); /* facts come over */
+    done(&p);
+    done(&q);
+}
+
+static void broken(const char *inject, const char *text, double timeout_s) {
+    const char *flags[] = {TINY, "strategy", "dp", "gpus", "3", "tokens", "64", "seq", "64", "forwards", "9", NULL};
+    fr_conduct_options o = {.timeout_s = timeout_s};
+    played p = {.stage = {.ms = 1, .hang_rank = -1}};
+    play_procs(&p, flags, &o, inject);
+    assert_int_equal(p.status, FR_FAILED);
+    if (!strstr(p.err.text, text)) fail_msg("%s", p.err.text);
+    assert_true(p.seconds < 6);
+    done(&p);
+}
+
+static void test_processes_that_fail(void **unused) {
+    (void)unused;
+    broken("fail:2:3", "rank 2: forward 3 fails", 20);
+    broken("fail:0:3", "rank 0: forward 3 fails", 20);
+    broken("oom:1", "rank 1: out of GPU memory", 20);
+    broken("stall:2:3", "rank 2 has not issued its forward", 1);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_forwards_of_all_units),
@@ -358,6 +444,8 @@ int main(void) {
         cmocka_unit_test(test_a_slow_rank_is_waited_for),
         cmocka_unit_test(test_inject_is_parsed),
         cmocka_unit_test(test_a_trace),
+        cmocka_unit_test(test_processes),
+        cmocka_unit_test(test_processes_that_fail),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,0 +1,29 @@
+/* codec: jobs and notes as payloads of a wire, for ranks in processes of their own. */
+#ifndef FR_CONDUCT_CODEC_H
+#define FR_CONDUCT_CODEC_H
+
+#include "engine/conduct/worker.h"
+#include "engine/world_wire.h"
+
+enum {
+    FR_WIRE_NOTE = FR_WIRE_OTHERS, /* to the conductor */
+    FR_WIRE_REPLAN,                /* from it: one for each command of worker.h */
+    FR_WIRE_START,
+    FR_WIRE_SKEW,
+    FR_WIRE_FORWARD,
+    FR_WIRE_FINISH,
+    FR_WIRE_STOP
+};
+
+void fr_job_encode(const fr_job *job, fr_bytes *out);
+/* A job without fragment and cuts: the other side plans them itself and numbers the forward as said. NULL when the
+ * payload is no job. */
+fr_job *fr_job_decode(fr_bytes *from, int64_t *forward);
+void fr_job_free(fr_job *job);
+
+/* `facts` travel with READY notes. */
+void fr_note_encode(const fr_note *n, const fr_rank_facts *facts, int experts, fr_bytes *out);
+/* The note's job is left NULL; *number is its job's. */
+bool fr_note_decode(fr_bytes *from, fr_note *n, fr_rank_facts *facts, int64_t *number);
+
+#endif

@@ -1,0 +1,22 @@
+/*
+ * remote: a rank in another process, as the conductor's process sees it. A thread stands in for it: it takes the rank's
+ * part in the world's meetings, hands its notes in, and tells it when the world has failed.
+ */
+#ifndef FR_CONDUCT_REMOTE_H
+#define FR_CONDUCT_REMOTE_H
+
+#include "engine/conduct/worker.h"
+#include "engine/wire.h"
+
+typedef struct fr_remote fr_remote;
+
+fr_status fr_remote_open(const fr_worker_options *o, fr_remote **out, fr_error *err);
+void fr_remote_close(fr_remote *r);   /* after FR_NOTE_CLOSED */
+void fr_remote_abandon(fr_remote *r); /* without */
+
+void fr_remote_forward(fr_remote *r, fr_job *job);
+/* Any other command (codec.h). */
+void fr_remote_command(fr_remote *r, uint32_t kind, const fr_bytes *payload);
+void fr_remote_facts(fr_remote *r, fr_rank_facts *out);
+
+#endif
