@@ -2,38 +2,10 @@
  * elementwise: the memory-bound kernels: embedding, norms, RoPE, permutation, SwiGLU, combine, logits, weight layout.
  * All move 16 bytes a thread and access; a row's statistics stay in registers between its one read and one write.
  */
-#include "kernels/device.cuh"
-#include <type_traits>
+#include "kernels/rows.cuh"
 
 namespace {
 using namespace fr;
-
-constexpr int THREADS = 256;
-constexpr int MAX_VECTORS = FR_K_MAX_HIDDEN / (THREADS * 8);
-
-unsigned blocks_for(int64_t items, int64_t per_block) {
-    return static_cast<unsigned>((items + per_block - 1) / per_block);
-}
-
-bool bad_width(int64_t H) {
-    return H < 8 || H > FR_K_MAX_HIDDEN || H % 8;
-}
-
-/* Calls f<NV>() with the number of 16-byte vectors a thread holds for a row of H. */
-template <typename F> cudaError_t with_vectors(int64_t H, F f) {
-    switch ((H / 8 + THREADS - 1) / THREADS) {
-    case 1:
-        return f(std::integral_constant<int, 1>());
-    case 2:
-        return f(std::integral_constant<int, 2>());
-    case 3:
-        return f(std::integral_constant<int, 3>());
-    case 4:
-        return f(std::integral_constant<int, 4>());
-    default:
-        return f(std::integral_constant<int, MAX_VECTORS>());
-    }
-}
 
 /* ---- embedding ---- */
 __global__ void __launch_bounds__(THREADS)
@@ -54,21 +26,12 @@ __global__ void __launch_bounds__(THREADS)
 template <int NV>
 __device__ __forceinline__ void norm_row(const float (&x)[NV][8], const fr_bf16 *weight, fr_bf16 *out, int H, float eps,
                                          float *scratch) {
-    float sum = 0;
-#pragma unroll
-    for (int n = 0; n < NV; n++)
-#pragma unroll
-        for (int i = 0; i < 8; i++) sum += x[n][i] * x[n][i];
-    const float scale = rsqrtf(block_sum<THREADS>(sum, scratch) / static_cast<float>(H) + eps);
+    const float factor = norm_factor<NV>(x, H, eps, scratch);
 #pragma unroll
     for (int n = 0; n < NV; n++) {
         const int at = (n * THREADS + static_cast<int>(threadIdx.x)) * 8;
         if (at >= H) break;
-        float w[8], y[8];
-        to_float(load8(weight + at), w);
-#pragma unroll
-        for (int i = 0; i < 8; i++) y[i] = x[n][i] * scale * w[i];
-        store8(out + at, to_bf16(y));
+        store8(out + at, norm_vector(x[n], weight + at, factor));
     }
 }
 
@@ -80,23 +43,7 @@ __global__ void __launch_bounds__(THREADS) rmsnorm_kernel(const fr_bf16 *x, fr_b
     __shared__ float scratch[THREADS / 32];
     const int64_t i = blockIdx.x, row = rows ? rows[i] : i;
     float v[NV][8];
-#pragma unroll
-    for (int n = 0; n < NV; n++) {
-        const int at = (n * THREADS + static_cast<int>(threadIdx.x)) * 8;
-        if (at < H) {
-            to_float(load8(x + row * H + at), v[n]);
-            if constexpr (MODE != NORM_ONLY) {
-                float r[8];
-                to_float(load8_plain(residual + row * H + at), r);
-#pragma unroll
-                for (int j = 0; j < 8; j++) v[n][j] = round_bf16(v[n][j] + r[j]);
-                if constexpr (MODE == NORM_ADD_KEEP) store8(residual + row * H + at, to_bf16(v[n]));
-            }
-        } else {
-#pragma unroll
-            for (int j = 0; j < 8; j++) v[n][j] = 0;
-        }
-    }
+    load_row<NV, MODE == NORM_ADD_KEEP>(x + row * H, MODE == NORM_ONLY ? nullptr : residual + row * H, v, H);
     norm_row<NV>(v, weight, out + i * H, H, eps, scratch);
 }
 
