@@ -1,5 +1,5 @@
 /*
- * ptx: thin wrappers over the Hopper instructions that the grouped GEMM uses: mbarrier, TMA, wgmma, cluster, stmatrix.
+ * ptx: thin wrappers over the Hopper instructions that the grouped GEMMs use: mbarrier, TMA, wgmma, cluster, stmatrix.
  * Source of semantics and operand layouts: PTX ISA 9.0, "Asynchronous Warpgroup Level Matrix Instructions",
  * "Tensor data movement", "mbarrier".
  */
@@ -223,6 +223,31 @@ __device__ __forceinline__ void wgmma_n128(float (&d)[128], uint64_t a, uint64_t
                  " %64, %65, p, 1, 1, 0, 0;\n}"
                  : FR_D32(d, 0), FR_D32(d, 32)
                  : "l"(a), "l"(b), "r"(accumulate));
+}
+
+/* d (64 x 128 over the warpgroup) = A * B^T + (accumulate ? d : 0), e4m3 operands, 32 elements of K */
+__device__ __forceinline__ void wgmma_e4m3_n128(float (&d)[64], uint64_t a, uint64_t b, int accumulate) {
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3 {"
+                 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+                 "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
+                 "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"
+                 "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63},"
+                 " %64, %65, p, 1, 1;\n}"
+                 : FR_D32(d, 0), FR_D32(d, 32)
+                 : "l"(a), "l"(b), "r"(accumulate));
+}
+
+/* Keeps the compiler from moving uses of d across this point: what wgmma writes is there only after its wait. */
+__device__ __forceinline__ void pin(float (&d)[64]) {
+    asm volatile("" : FR_D32(d, 0), FR_D32(d, 32)::"memory");
+}
+
+/* Two floats to e4m3, to nearest, beyond 448 to 448; `low` in the low byte. */
+__device__ __forceinline__ uint16_t pack_e4m3(float low, float high) {
+    uint16_t r;
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(r) : "f"(high), "f"(low));
+    return r;
 }
 
 /* Stores four 8x8 bf16 matrices whose rows the 32 lanes address. */
