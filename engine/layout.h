@@ -102,6 +102,14 @@ typedef struct {
     int64_t dense; /* hidden layer of a dense FFN or of the shared experts */
     int64_t peak;
 } fr_activations;
+/* FP8: n quantised rows and behind them their scales, one fp32 per row and 128 elements, by group, with room for a
+ * multiple of 4 rows (kernels/fp8.h); row bytes are a multiple of 16 wherever this is executed. */
+static inline int64_t fr_fp8_pitch(int64_t n) {
+    return fr_ceil_div(n, 4) * 4;
+}
+static inline int64_t fr_fp8_bytes(int64_t n, int64_t width) {
+    return n * width + 4 * fr_fp8_pitch(n) * fr_ceil_div(width, 128);
+}
 void fr_layout_activations(const fr_layout *l, const fr_model *m, const fr_load *load, int64_t tokens,
                            fr_activations *out);
 

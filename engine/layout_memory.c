@@ -85,9 +85,9 @@ double fr_layout_worst_imbalance(const fr_layout *l) {
 /*
  * Buffers of a layer, bf16 unless said: the residual stream and its norm live through the layer; attention holds qkv
  * and its output; the expert part holds router, exchange, and first (permuted rows, up output), then (up output, down
- * output), the permuted rows being dead by then. FP8 quantises the permuted rows: 1 byte and an fp32 scale per 128
- * (block scaling, as the weights). The up GEMM's epilogue applies SwiGLU, so its output is one width wide.
- * With chunks or micro-batches `tokens` is one of those. Logits of a few candidates per sequence are not counted.
+ * output), the permuted rows being dead by then. FP8 quantises the permuted rows and the up output: 1 byte and an
+ * fp32 scale per 128 (block scaling, as the weights). The up GEMM's epilogue applies SwiGLU, so its output is one width
+ * wide. With chunks or micro-batches `tokens` is one of those. Logits of a few candidates per sequence are not counted.
  */
 void fr_layout_activations(const fr_layout *l, const fr_model *m, const fr_load *load, int64_t tokens,
                            fr_activations *a) {
@@ -103,8 +103,8 @@ void fr_layout_activations(const fr_layout *l, const fr_model *m, const fr_load 
     a->rows = routed_rows(l, m, load, n);
     a->router = n * m->experts * 4 + n * m->top_k * (4 + 4) + a->rows * 4;
     exchange_buffers(l, m, load, n, a);
-    a->permuted = l->precision == FR_FP8 ? a->rows * (hidden + 4 * fr_ceil_div(hidden, 128)) : 2 * a->rows * hidden;
-    a->up = 2 * a->rows * s.expert_width;
+    a->permuted = l->precision == FR_FP8 ? fr_fp8_bytes(a->rows, hidden) : 2 * a->rows * hidden;
+    a->up = l->precision == FR_FP8 ? fr_fp8_bytes(a->rows, s.expert_width) : 2 * a->rows * s.expert_width;
     a->down = 2 * a->rows * hidden;
     a->dense = 2 * n * (s.dense_width > s.shared_width ? s.dense_width : s.shared_width);
     int64_t attention = a->qkv + a->attention_out;

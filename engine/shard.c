@@ -46,6 +46,7 @@ void fr_shard_of(const fr_layout *l, const fr_model *m, int rank, fr_shard *out)
     split_experts(l, m, out);
     out->embedding = out->stage == 0;
     out->head = out->stage == l->pp - 1;
+    out->precision = l->precision;
 }
 
 /* A stage that executes fewer layers than there are distinct ones holds those it executes, from its first on. */
@@ -95,8 +96,15 @@ fr_region fr_shard_down(const fr_shard *s, const fr_model *m, int first, int end
 /* ---- runs ---------------------------------------------------------------------------------------------------------*/
 
 void fr_run_of(const fr_shard *s, const fr_model *m, fr_expert_run *out) {
-    const int64_t half = 2 * (int64_t)(s->width_end - s->width_first) * m->hidden;
-    *out = (fr_expert_run){.parts = 2, .bytes = {2 * half, half}, .expert = 3 * half};
+    const int64_t h = m->hidden, width = s->width_end - s->width_first, element = s->precision == FR_FP8 ? 1 : 2;
+    *out = (fr_expert_run){.parts = 2, .bytes = {2 * element * width * h, element * width * h}};
+    if (s->precision == FR_FP8) { /* an fp32 for each block of 128 x 128 */
+        const int64_t scales = 4 * fr_ceil_div(width, 128) * fr_ceil_div(h, 128);
+        out->parts = 4;
+        out->bytes[2] = 2 * scales;
+        out->bytes[3] = scales;
+    }
+    for (int p = 0; p < out->parts; p++) out->expert += out->bytes[p];
 }
 
 int64_t fr_run_offset(const fr_expert_run *r, int experts, int part, int expert) {

@@ -7,7 +7,8 @@
  * holds is described by regions of them, so that random weights and checkpoints give every layout the same tensors.
  *
  * The routed experts of a layer that lie together are a *run*: [part 0 of all its experts | part 1 of all | ...], parts
- * being gate_up and down. A gather slot is a run too; copies between runs are cut at the seams.
+ * being gate_up and down, and in fp8 their scales (kernels/fp8.h). A gather slot is a run too; copies between runs are
+ * cut at the seams.
  */
 #ifndef FR_SHARD_H
 #define FR_SHARD_H
@@ -28,6 +29,7 @@ typedef struct {
     bool on_host;                 /* own experts lie in pinned host memory */
     bool gathers;                 /* other ranks' experts come into slots ... */
     bool packed;                  /* ... that have no places for the own ones */
+    fr_precision precision;       /* of the linear weights */
 } fr_shard;
 
 /* Rank as fr_layout counts them. Every layout but asap. */
@@ -54,11 +56,11 @@ fr_region fr_shard_down(const fr_shard *s, const fr_model *m, int first, int end
 
 enum { FR_RUN_PARTS = 4 };
 typedef struct {
-    int parts;
+    int parts;                   /* gate_up, down; fp8: gate_up's scales, down's scales */
     int64_t bytes[FR_RUN_PARTS]; /* of one expert */
     int64_t expert;              /* their sum: what fr_model_expert_bytes says of the same slice */
 } fr_expert_run;
-void fr_run_of(const fr_shard *s, const fr_model *m, fr_expert_run *out); /* bf16 */
+void fr_run_of(const fr_shard *s, const fr_model *m, fr_expert_run *out);
 /* Byte at which a part of an expert begins in a run of `experts`. */
 int64_t fr_run_offset(const fr_expert_run *r, int experts, int part, int expert);
 

@@ -7,6 +7,7 @@
 #define FR_CUDA_OPS_H
 
 #include "engine/cuda/rank.h"
+#include "kernels/fp8.h"
 
 enum { FR_MOST_USES = 8 };
 
@@ -30,6 +31,22 @@ fr_status fr_call_done(fr_call *c, cudaError_t e, const char *what);
 fr_status fr_call_expect(fr_call *c, int ins, int outs, int64_t m, int64_t wanted);
 /* out[0] = in[0] * w^T (+ in[1]), as many columns and as deep as the shape says. */
 fr_status fr_call_gemm(fr_call *c, const fr_bf16 *w, int64_t M, bool f32);
+
+/* ops_fp8.c: --precision fp8 */
+bool fr_call_fp8(const fr_call *c);
+/* Quantised rows in a buffer of fr_fp8_bytes(rows, width). */
+typedef struct {
+    fr_e4m3 *q;
+    float *scale;
+    int64_t pitch;
+} fr_fp8_rows;
+fr_fp8_rows fr_fp8_at(const void *buffer, int64_t rows, int64_t width);
+fr_status fr_launch_norm_fp8(fr_call *c, const fr_bf16 *weight); /* the normed rows quantised only */
+fr_status fr_launch_quantise(fr_call *c);                        /* attention's output */
+/* As fr_call_gemm, of quantised rows and a quantised weight. */
+fr_status fr_call_gemm_fp8(fr_call *c, const fr_bf16 *w, const float *scale);
+/* The arguments of a bf16 product whose rows, weights and, with swiglu, output are quantised. */
+fr_status fr_call_grouped_fp8(fr_call *c, const fr_k_grouped_args *g, const float *scale, const float *own_scale);
 
 /* ops_attention.c */
 fr_status fr_launch_qkv(fr_call *c);

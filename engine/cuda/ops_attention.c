@@ -15,6 +15,7 @@ static int64_t q_width(const fr_device_rank *r) {
 
 fr_status fr_launch_qkv(fr_call *c) {
     FR_TRY(fr_call_expect(c, 1, 1, c->shape->m, c->b->tokens));
+    if (fr_call_fp8(c)) return fr_call_gemm_fp8(c, c->w->qkv, c->w->qkv_scale);
     return fr_call_gemm(c, c->w->qkv, fr_bucket(c->r, c->shape->m), false);
 }
 
@@ -111,11 +112,13 @@ static fr_status prepare_products(fr_device_rank *r, fr_error *err) {
     fr_status s = e ? fr_fail(err, FR_FAILED, "cudaMalloc: %s", cudaGetErrorString(e)) : FR_OK;
     for (int64_t M = 0; M < rows && s == FR_OK;) {
         M = fr_bucket(r, M + 1);
-        const fr_gemm_args a[3] = {{.w = w->qkv, .N = width, .K = m->hidden},
-                                   {.w = w->o, .N = m->hidden, .K = q},
+        const fr_gemm_args a[3] = {{.w = w->qkv, .w_scale = w->qkv_scale, .N = width, .K = m->hidden},
+                                   {.w = w->o, .w_scale = w->o_scale, .N = m->hidden, .K = q},
                                    {.w = w->router, .N = m->experts, .K = m->hidden, .out_f32 = true}};
         for (int i = 0; i < 3 && s == FR_OK; i++) {
             fr_gemm_args g = a[i];
+            if (g.w_scale && M % 4) continue;
+            if (g.w_scale) g.x_scale = (const float *)(const void *)(x + rows * fr_max_i64(q, m->hidden) / 2);
             g.x = x;
             g.add = i == 1 && r->layout->tp == 1 ? out : NULL; /* as engine/strategy/layer.c has it */
             g.out = out;
@@ -146,5 +149,6 @@ fr_status fr_rank_prepare(fr_device_rank *r, fr_error *err) {
 
 fr_status fr_launch_o(fr_call *c) {
     FR_TRY(fr_call_expect(c, 1, 1, c->shape->m, c->b->tokens));
+    if (fr_call_fp8(c)) return fr_call_gemm_fp8(c, c->w->o, c->w->o_scale);
     return fr_call_gemm(c, c->w->o, fr_bucket(c->r, c->shape->m), false);
 }

@@ -103,11 +103,23 @@ fr_status fr_launch_sort(fr_call *c) {
                         "fr_k_route");
 }
 
+/* Rows that the experts' buffers are laid out for. Offload by expert: an op is one expert's run of them. */
+static int64_t rows_of(const fr_call *c, const source *s) {
+    return c->r->shard.gathers || c->r->shard.on_host ? s->tokens * s->k : c->shape->m;
+}
+
 /* Reads the order, then the tokens. */
 fr_status fr_launch_permute(fr_call *c) {
     const source s = source_of(c);
     const bool known = c->op->late == FR_NONE;
     FR_TRY(fr_call_expect(c, 2, 1, known ? c->shape->m : 0, known ? s.tokens * s.k : 0));
+    if (fr_call_fp8(c)) {
+        const fr_fp8_rows to = fr_fp8_at(c->out[0], rows_of(c, &s), c->r->model->hidden);
+        return fr_call_done(c,
+                            fr_k_permute_fp8(c->in[1], c->in[0], s.arrived, to.q, to.scale, to.pitch, s.tokens, s.k,
+                                             c->r->model->hidden, c->stream),
+                            "fr_k_permute_fp8");
+    }
     return fr_call_done(
         c,
         fr_k_permute_arrived(c->in[1], c->in[0], s.arrived, c->out[0], s.tokens, s.k, c->r->model->hidden, c->stream),
@@ -139,35 +151,37 @@ static int variant(fr_call *c) {
     return v;
 }
 
-/* `w`: of the rank's own experts, which a part takes a run of. */
-static fr_status grouped(fr_call *c, const fr_bf16 *w, bool swiglu) {
+/* `w`, `scale`: of the rank's own experts, which a part takes a run of. */
+static fr_status grouped(fr_call *c, const fr_bf16 *w, const float *scale, bool swiglu) {
     const source s = source_of(c);
     const bool known = c->op->late == FR_NONE;
     FR_TRY(fr_call_expect(c, 1, 1, known ? c->shape->m : 0, known ? s.tokens * s.k : 0));
+    const fr_expert_run *run = &c->r->weights->run;
     const int64_t before = travels(c->r) ? s.first - c->r->shard.expert_first : 0;
     fr_k_grouped_args a = {.a = c->in[0],
-                           .b = w + before * c->shape->n * c->shape->k,
+                           .b = (const fr_bf16 *)(const void *)((const char *)w + before * run->bytes[!swiglu]),
                            .c = c->out[0],
                            .offsets = offsets(c, &s),
                            .counter = c->r->counter,
                            .sm_limit = c->op->sm_limit,
-                           .rows = c->shape->m,
+                           .rows = rows_of(c, &s),
                            .E = s.end - s.first,
                            .N = c->shape->n,
                            .K = c->shape->k,
                            .swiglu = swiglu};
-    if (c->r->shard.gathers || c->r->shard.on_host) {
-        a.rows = s.tokens * s.k; /* offload by expert: an op is one expert's run of them */
-        FR_TRY(fr_pools_weights(c->r->pools, c->r->issue, c->f, c->op, &a, c->err));
-    }
+    const float *own_scale = NULL;
+    if (scale) scale += before * run->bytes[2 + !swiglu] / (int64_t)sizeof *scale;
+    if (c->r->shard.gathers || c->r->shard.on_host)
+        FR_TRY(fr_pools_weights(c->r->pools, c->r->issue, c->f, c->op, &a, &scale, &own_scale, c->err));
+    if (fr_call_fp8(c)) return fr_call_grouped_fp8(c, &a, scale, own_scale);
     return fr_call_done(c, fr_k_grouped_gemm_variant(&a, variant(c), c->stream), "fr_k_grouped_gemm");
 }
 
 fr_status fr_launch_expert_up(fr_call *c) {
-    return grouped(c, c->w->gate_up, true);
+    return grouped(c, c->w->gate_up, c->w->gate_up_scale, true);
 }
 fr_status fr_launch_expert_down(fr_call *c) {
-    return grouped(c, c->w->down, false);
+    return grouped(c, c->w->down, c->w->down_scale, false);
 }
 
 /* y: rows to add up for each of `tokens`. */

@@ -273,8 +273,8 @@ fr_status fr_pools_copy(fr_pools *g, const struct fr_issue *issue, const fr_frag
 
 /* ---- readers ------------------------------------------------------------------------------------------------------*/
 
-static const fr_bf16 *part(const fr_pools *g, const char *run, int experts, int p) {
-    return (const fr_bf16 *)(const void *)(run + fr_run_offset(&g->run, experts, p, 0));
+static const void *part(const fr_pools *g, const char *run, int experts, int p) {
+    return p < g->run.parts ? run + fr_run_offset(&g->run, experts, p, 0) : NULL;
 }
 
 /*
@@ -282,7 +282,7 @@ static const fr_bf16 *part(const fr_pools *g, const char *run, int experts, int 
  * into: those, and the own ones where they lie. Else the own ones.
  */
 fr_status fr_pools_weights(const fr_pools *g, const struct fr_issue *issue, const fr_fragment *f, const fr_op *op,
-                           fr_k_grouped_args *a, fr_error *err) {
+                           fr_k_grouped_args *a, const float **scale, const float **own_scale, fr_error *err) {
     const fr_weights *w = g->o.weights;
     const fr_shard *s = &w->shard;
     const fr_layer_weights *l = fr_weights_layer(w, op->layer);
@@ -292,11 +292,13 @@ fr_status fr_pools_weights(const fr_pools *g, const struct fr_issue *issue, cons
     if (b == FR_NONE && s->on_host) return unknown(op, err);
     if (b == FR_NONE && !s->gathers) {
         a->b = which ? l->down : l->gate_up;
+        *scale = which ? l->down_scale : l->gate_up_scale;
         a->E = own(g);
         return FR_OK;
     }
     const int experts = b == FR_NONE ? fr_shard_slot_experts(s, g->o.model) : g->pools[b].experts;
     a->b = part(g, slot ? slot : w->first, experts, which);
+    *scale = part(g, slot ? slot : w->first, experts, 2 + which);
     a->E = g->o.model->experts;
     if (s->on_host && experts == 1 && a->E > 1) {
         a->offsets += op->sub;
@@ -304,6 +306,7 @@ fr_status fr_pools_weights(const fr_pools *g, const struct fr_issue *issue, cons
     }
     if (!s->gathers) return FR_OK;
     a->own = which ? l->down : l->gate_up;
+    *own_scale = which ? l->down_scale : l->gate_up_scale;
     a->own_first = s->expert_first;
     a->own_end = s->expert_end;
     a->packed = s->packed;

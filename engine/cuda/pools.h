@@ -42,9 +42,9 @@ fr_status fr_pools_copy(fr_pools *g, const struct fr_issue *issue, const fr_frag
                         cudaStream_t stream, fr_error *err);
 
 /* Where a grouped product finds its experts: fills b, own, own_first, own_end, packed and E of `a`, and moves its
- * offsets to the first of them. */
+ * offsets to the first of them. In fp8 also the scales of b and of own. */
 fr_status fr_pools_weights(const fr_pools *g, const struct fr_issue *issue, const fr_fragment *f, const fr_op *op,
-                           fr_k_grouped_args *a, fr_error *err);
+                           fr_k_grouped_args *a, const float **scale, const float **own_scale, fr_error *err);
 
 /*
  * GATHER_WEIGHTS: the arrays that an all-gather of the op moves, one for each part of a run. in: the rank's own; out:

@@ -7,11 +7,24 @@
 
 #define ALIGN 512 /* bytes between tensors: more than any kernel asks of a pointer */
 
+/* Blocks of 128 x 128 must not be cut by a rank's part, nor by the seams of q, k and v and of gate and up. */
+static const char *no_fp8(const fr_model *m, const fr_layout *l) {
+    const int kv = m->kv_heads > l->tp ? m->kv_heads / l->tp : 1;
+    const int split = l->experts == FR_EXP_TP ? l->tp * l->dp : 1;
+    if (m->hidden % 128 || m->expert_width % (128 * split))
+        return "hidden and each rank's expert width must be multiples of 128";
+    if (m->heads / l->tp * m->head_dim % 128 || kv * m->head_dim % 128)
+        return "each rank's width of q, k and v must be a multiple of 128";
+    if (l->tp > 1 && (l->dp > 1 || l->experts != FR_EXP_TP))
+        return "attention sliced over a tp group is not executed yet in fp8";
+    return NULL;
+}
+
 fr_status fr_weights_supported(const fr_model *m, const fr_layout *l, fr_error *err) {
     const char *why = NULL;
-    if (l->precision != FR_BF16)
-        why = "--precision: the engine executes bf16";
-    else if (m->attention != FR_ATTENTION_GQA)
+    if (l->precision == FR_FP8 && (why = no_fp8(m, l)) != NULL)
+        return fr_fail(err, FR_BAD_INPUT, "--precision fp8, model %s: %s", m->name, why);
+    if (m->attention != FR_ATTENTION_GQA)
         why = "attention: latent attention (MLA) is not executed yet";
     else if (m->qkv_bias || m->o_bias || m->sinks)
         why = "attention: biases and sinks are not executed yet";
@@ -46,20 +59,31 @@ static int64_t aligned(int64_t bytes) {
     return fr_ceil_div(bytes, ALIGN) * ALIGN;
 }
 
-static fr_bf16 *cut(cutter *c, int64_t elements) {
-    fr_bf16 *p = c->base ? (fr_bf16 *)(void *)(c->base + c->at) : NULL;
-    c->at += aligned(2 * elements);
+static void *cut_bytes(cutter *c, int64_t bytes) {
+    void *p = c->base ? (void *)(c->base + c->at) : NULL;
+    c->at += aligned(bytes);
     return p;
+}
+
+static fr_bf16 *cut(cutter *c, int64_t elements) {
+    return cut_bytes(c, 2 * elements);
+}
+
+/* A linear weight [rows, columns], with its scales in fp8. */
+static fr_bf16 *cut_linear(cutter *c, fr_precision p, int64_t rows, int64_t columns, float **scale) {
+    const int64_t blocks = fr_ceil_div(rows, 128) * fr_ceil_div(columns, 128);
+    *scale = p == FR_FP8 ? cut_bytes(c, 4 * blocks) : NULL;
+    return cut_bytes(c, (p == FR_FP8 ? 1 : 2) * rows * columns);
 }
 
 static void place_layer(cutter *c, const fr_shard *s, const fr_model *m, fr_layer_weights *w) {
     const int64_t h = m->hidden, d = m->head_dim;
     w->input_norm = cut(c, h);
     w->post_norm = cut(c, h);
-    w->qkv = cut(c, (s->heads + 2 * s->kv_heads) * d * h);
+    w->qkv = cut_linear(c, s->precision, (s->heads + 2 * s->kv_heads) * d, h, &w->qkv_scale);
     w->q_norm = m->qk_norm ? cut(c, d) : NULL;
     w->k_norm = m->qk_norm ? cut(c, d) : NULL;
-    w->o = cut(c, h * s->heads * d);
+    w->o = cut_linear(c, s->precision, h, s->heads * d, &w->o_scale);
     w->router = cut(c, m->experts * h);
 }
 
@@ -81,6 +105,9 @@ static void place_experts(fr_weights *w) {
         l->run = w->host ? w->host[i] : w->experts + i * w->experts_stride;
         l->gate_up = (fr_bf16 *)(void *)l->run;
         l->down = (fr_bf16 *)(void *)(l->run + fr_run_offset(&w->run, own, 1, 0));
+        if (w->run.parts < 4) continue;
+        l->gate_up_scale = (float *)(void *)(l->run + fr_run_offset(&w->run, own, 2, 0));
+        l->down_scale = (float *)(void *)(l->run + fr_run_offset(&w->run, own, 3, 0));
     }
 }
 

@@ -1,6 +1,6 @@
 /*
- * weights: what one rank holds of a model's parameters (engine/shard.h), bf16, in the layout that the kernels read. H
- * hidden, E experts, D head width; heads, kv_heads, I and the experts are the rank's own part of the model's.
+ * weights: what one rank holds of a model's parameters (engine/shard.h), in the layout that the kernels read, bf16, or
+ * with --precision fp8 the linear weights of Hugging Face's FP8 checkpoints block-scaled e4m3 (kernels/fp8.h). H hidden, E experts, D head width; heads, kv_heads, I and the experts are the rank's own part of the model's.
  *
  * Three runs of memory: everything but routed experts; the routed experts, a run a layer (peers read them where they
  * lie); and, where experts are gathered, those of the stage's first layer that other ranks hold, in the form of a
@@ -17,7 +17,7 @@
 #include "engine/routing.h"
 #include "engine/shard.h"
 #include "engine/world.h"
-#include "kernels/kernels.h"
+#include "kernels/fp8.h"
 
 typedef struct {
     fr_bf16 *input_norm, *post_norm; /* [H] */
@@ -28,6 +28,8 @@ typedef struct {
     char *run;                       /* own experts, on the device or on the host (fr_shard.on_host) */
     fr_bf16 *gate_up;                /* in it: [experts, 2 I, H], gate and up interleaved in blocks of 8 rows */
     fr_bf16 *down;                   /* in it: [experts, H, I] */
+    /* fp8: qkv, o, gate_up and down are fr_e4m3, and these their scales, the experts' in the run; NULL in bf16 */
+    float *qkv_scale, *o_scale, *gate_up_scale, *down_scale;
 } fr_layer_weights;
 
 typedef struct fr_weights {

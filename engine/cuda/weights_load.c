@@ -21,11 +21,11 @@
 
 /*
  * `bytes` from `from` in a file, rows of `row` bytes, of each of which `wanted` from `column` on go to `to`, packed.
- * interleave: whole rows, blocks of 8 of which go to every second such block.
+ * interleave: whole rows, blocks of 8 of which go to every second such block. widen: bf16 that becomes fp32.
  */
 typedef struct {
     int32_t file;
-    bool interleave, to_host;
+    bool interleave, to_host, widen;
     int64_t from, bytes, row, column, wanted;
     char *to;
 } job;
@@ -49,8 +49,8 @@ typedef struct {
 /* ---- the list -----------------------------------------------------------------------------------------------------*/
 
 typedef struct {
-    int64_t row, column, wanted; /* bytes; see job */
-    bool interleave, to_host;
+    int64_t row, column, wanted; /* bytes in the file; see job */
+    bool interleave, to_host, widen;
 } way;
 
 static way rows_of(int64_t row) {
@@ -60,23 +60,27 @@ static way rows_of(int64_t row) {
 /* `bytes` of a tensor from its byte `skip` on, whole rows. */
 static void add_job(load *l, const fr_tensor *t, int64_t skip, int64_t bytes, way w, void *to) {
     const int64_t block = w.interleave ? 8 * w.row : w.row;
-    const int64_t step = fr_max_i64(STAGING / block, 1) * block;
+    const int64_t step = fr_max_i64((w.widen ? STAGING / 2 : STAGING) / block, 1) * block;
+    const int64_t wanted = w.wanted * (w.interleave ? 2 : 1) * (w.widen ? 2 : 1); /* from one row's place to the next */
     for (int64_t at = 0; at < bytes; at += step) {
         FR_GROW(l->jobs, l->capacity, l->count + 1);
         l->jobs[l->count++] = (job){.file = t->file,
                                     .interleave = w.interleave,
                                     .to_host = w.to_host,
+                                    .widen = w.widen,
                                     .from = t->begin + skip + at,
                                     .bytes = fr_min_i64(step, bytes - at),
                                     .row = w.row,
                                     .column = w.column,
                                     .wanted = w.wanted,
-                                    .to = (char *)to + at / w.row * w.wanted * (w.interleave ? 2 : 1)};
+                                    .to = (char *)to + at / w.row * wanted};
     }
 }
 
-/* The tensor of that name, of exactly that shape (up to three dimensions, 0 = none); NULL with a reason otherwise. */
-static const fr_tensor *want(load *l, const char *name, int64_t a, int64_t b, int64_t c) {
+/* The tensor of that name, of exactly that shape (up to three dimensions, 0 = none) and one of two types; NULL with a
+ * reason otherwise. */
+static const fr_tensor *want_typed(load *l, const char *name, int64_t a, int64_t b, int64_t c, const char *type,
+                                   const char *other) {
     const fr_tensor *t = fr_checkpoint_find(l->c, name);
     const int64_t shape[3] = {a, b, c};
     const int rank = c ? 3 : b ? 2 : 1;
@@ -85,30 +89,78 @@ static const fr_tensor *want(load *l, const char *name, int64_t a, int64_t b, in
         l->status = fr_fail(l->err, FR_BAD_INPUT, "checkpoint %s: no tensor %s", l->c->files[0], name);
         return NULL;
     }
-    bool same = t->rank == rank && strcmp(t->dtype, "BF16") == 0;
+    bool same = t->rank == rank && (strcmp(t->dtype, type) == 0 || strcmp(t->dtype, other) == 0);
     for (int i = 0; i < rank && same; i++) same = t->shape[i] == shape[i];
     if (!same) {
-        l->status = fr_fail(l->err, FR_BAD_INPUT, "%s: %s: expected BF16 [%lld, %lld, %lld], got %s of rank %d",
-                            l->c->files[t->file], name, (long long)a, (long long)b, (long long)c, t->dtype, t->rank);
+        l->status = fr_fail(l->err, FR_BAD_INPUT, "%s: %s: expected %s [%lld, %lld, %lld], got %s of rank %d%s",
+                            l->c->files[t->file], name, type, (long long)a, (long long)b, (long long)c, t->dtype,
+                            t->rank, strcmp(t->dtype, "F8_E4M3") == 0 ? " (an FP8 checkpoint: --precision fp8)" : "");
         return NULL;
     }
     l->used[t - l->c->tensors] = true;
     return t;
 }
 
-/* Rows [first, end) of a matrix, or of a vector (columns 0: all of it). NULL `to`: checked, not read. */
-static void some_rows(load *l, const char *name, int64_t rows, int64_t columns, int64_t first, int64_t end, void *to) {
-    const fr_tensor *t = want(l, name, rows, columns, 0);
-    const int64_t row = 2 * (columns ? columns : 1);
-    if (!t || !to) return;
-    if (columns)
-        add_job(l, t, first * row, (end - first) * row, rows_of(row), to);
-    else
-        add_job(l, t, 0, t->bytes, rows_of(t->bytes), to);
+static const fr_tensor *want(load *l, const char *name, int64_t a, int64_t b, int64_t c) {
+    return want_typed(l, name, a, b, c, "BF16", "BF16");
 }
 
+/* ---- linear weights: bf16, or e4m3 with a scale for each block of 128 x 128
+ * ----------------------------------------*/
+
+static bool fp8(const load *l) {
+    return l->w->shard.precision == FR_FP8;
+}
+
+static const fr_tensor *want_linear(load *l, const char *name, int64_t a, int64_t b, int64_t c) {
+    return fp8(l) ? want_typed(l, name, a, b, c, "F8_E4M3", "F8_E4M3") : want(l, name, a, b, c);
+}
+
+/* A part of a matrix [rows, columns]: rows [row, row_end), columns [column, column_end). */
+typedef struct {
+    int64_t rows, columns, row, row_end, column, column_end;
+} part;
+
+static part all_of(int64_t rows, int64_t columns) {
+    return (part){rows, columns, 0, rows, 0, columns};
+}
+
+/* The scales of the part's blocks, from NAME_scale_inv, fp32 or bf16 (both are published), packed to `to`. */
+static void add_scales(load *l, const char *name, part p, bool to_host, float *to) {
+    char scale[288];
+    const int64_t rows = fr_ceil_div(p.rows, 128), columns = fr_ceil_div(p.columns, 128);
+    if (!fp8(l)) return;
+    snprintf(scale, sizeof scale, "%s_scale_inv", name);
+    const fr_tensor *t = want_typed(l, scale, rows, columns, 0, "F32", "BF16");
+    if (!t || !to) return;
+    const bool widen = t->dtype[0] == 'B';
+    const int64_t size = widen ? 2 : 4, row = columns * size;
+    const int64_t first = p.row / 128, count = fr_ceil_div(p.row_end, 128) - first;
+    const way w = {.row = row,
+                   .column = p.column / 128 * size,
+                   .wanted = (fr_ceil_div(p.column_end, 128) - p.column / 128) * size,
+                   .to_host = to_host,
+                   .widen = widen};
+    add_job(l, t, first * row, count * row, w, to);
+}
+
+/* A part of the linear weight NAME and its scales; NULL `to`: checked, not read. */
+static void linear(load *l, const char *name, part p, bool interleave, bool to_host, void *to, float *scale) {
+    const int64_t size = fp8(l) ? 1 : 2, row = size * p.columns;
+    const fr_tensor *t = want_linear(l, name, p.rows, p.columns, 0);
+    const way w = {.row = row,
+                   .column = size * p.column,
+                   .wanted = size * (p.column_end - p.column),
+                   .interleave = interleave,
+                   .to_host = to_host};
+    if (t && to) add_job(l, t, p.row * row, (p.row_end - p.row) * row, w, to);
+    add_scales(l, name, p, to_host, to ? scale : NULL);
+}
+
+/* A whole bf16 matrix, or vector (columns 0). NULL `to`: checked, not read. */
 static void whole(load *l, const char *name, int64_t rows, int64_t columns, void *to) {
-    some_rows(l, name, rows, columns, 0, rows, to);
+    const fr_tensor *t = want(l, name, rows, columns, 0);
+    if (t && to) add_job(l, t, 0, t->bytes, rows_of(columns ? 2 * columns : t->bytes), to);
 }
 
 static bool has(const load *l, const char *name) {
@@ -120,6 +172,7 @@ static bool has(const load *l, const char *name) {
 /* Where an expert of a layer goes: among the own ones, into the first layer's gathered set, or nowhere (NULL). */
 typedef struct {
     char *gate_up, *down;
+    float *gate_up_scale, *down_scale;
 } expert_place;
 
 static expert_place place_of(const fr_weights *w, const fr_model *m, int held, int e) {
@@ -128,54 +181,55 @@ static expert_place place_of(const fr_weights *w, const fr_model *m, int held, i
     const bool first = s->gathers && held == fr_shard_layer(s, s->first_layer);
     if (own && s->on_host && !w->owns_host) return (expert_place){0};
     if (!own && !first) return (expert_place){0};
-    if (own)
-        return (expert_place){fr_weights_expert(w, held, 0, e - s->expert_first),
-                              fr_weights_expert(w, held, 1, e - s->expert_first)};
-    const int places = fr_shard_slot_experts(s, m), at = fr_shard_slot_place(s, e);
-    return (expert_place){w->first + fr_run_offset(&w->run, places, 0, at),
-                          w->first + fr_run_offset(&w->run, places, 1, at)};
+    char *at[FR_RUN_PARTS] = {0};
+    for (int i = 0; i < w->run.parts; i++)
+        at[i] = own ? fr_weights_expert(w, held, i, e - s->expert_first)
+                       : w->first + fr_run_offset(&w->run, fr_shard_slot_experts(s, m), i, fr_shard_slot_place(s, e));
+    return (expert_place){at[0], at[1], (float *)(void *)at[2], (float *)(void *)at[3]};
 }
 
-/* Gate or up of an expert, at byte `skip` of its tensor: this rank's rows of it. */
-static void add_half(load *l, const fr_tensor *t, int64_t skip, int half, expert_place p) {
+/* Gate or up of an expert: this rank's rows of it. Their scales lie behind one another, gate's first. */
+static void add_half(load *l, const char *name, int half, expert_place p) {
     const fr_shard *s = &l->w->shard;
-    const int64_t row = 2 * (int64_t)l->m->hidden;
-    way w = rows_of(row);
-    w.interleave = true;
-    w.to_host = s->on_host;
-    if (t && p.gate_up)
-        add_job(l, t, skip + s->width_first * row, (s->width_end - s->width_first) * row, w,
-                p.gate_up + 8 * half * row);
+    const int64_t h = l->m->hidden, row = (fp8(l) ? 1 : 2) * h;
+    const int64_t scales = fr_ceil_div(s->width_end - s->width_first, 128) * fr_ceil_div(h, 128);
+    part rows = all_of(l->m->expert_width, h);
+    rows.row = s->width_first;
+    rows.row_end = s->width_end;
+    linear(l, name, rows, true, s->on_host, p.gate_up ? p.gate_up + 8 * half * row : NULL,
+           p.gate_up_scale ? p.gate_up_scale + half * scales : NULL);
 }
 
 /* Down of an expert: this rank's columns of it. */
-static void add_down(load *l, const fr_tensor *t, int64_t skip, expert_place p) {
-    const fr_shard *s = &l->w->shard;
-    const way w = {.row = 2 * (int64_t)l->m->expert_width,
-                   .column = 2 * (int64_t)s->width_first,
-                   .wanted = 2 * (int64_t)(s->width_end - s->width_first),
-                   .to_host = s->on_host};
-    if (t && p.down) add_job(l, t, skip, l->m->hidden * w.row, w, p.down);
+static part down_part(const load *l) {
+    part p = all_of(l->m->hidden, l->m->expert_width);
+    p.column = l->w->shard.width_first;
+    p.column_end = l->w->shard.width_end;
+    return p;
 }
 
 /* Experts one by one (gate, up, down of each), as both families are published. */
 static void separate_experts(load *l, const char *block, const char *const names[3], int held) {
-    const int64_t h = l->m->hidden, i = l->m->expert_width;
     char name[256];
     for (int e = 0; e < l->m->experts; e++) {
         const expert_place p = place_of(l->w, l->m, held, e);
         for (int half = 0; half < 2; half++) {
             snprintf(name, sizeof name, "%s.experts.%d.%s.weight", block, e, names[half]);
-            add_half(l, want(l, name, i, h, 0), 0, half, p);
+            add_half(l, name, half, p);
         }
         snprintf(name, sizeof name, "%s.experts.%d.%s.weight", block, e, names[2]);
-        add_down(l, want(l, name, h, i, 0), 0, p);
+        linear(l, name, down_part(l), false, l->w->shard.on_host, p.down, p.down_scale);
     }
 }
 
-/* Experts stacked, gate above up, as transformers 5 holds them. */
+/* Experts stacked, gate above up, as transformers 5 holds them; bf16 only. */
 static void stacked_experts(load *l, const char *block, int held) {
-    const int64_t h = l->m->hidden, i = l->m->expert_width, n = l->m->experts;
+    const fr_shard *s = &l->w->shard;
+    const int64_t h = l->m->hidden, i = l->m->expert_width, n = l->m->experts, row = 2 * h;
+    const part d = down_part(l);
+    const way up_way = {.row = row, .wanted = row, .interleave = true, .to_host = s->on_host};
+    const way down_way = {
+        .row = 2 * i, .column = 2 * d.column, .wanted = 2 * (d.column_end - d.column), .to_host = s->on_host};
     char name[256];
     snprintf(name, sizeof name, "%s.experts.gate_up_proj", block);
     const fr_tensor *up = want(l, name, n, 2 * i, h);
@@ -183,8 +237,10 @@ static void stacked_experts(load *l, const char *block, int held) {
     const fr_tensor *down = want(l, name, n, h, i);
     for (int e = 0; e < l->m->experts; e++) {
         const expert_place p = place_of(l->w, l->m, held, e);
-        for (int half = 0; half < 2; half++) add_half(l, up, (2 * e + half) * i * h * 2, half, p);
-        add_down(l, down, e * i * h * 2, p);
+        for (int half = 0; half < 2 && up && p.gate_up; half++)
+            add_job(l, up, ((2 * e + half) * i + s->width_first) * row, (s->width_end - s->width_first) * row, up_way,
+                    p.gate_up + 8 * half * row);
+        if (down && p.down) add_job(l, down, e * i * h * 2, h * down_way.row, down_way, p.down);
     }
 }
 
@@ -198,7 +254,7 @@ static void list_experts(load *l, int layer, int held) {
     snprintf(name, sizeof name, "%s.gate.weight", block);
     whole(l, name, l->m->experts, l->m->hidden, l->w->layer[held].router);
     snprintf(name, sizeof name, "%s.experts.gate_up_proj", block);
-    if (has(l, name))
+    if (has(l, name) && !fp8(l))
         stacked_experts(l, block, held);
     else
         separate_experts(l, block, old ? mixtral : qwen, held);
@@ -206,39 +262,51 @@ static void list_experts(load *l, int layer, int held) {
 
 /* ---- the rest of a layer ------------------------------------------------------------------------------------------*/
 
-/* The rank's heads of the output projection are columns of it. */
-static void list_o(load *l, const char *name, void *to) {
+static void list_attention(load *l, int layer, const fr_layer_weights *w) {
     const fr_model *m = l->m;
-    const fr_region r = fr_shard_o(&l->w->shard, m);
-    const fr_tensor *t = want(l, name, r.rows, r.stride, 0);
-    if (t) add_job(l, t, 0, t->bytes, (way){.row = 2 * r.stride, .column = 2 * r.first, .wanted = 2 * r.columns}, to);
+    const fr_shard *s = &l->w->shard;
+    const int64_t h = m->hidden, d = m->head_dim, q = m->heads * d, kv = m->kv_heads * d;
+    const int64_t mine = s->heads * d, kv_mine = s->kv_heads * d, size = fp8(l) ? 1 : 2, blocks = fr_ceil_div(h, 128);
+    const struct {
+        const char *name;
+        int64_t rows, first, count, place; /* of the model's tensor, of the rank's part, of the rows of qkv */
+    } in[3] = {{"q_proj", q, s->head_first * d, mine, 0},
+               {"k_proj", kv, s->kv_first * d, kv_mine, mine},
+               {"v_proj", kv, s->kv_first * d, kv_mine, mine + kv_mine}};
+    char name[256];
+    for (int i = 0; i < 3; i++) {
+        part p = all_of(in[i].rows, h);
+        p.row = in[i].first;
+        p.row_end = p.row + in[i].count;
+        snprintf(name, sizeof name, "model.layers.%d.self_attn.%s.weight", layer, in[i].name);
+        linear(l, name, p, false, false, (char *)w->qkv + in[i].place * h * size,
+               w->qkv_scale ? w->qkv_scale + in[i].place / 128 * blocks : NULL);
+    }
+    part o = all_of(h, q); /* the rank's heads of the output projection are columns of it */
+    o.column = s->head_first * d;
+    o.column_end = o.column + mine;
+    snprintf(name, sizeof name, "model.layers.%d.self_attn.o_proj.weight", layer);
+    linear(l, name, o, false, false, w->o, w->o_scale);
 }
 
 static void list_layer(load *l, int held) {
-    const fr_model *m = l->m;
-    const fr_shard *s = &l->w->shard;
     const fr_layer_weights *w = &l->w->layer[held];
-    const int layer = fr_shard_layer_id(s, held);
-    const int64_t h = m->hidden, d = m->head_dim, q = m->heads * d, kv = m->kv_heads * d;
-    const int64_t q0 = s->head_first * d, q1 = q0 + s->heads * d, k0 = s->kv_first * d, k1 = k0 + s->kv_heads * d;
+    const int layer = fr_shard_layer_id(&l->w->shard, held);
+    const int64_t h = l->m->hidden, d = l->m->head_dim;
     const struct {
         const char *name;
-        int64_t rows, columns, first, end;
+        int64_t n;
         fr_bf16 *to;
-    } plain[] = {{"input_layernorm", h, 0, 0, h, w->input_norm},
-                 {"post_attention_layernorm", h, 0, 0, h, w->post_norm},
-                 {"self_attn.q_proj", q, h, q0, q1, w->qkv},
-                 {"self_attn.k_proj", kv, h, k0, k1, w->qkv + (q1 - q0) * h},
-                 {"self_attn.v_proj", kv, h, k0, k1, w->qkv + (q1 - q0 + k1 - k0) * h},
-                 {"self_attn.q_norm", d, 0, 0, d, w->q_norm},
-                 {"self_attn.k_norm", d, 0, 0, d, w->k_norm}};
+    } norms[] = {{"input_layernorm", h, w->input_norm},
+                 {"post_attention_layernorm", h, w->post_norm},
+                 {"self_attn.q_norm", d, w->q_norm},
+                 {"self_attn.k_norm", d, w->k_norm}};
     char name[256];
-    for (size_t i = 0; i < sizeof plain / sizeof *plain; i++) {
-        snprintf(name, sizeof name, "model.layers.%d.%s.weight", layer, plain[i].name);
-        if (plain[i].to) some_rows(l, name, plain[i].rows, plain[i].columns, plain[i].first, plain[i].end, plain[i].to);
+    for (size_t i = 0; i < sizeof norms / sizeof *norms; i++) {
+        snprintf(name, sizeof name, "model.layers.%d.%s.weight", layer, norms[i].name);
+        if (norms[i].to) whole(l, name, norms[i].n, 0, norms[i].to);
     }
-    snprintf(name, sizeof name, "model.layers.%d.self_attn.o_proj.weight", layer);
-    list_o(l, name, w->o);
+    list_attention(l, layer, w);
     list_experts(l, layer, held);
 }
 
@@ -316,6 +384,20 @@ static fr_status read_all(load *l, const job *j, char *to) {
     return FR_OK;
 }
 
+/* bf16 to fp32 in place, from the end on; the job then is one of fp32. */
+static void widen(job *j, char *buffer) {
+    for (int64_t i = j->bytes / 2; i-- > 0;) {
+        uint16_t half;
+        memcpy(&half, buffer + 2 * i, sizeof half);
+        const uint32_t whole_bits = (uint32_t)half << 16;
+        memcpy(buffer + 4 * i, &whole_bits, sizeof whole_bits);
+    }
+    j->bytes *= 2;
+    j->row *= 2;
+    j->column *= 2;
+    j->wanted *= 2;
+}
+
 /* Into pinned host memory: by this thread. */
 static void copy_out(const job *j, const char *from) {
     const int64_t rows = j->bytes / j->row, step = j->interleave ? 8 : 1;
@@ -352,6 +434,7 @@ static void *read_jobs(void *context) {
     for (int turn = 0; !e && take(l, &j); turn ^= 1) {
         e = cudaEventSynchronize(r.free[turn]); /* an event never recorded is complete */
         if (!e && read_all(l, &j, r.staging[turn]) != FR_OK) break;
+        if (!e && j.widen) widen(&j, r.staging[turn]);
         if (!e) e = send(&j, r.staging[turn], r.stream);
         if (!e) e = cudaEventRecord(r.free[turn], r.stream);
     }

@@ -33,8 +33,8 @@ void fr_emit_embed(fr_walk *w, fr_rank *r) {
 
 /*
  * RMSNorm: rows in, rows out. With the result of the block before still to be added (residual): that in, the stream in
- * and out, rows out. In fp8 the normed row is written quantised too, for the projections; and the second norm of a
- * layer carries the quantising of the attention output (in, out), which a library's attention kernel does not do.
+ * and out, rows out. In fp8 the normed row is written quantised where only products read it, and both ways where a
+ * router, an exchange or the permutation (which quantises on its way) reads it beside shared experts.
  */
 void fr_emit_norm(fr_walk *w, fr_rank *r, int sub) {
     fr_planner *p = w->p;
@@ -44,12 +44,10 @@ void fr_emit_norm(fr_walk *w, fr_rank *r, int sub) {
     }
     fr_scratch *b = fr_scratch_of(w, r);
     const fr_model *m = &p->model;
+    const bool experts = sub == 1 && fr_model_is_moe_layer(m, w->layer), fp8 = p->layout.precision == FR_FP8;
+    const bool plain = !fp8 || experts || p->sliced, quantised = fp8 && (!experts || m->shared_width > 0);
     int64_t tokens = fr_tokens_here(w, r), row = BF16 * (int64_t)m->hidden;
-    int64_t bytes = tokens * (row * (r->residual ? 4 : 2) + fr_fp8_row(w, m->hidden));
-    if (sub == 1 && p->layout.precision == FR_FP8) {
-        int64_t width = (int64_t)m->heads * m->v_head_dim / p->layout.tp;
-        bytes += fr_work_of(w, r)->tokens * (BF16 * width + fr_fp8_row(w, width));
-    }
+    int64_t bytes = tokens * (row * ((r->residual ? 3 : 1) + plain) + (quantised ? fr_fp8_row(w, m->hidden) : 0));
     fr_put(w, r, FR_LANE_COMPUTE, FR_OP_NORM, fr_memory_shape(w, FR_OP_NORM, tokens, m->hidden, bytes), sub);
     fr_hidden_use(w, r, FR_USE_READ);
     if (r->residual) {
@@ -190,6 +188,16 @@ static int64_t project_mla(fr_walk *w, fr_rank *r, int split, int64_t tokens) {
     return tokens * 2 * BF16 * ((heads + 1) * m->rope_dim + m->q_rank + m->kv_rank);
 }
 
+/* Attention's output quantised, which a library's attention kernel does not do: in and out, into the buffer of q, k and
+ * v, which are done with. */
+static void quantise_heads(fr_walk *w, fr_rank *r, int64_t tokens, int64_t width) {
+    fr_scratch *b = fr_scratch_of(w, r);
+    int64_t bytes = tokens * (BF16 * width + fr_fp8_row(w, width));
+    fr_put(w, r, FR_LANE_COMPUTE, FR_OP_NORM, fr_memory_shape(w, FR_OP_NORM, tokens, width, bytes), 3);
+    fr_read(w, b->heads);
+    fr_write(w, b->qkv);
+}
+
 /*
  * One rank's whole output projection adds the residual stream in its epilogue (stream in and out, fp32 until the one
  * rounding); a part of it (tp) leaves a partial result, and quantised operands keep the plain product.
@@ -201,8 +209,9 @@ static void project_out(fr_walk *w, fr_rank *r, int split) {
     int64_t tokens = fr_work_of(w, r)->tokens, width = (int64_t)(m->heads / split) * m->v_head_dim;
     double flops = 2.0 * (double)tokens * m->hidden * m->heads * m->v_head_dim / split;
     uint32_t shape = fr_gemm_shape(w, FR_OP_GEMM_O, p->layout.precision, tokens, m->hidden, width, flops);
+    if (p->layout.precision == FR_FP8) quantise_heads(w, r, tokens, width);
     fr_put(w, r, FR_LANE_COMPUTE, FR_OP_GEMM_O, shape, 0);
-    fr_read(w, b->heads);
+    fr_read(w, p->layout.precision == FR_FP8 ? b->qkv : b->heads);
     r->residual = split > 1 || p->layout.precision != FR_BF16;
     if (r->residual) {
         fr_write(w, b->delta);

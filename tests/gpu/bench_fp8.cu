@@ -65,7 +65,7 @@ static void grouped_one(const Operands &o, const Product &p, int mean, Pattern p
     else
         g.c = o.c;
     auto run = [&] { CUDA(fr_k_grouped_fp8_variant(&g, variant, stream)); };
-    const bool hold = !strcmp(regime, "sustained");
+    const bool hold = std::string(regime) == "sustained";
     const Stat s = hold ? sustained(run) : burst(run, !strcmp(regime, "burst1s"));
     const double r = static_cast<double>(rows), bytes = r * p.K * (1 + 4.0 / 128) +
                                                         live_experts(offsets) * (1.0 * p.N * p.K) +
@@ -129,17 +129,17 @@ static void dense_one(Operands &o, int64_t M, int64_t N, int64_t K, const char *
     fr_k_fp8_args g = {};
     g.a = o.a, g.b = o.b, g.a_scale = o.a_scale, g.b_scale = o.b_scale, g.a_pitch = M, g.counter = counter, g.rows = M,
     g.E = 1, g.N = static_cast<int>(N), g.K = static_cast<int>(K), g.c = o.c;
-    const bool hold = !strcmp(regime, "sustained");
+    const bool hold = std::string(regime) == "sustained";
     for (int v : {FR_K_GROUPED_SINGLE_SKEW, FR_K_GROUPED_CLUSTER, FR_K_GROUPED_CLUSTER_SKEW}) {
         auto run = [&] { CUDA(fr_k_grouped_fp8_variant(&g, v, stream)); };
-        const Stat s = hold ? sustained(run, 6) : burst(run, true);
+        const Stat s = hold ? sustained(run) : burst(run, true);
         report(format("dense_fp8_%d", v).c_str(), shape, regime, s, flops, bytes);
     }
     Lt lt(o, M, N, K);
     if (!lt.ok) return;
     fr_bf16 *other = reinterpret_cast<fr_bf16 *>(o.q);
     auto run = [&] { lt.run(o, other); };
-    const Stat s = hold ? sustained(run, 6) : burst(run, true);
+    const Stat s = hold ? sustained(run) : burst(run, true);
     report("dense_fp8_cublaslt", shape, regime, s, flops, bytes);
     std::vector<fr_bf16> mine(1 << 16), theirs(1 << 16); /* are they the same product? */
     CUDA(cudaStreamSynchronize(stream));
@@ -216,6 +216,7 @@ int main(int argc, char **argv) {
             dense_one(o, 16384, 4096, 8192, "burst1s");
             dense_one(o, 2048, 9216, 4096, "burst1s");
         } else if (p == "sustained") {
+            hold_seconds = 6;
             grouped_one(o, up235, 1024, MULTINOMIAL, -1, "sustained");
             grouped_one(o, down235, 1024, MULTINOMIAL, -1, "sustained");
             dense_one(o, 16384, 9216, 4096, "sustained");

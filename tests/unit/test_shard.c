@@ -164,6 +164,24 @@ static void test_run_bytes(void **state) {
     assert_int_equal(fr_run_offset(&r, 3, 1, 2), 3 * r.bytes[0] + 2 * r.bytes[1]);
 }
 
+/* e4m3 with a scale for each block of 128 x 128: as many bytes as the model says, scales behind the weights. */
+static void test_run_fp8(void **state) {
+    (void)state;
+    fr_model m = small();
+    fr_shard s;
+    fr_expert_run r;
+    m.hidden = 384;
+    m.expert_width = 256;
+    const fr_layout l = layout("ep", 4, (fr_layout){.precision = FR_FP8});
+    fr_shard_of(&l, &m, 1, &s);
+    fr_run_of(&s, &m, &r);
+    assert_int_equal(r.parts, 4);
+    assert_int_equal(r.expert, fr_model_expert_bytes(&m, FR_FP8));
+    assert_int_equal(r.expert, 3 * 384 * 256 + 3 * 4 * 3 * 2);
+    assert_int_equal(fr_run_offset(&r, 3, 2, 0), 3 * 3 * 384 * 256);
+    assert_int_equal(fr_run_offset(&r, 3, 3, 1), 3 * 3 * 384 * 256 + 3 * 2 * 4 * 6 + 4 * 6);
+}
+
 /* Slices of any size bring every expert to its place, whatever the seams. */
 static void test_run_copies(void **state) {
     (void)state;
@@ -194,8 +212,8 @@ static void test_run_copies(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_regions_tile), cmocka_unit_test(test_layers),     cmocka_unit_test(test_kinds),
-        cmocka_unit_test(test_run_bytes),    cmocka_unit_test(test_run_copies),
+        cmocka_unit_test(test_regions_tile), cmocka_unit_test(test_layers),  cmocka_unit_test(test_kinds),
+        cmocka_unit_test(test_run_bytes),    cmocka_unit_test(test_run_fp8), cmocka_unit_test(test_run_copies),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
