@@ -40,14 +40,17 @@ $(BUILD)/tests/%: tests/unit/%.c $(BUILD)/libforerun.a
 
 # ---- several hosts: build/forerun-mpi is the same program whose sweep hands cells to MPI ranks; only it links MPI -------
 MPICC   ?= mpicc
-MPI_OBJ := $(CLI_SRC:%.c=$(BUILD)/mpi/%.o) $(BUILD)/mpi/sim/mpi/mpi_sweep.o
+MPI_OBJ := $(CLI_SRC:%.c=$(BUILD)/mpi/%.o) $(BUILD)/mpi/sim/mpi/mpi_sweep.o $(BUILD)/mpi/sim/mpi/mpi_wire.o
 $(BUILD)/mpi/%.o: %.c
 	@mkdir -p $(@D)
 	$(MPICC) $(CFLAGS) -DFR_MPI -c -o $@ $<
 $(BUILD)/forerun-mpi: $(MPI_OBJ) $(BUILD)/libforerun.a
 	$(MPICC) $(OPT) $(EXTRA) -o $@ $(MPI_OBJ) $(BUILD)/libforerun.a $(LDLIBS)
+# a live run's ranks as processes, with ranks that only pretend: run by tests/cli/mpi.sh
+$(BUILD)/mpi/test_conduct_mpi: $(BUILD)/mpi/tests/mpi/test_conduct_mpi.o $(BUILD)/mpi/sim/mpi/mpi_wire.o $(BUILD)/libforerun.a
+	$(MPICC) $(OPT) $(EXTRA) -o $@ $^ $(LDLIBS)
 .PHONY: mpi
-mpi: $(BUILD)/forerun-mpi
+mpi: $(BUILD)/forerun-mpi $(BUILD)/mpi/test_conduct_mpi
 
 # ---- man page, from the same tables as --help ---------------------------------------------------------------------------
 man: $(BUILD)/forerun.1

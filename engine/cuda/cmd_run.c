@@ -5,6 +5,10 @@
 #include "sim/cli/cli.h"
 #include "sim/driver.h"
 #include "traces/trace.h"
+#ifdef FR_MPI
+#include "sim/mpi/mpi_sweep.h"
+#include "sim/mpi/mpi_wire.h"
+#endif
 
 #include <inttypes.h>
 #include <jansson.h>
@@ -380,11 +384,33 @@ static fr_status predict(job *j, const cli_args *a, const char *exe, fr_error *e
     return FR_OK;
 }
 
+/* Under MPI: a process per rank of the layout; process 0 conducts. */
+static fr_status join_processes(job *j, fr_error *err) {
+#ifdef FR_MPI
+    const int ranks = fr_layout_gpus(&j->setup.experiment.layout), size = fr_mpi_size();
+    if (size == 1) return FR_OK;
+    if (size != ranks)
+        return fr_fail(err, FR_BAD_INPUT, "the layout takes %d GPUs, mpirun started %d processes: they must be as many",
+                       ranks, size);
+    j->options.rank = fr_mpi_rank();
+    j->options.local = fr_mpi_local_rank();
+    if (j->options.rank > 0) return fr_mpi_wire(0, &j->options.conductor, err);
+    j->options.wires = fr_alloc((size_t)ranks * sizeof(*j->options.wires));
+    for (int r = 1; r < ranks; r++) FR_TRY(fr_mpi_wire(r, &j->options.wires[r], err));
+#else
+    (void)j;
+    (void)err;
+#endif
+    return FR_OK;
+}
+
 static fr_status run_job(job *j, const cli_args *a, const char *exe, fr_error *err) {
     FR_TRY(make_setup(j, a, err));
     FR_TRY(read_options(j, a, err));
     FR_TRY(open_requests(j, a, exe, err));
     FR_TRY(fr_setup_any_routing(&j->setup, err));
+    FR_TRY(join_processes(j, err));
+    if (j->options.conductor) return fr_run(&j->setup, &j->options, &j->out, err);
     FR_TRY(predict(j, a, exe, err));
     const fr_status played = fr_run(&j->setup, &j->options, &j->out, err);
     if (played != FR_OK) return keep_part(j, a, played, err);

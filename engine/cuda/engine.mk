@@ -16,6 +16,18 @@ $(BUILD)/cuda/%.o: %.c
 $(BUILD)/forerun-cuda: $(ENGINE_OBJ) $(BUILD)/libforerun.a $(BUILD)/libkernels.a
 	$(CXX) $(OPT) $(EXTRA) -pthread -o $@ $(ENGINE_OBJ) $(BUILD)/libkernels.a $(BUILD)/libforerun.a $(STATIC) $(CUDA_LIBS)
 
+# A process per rank, on one host or several: the same program under mpirun.
+CUDA_MPI_OBJ := $(filter-out $(BUILD)/engine/cuda/cmd_run.o,$(ENGINE_C:%.c=$(BUILD)/%.o)) \
+    $(CLI_SRC:%.c=$(BUILD)/cuda-mpi/%.o) $(BUILD)/cuda-mpi/engine/cuda/cmd_run.o \
+    $(BUILD)/mpi/sim/mpi/mpi_sweep.o $(BUILD)/mpi/sim/mpi/mpi_wire.o
+$(BUILD)/cuda-mpi/%.o: %.c
+	@mkdir -p $(@D)
+	$(MPICC) $(CFLAGS) -DFR_CUDA -DFR_MPI -isystem $(CUDA_HOME)/include -c -o $@ $<
+$(BUILD)/forerun-cuda-mpi: $(CUDA_MPI_OBJ) $(BUILD)/libforerun.a $(BUILD)/libkernels.a
+	OMPI_CXX=$(CXX) mpicxx $(OPT) $(EXTRA) -pthread -o $@ $(CUDA_MPI_OBJ) $(BUILD)/libkernels.a $(BUILD)/libforerun.a $(STATIC) $(CUDA_LIBS)
+.PHONY: engine-mpi
+engine-mpi: $(BUILD)/forerun-cuda-mpi
+
 # Tests of parts of the engine that need several GPUs.
 TRANSPORT_OBJ = $(patsubst %.c,$(BUILD)/%.o,$(wildcard engine/cuda/transport/*.c)) $(BUILD)/engine/cuda/device.o
 $(BUILD)/tests/gpu/test_transport.o: CFLAGS += -isystem $(CUDA_HOME)/include

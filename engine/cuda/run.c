@@ -72,6 +72,18 @@ static void follow(void *context, int rank, fr_wire *wire) {
     _exit(lost || s != FR_OK ? FR_FAILED : 0); /* the conductor knows why and says so */
 }
 
+/* Ranks whose devices this process can see: under MPI, its own. */
+static int here(const fr_run_options *o, int ranks) {
+    return o->wires ? 1 : ranks;
+}
+
+/* One rank for a conductor elsewhere. */
+static fr_status follow_wire(const fr_setup *setup, const fr_run_options *o, const fr_conduct_options *c,
+                             fr_run_output *out, fr_error *err) {
+    FR_TRY(fr_device_environment(err));
+    return fr_follow(setup, c, o->rank, o->conductor, &out->device_lost, err);
+}
+
 /* Processes first: CUDA does not survive a fork. */
 static fr_status conduct(const fr_setup *setup, const fr_run_options *o, fr_conduct_options *c, fr_run_output *out,
                          fr_error *err) {
@@ -80,10 +92,10 @@ static fr_status conduct(const fr_setup *setup, const fr_run_options *o, fr_cond
     const int ranks = out->ranks;
     FR_TRY(fr_device_environment(err));
     if (o->procs) FR_TRY(fr_procs_open(ranks, follow, &process, &procs, err));
-    fr_status s = check_devices(o, ranks, out, err);
+    c->wires = procs ? fr_procs_wires(procs) : o->wires;
+    fr_status s = check_devices(o, here(o, ranks), out, err);
     if (s == FR_OK) s = fr_world_open_threads(ranks, o->timeout_s, &c->world, err);
-    if (s == FR_OK && procs) fr_world_spread(c->world);
-    if (s == FR_OK && procs) c->wires = fr_procs_wires(procs);
+    if (s == FR_OK && c->wires) fr_world_spread(c->world);
     if (s == FR_OK) s = fr_conduct(setup, c, &out->c, err);
     out->device_lost = out->c.lost;
     if (out->device_lost) return s; /* threads are left that read all of this */
@@ -101,8 +113,10 @@ typedef struct {
 
 static fr_status run(const fr_setup *setup, const fr_run_options *o, fr_run_output *out, fr_error *err) {
     kept *k = fr_alloc(sizeof *k);
-    k->m = (metered){.out = out, .first = o->device, .ranks = out->ranks};
-    k->device = (fr_device_rank_options){.weights = o->weights, .first_device = o->device, .check_ops = o->check_ops};
+    k->m = (metered){.out = out, .first = o->device, .ranks = here(o, out->ranks)};
+    k->device = (fr_device_rank_options){.weights = o->weights,
+                                         .first_device = o->device + (o->conductor ? o->local - o->rank : 0),
+                                         .check_ops = o->check_ops};
     k->c = (fr_conduct_options){.kind = fr_device_rank_kind(),
                                 .context = &k->device,
                                 .requests = o->requests,
@@ -119,7 +133,7 @@ static fr_status run(const fr_setup *setup, const fr_run_options *o, fr_run_outp
                                 .playing_context = &k->m};
     fr_status s = FR_OK;
     if (o->inject) s = fr_inject_parse(o->inject, out->ranks, &k->c.inject, err);
-    if (s == FR_OK) s = conduct(setup, o, &k->c, out, err);
+    if (s == FR_OK) s = o->conductor ? follow_wire(setup, o, &k->c, out, err) : conduct(setup, o, &k->c, out, err);
     fill_meters(out, &out->c.result);
     if (!out->device_lost) free(k);
     return s;

@@ -7,6 +7,7 @@
 
 #include "engine/conduct/conduct.h"
 #include "engine/cuda/device.h"
+#include "engine/wire.h"
 
 typedef struct {
     const char *weights; /* folder of a checkpoint; NULL = seeded random weights, with the experiment's routing injected
@@ -20,6 +21,9 @@ typedef struct {
     double warmup_s, timeout_s; /* back to back before the clock starts; 0 = one forward, then a second of rest */
     int device;                 /* of rank 0; the others are on the next ones */
     bool procs;                 /* a process per rank */
+    fr_wire **wires;            /* [ranks] to processes that run the other ranks already (MPI); NULL = none */
+    fr_wire *conductor;         /* this process runs rank `rank` for the one behind the wire; NULL = it conducts */
+    int rank, local;            /* of that rank: local is its place on this host */
     const char *inject;         /* conduct/inject.h; NULL = nothing */
 } fr_run_options;
 
@@ -32,7 +36,8 @@ typedef struct {
     int ranks;
 } fr_run_output;
 
-/* The setup must fit (trace mode: already sized for its longest request). After a failure *out holds what was taken in
+/* In a process that conducts, all of the result; in another one (options->conductor) nothing comes out. The setup must
+ * fit (trace mode: already sized for its longest request). After a failure *out holds what was taken in
  * until then; free it either way. */
 fr_status fr_run(const fr_setup *setup, const fr_run_options *options, fr_run_output *out, fr_error *err);
 void fr_run_output_free(fr_run_output *o);

@@ -10,7 +10,8 @@ enum { TAG_RESULT = 1, TAG_CELL = 2 };
 #define COMMIT_NS   250000000ll
 
 void fr_mpi_begin(int *argc, char ***argv) {
-    MPI_Init(argc, argv);
+    int level; /* ranks of a live run talk from several threads (mpi_wire.h); a sweep from one */
+    MPI_Init_thread(argc, argv, MPI_THREAD_MULTIPLE, &level);
 }
 
 void fr_mpi_end(fr_status status) {

@@ -27,4 +27,9 @@ J
     timeout 60 mpirun --allow-run-as-root --oversubscribe -n 2 "$mpi" sweep /no/such/grid.json --db "$work/x.db" >"$out" 2>"$errors" </dev/null
     [ $? -eq 2 ] && pass || fail "a missing grid under mpirun should exit with 2"
     says /no/such/grid.json
+    # ranks of a live run as processes
+    for ranks in 2 3; do
+        timeout 60 mpirun --allow-run-as-root --oversubscribe -n $ranks build/mpi/test_conduct_mpi >"$out" 2>"$errors" </dev/null &&
+            grep -q "^good" "$out" && pass || fail "a run over $ranks processes" "$(cat "$out" "$errors")"
+    done
 fi
