@@ -28,21 +28,70 @@ static int64_t route_slots(const fr_device_rank *r) {
     return fr_max_i64(r->most_tokens * r->model->top_k, r->room.arriving * r->room.slots);
 }
 
-/* The plan's activation buffers of this rank one after the other, then what no plan lists. */
+/*
+ * Buffers of one layer that never live at once share memory, as fr_layout_activations counts them: those of attention
+ * and those of the MoE block (the compute lane runs one after the other); the output projection's result over qkv,
+ * which is dead by then; the experts' results over the rows that went in, each expert's over its own. Where partial
+ * results cross the phases (experts by width, or travelling tokens) all have a place of their own.
+ */
+typedef struct {
+    int64_t at[3]; /* where the next buffer goes: of its own, of attention, of the MoE block */
+    int64_t qkv, rows, qkv_bytes, rows_bytes;
+} places;
+
+static int phase_of(const fr_device_rank *r, const char *name) {
+    static const char *const attention[] = {"qkv", "heads", "delta"};
+    static const char *const experts[] = {"logits", "route", "order", "rows", "mid", "out"};
+    const fr_layout *l = r->layout;
+    if (l->tp > 1 || l->experts == FR_EXP_TP || (l->experts == FR_EXP_EP && l->ep > 1)) return 0;
+    for (size_t i = 0; i < sizeof attention / sizeof *attention; i++)
+        if (strcmp(name, attention[i]) == 0) return 1;
+    for (size_t i = 0; i < sizeof experts / sizeof *experts; i++)
+        if (strcmp(name, experts[i]) == 0) return 2;
+    return 0;
+}
+
+static int64_t place_buffer(const fr_device_rank *r, places *p, const fr_buffer *b, int64_t bytes) {
+    const int phase = phase_of(r, b->name);
+    const int64_t at = p->at[phase];
+    if (phase == 1 && strcmp(b->name, "delta") == 0 && bytes <= p->qkv_bytes) return p->qkv;
+    if (phase == 2 && strcmp(b->name, "out") == 0 && bytes <= p->rows_bytes) return p->rows;
+    if (phase == 1 && strcmp(b->name, "qkv") == 0) p->qkv = at, p->qkv_bytes = bytes;
+    if (phase == 2 && strcmp(b->name, "rows") == 0) p->rows = at, p->rows_bytes = bytes;
+    p->at[phase] += bytes + ALIGN;
+    return at;
+}
+
+/* Places of this rank's activation buffers from `base` on; returns their end. */
+static int64_t cut_buffers(fr_device_rank *r, const fr_plan *plan, char *base) {
+    int64_t alone = 0;
+    places p = {0};
+    for (int pass = 0; pass < 2; pass++) { /* the buffers of their own come first */
+        for (uint32_t i = 0; i < plan->buffers_count; i++) {
+            const fr_buffer *b = &plan->buffers[i];
+            if (b->kind != FR_BUF_ACTIVATION || b->rank != r->rank) continue;
+            if ((phase_of(r, b->name) == 0) != (pass == 0)) continue;
+            r->buffer_bytes[i] = fr_ceil_div(activation_bytes(r, b), ALIGN) * ALIGN;
+            const int64_t at = place_buffer(r, &p, b, r->buffer_bytes[i] * (b->slots > 1 ? b->slots : 1));
+            r->buffers[i] = base ? base + alone + at : NULL;
+        }
+        if (pass == 0) {
+            alone = p.at[0];
+            p.at[0] = 0;
+        }
+    }
+    return alone + fr_max_i64(p.at[1], p.at[2]);
+}
+
+/* The plan's activation buffers of this rank, then what no plan lists. */
 static void cut_arena(fr_device_rank *r, const fr_plan *plan, char *base) {
     const fr_model *m = r->model;
-    int64_t at = 0;
+    int64_t at = cut_buffers(r, plan, base);
 #define CUT(pointer, bytes)                                                                                            \
     do {                                                                                                               \
         (pointer) = base ? (void *)(base + at) : NULL;                                                                 \
         at += fr_ceil_div((int64_t)(bytes), ALIGN) * ALIGN + ALIGN;                                                    \
     } while (0)
-    for (uint32_t i = 0; i < plan->buffers_count; i++) {
-        const fr_buffer *b = &plan->buffers[i];
-        if (b->kind != FR_BUF_ACTIVATION || b->rank != r->rank) continue;
-        r->buffer_bytes[i] = fr_ceil_div(activation_bytes(r, b), ALIGN) * ALIGN;
-        CUT(r->buffers[i], r->buffer_bytes[i] * (b->slots > 1 ? b->slots : 1));
-    }
     CUT(r->gemm_workspace, FR_GEMM_WORKSPACE);
     CUT(r->route_workspace, fr_k_route_workspace(route_slots(r), m->experts));
     CUT(r->rope, r->positions * m->head_dim * 4);
