@@ -30,13 +30,14 @@ static int64_t route_slots(const fr_device_rank *r) {
 
 /*
  * Buffers of one layer that never live at once share memory, as fr_layout_activations counts them: those of attention
- * and those of the MoE block (the compute lane runs one after the other); the output projection's result over qkv,
- * which is dead by then; the experts' results over the rows that went in, each expert's over its own. Where partial
- * results cross the phases (experts by width, or travelling tokens) all have a place of their own.
+ * and those of the MoE block (the compute lane runs one after the other); the output projection's result over what is
+ * dead by then (qkv, or, where qkv takes attention's output quantised, that output); the experts' results over the rows
+ * that went in, each expert's over its own. Where partial results cross the phases (experts by width, or travelling
+ * tokens) all have a place of their own.
  */
 typedef struct {
     int64_t at[3]; /* where the next buffer goes: of its own, of attention, of the MoE block */
-    int64_t qkv, rows, qkv_bytes, rows_bytes;
+    int64_t dead, rows, dead_bytes, rows_bytes;
 } places;
 
 static int phase_of(const fr_device_rank *r, const char *name) {
@@ -54,9 +55,10 @@ static int phase_of(const fr_device_rank *r, const char *name) {
 static int64_t place_buffer(const fr_device_rank *r, places *p, const fr_buffer *b, int64_t bytes) {
     const int phase = phase_of(r, b->name);
     const int64_t at = p->at[phase];
-    if (phase == 1 && strcmp(b->name, "delta") == 0 && bytes <= p->qkv_bytes) return p->qkv;
+    if (phase == 1 && strcmp(b->name, "delta") == 0 && bytes <= p->dead_bytes) return p->dead;
     if (phase == 2 && strcmp(b->name, "out") == 0 && bytes <= p->rows_bytes) return p->rows;
-    if (phase == 1 && strcmp(b->name, "qkv") == 0) p->qkv = at, p->qkv_bytes = bytes;
+    const char *dead = r->layout->precision == FR_FP8 ? "heads" : "qkv";
+    if (phase == 1 && strcmp(b->name, dead) == 0) p->dead = at, p->dead_bytes = bytes;
     if (phase == 2 && strcmp(b->name, "rows") == 0) p->rows = at, p->rows_bytes = bytes;
     p->at[phase] += bytes + ALIGN;
     return at;
