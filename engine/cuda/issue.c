@@ -250,9 +250,11 @@ static int64_t now_ns(void) {
 }
 
 /*
- * Until the other rank's thread has issued the raise. A stream may then wait for it: nothing that is not issued yet
- * holds it up, so that calls of the runtime that wait for the device (loading a kernel, cudaMalloc) always end. All
- * ranks issue in the order of emission, in which a raise comes before what waits for it.
+ * Until the other rank's thread has issued the raise; only then may a stream wait for it. In one process, calls of one
+ * rank that make the runtime wait (loading a kernel, cudaMalloc with peer access on) wait for the devices of all ranks:
+ * a stream here that waited for something not issued yet would hold up the very thread that is to issue it (seen). All
+ * ranks issue in the order of emission, in which a raise comes before what waits for it, so this wait ends; in
+ * processes of their own a rank's calls wait for its own device only, and by the same order that ends too.
  */
 static fr_status wait_issued(const fr_issue *s, uint32_t event, uint32_t value, fr_error *err) {
     const counter *c = &s->counters[event];

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # What gathering experts costs on two GPUs, and streaming them from the host on one.
 #   tests/gpu/bench_ranks.sh [ENGINE [OUT]]       PARTS="burst sustained knee nccl offload lengths"
-#   burst, sustained   asyncep (copy engines) and dwdp against dp with all experts local, 16K and 32K tokens a GPU
+#   burst, sustained   asyncep (copy engines) and dwdp against dp with all experts local, 16K and 32K tokens a GPU; burst is
+#                      one forward after a second of rest: eight in a row (2 s) are at the power cap already
 #   knee               2K to 12K tokens beside the closed form: sum of max(C, G) over layers; C is dp's layer, G what the
 #                      remote half of a layer takes at the measured link rate
 #   nccl               asyncep with the collective transport beside copy engines
@@ -37,12 +38,12 @@ PY
 pair() { # TAG flags...: dp, then the others against it
     local tag=$1; shift
     cell "$tag-dp" $big --machine h200x2 --strategy dp "$@" && line "$tag-dp"
-    for s in ${LAYOUTS:-asyncep dwdp}; do
+    for s in ${LAYOUTS-asyncep dwdp}; do
         cell "$tag-$s" $big --machine h200x2 --strategy "$s" "$@" && line "$tag-$s" "$tag-dp"
     done
 }
 if has burst; then
-    for t in 16K 32K; do pair "burst-$t" --regime burst --warmup 0 --tokens $t --seq 4K --forwards 8; done
+    for t in 16K 32K; do pair "burst-$t" --regime burst --warmup 0 --tokens $t --seq 4K --forwards 1; done
 fi
 if has knee; then
     for t in 2K 4K 6K 8K 12K; do LAYOUTS=asyncep pair "knee-$t" --regime burst --warmup 0 --tokens $t --seq 2K --forwards 8; done
@@ -59,9 +60,10 @@ for t in ("2K", "4K", "6K", "8K", "12K"):
 PY
 fi
 if has nccl; then
-    for g in nccl nccl-ce; do
-        cell "burst-16K-$g" $big --machine h200x2 --strategy asyncep --gather $g --regime burst --warmup 0 --tokens 16K --seq 4K --forwards 8 &&
-            line "burst-16K-$g" burst-16K-dp
+    LAYOUTS= pair nccl-16K --regime burst --warmup 0 --tokens 16K --seq 4K --forwards 8
+    for g in ce nccl nccl-ce; do
+        cell "nccl-16K-$g" $big --machine h200x2 --strategy asyncep --gather $g --regime burst --warmup 0 --tokens 16K --seq 4K --forwards 8 &&
+            line "nccl-16K-$g" nccl-16K-dp
     done
 fi
 if has offload; then
@@ -77,7 +79,8 @@ for t in ("4K", "16K", "32K", "64K", "128K"):
     try: d, a = (json.load(open(f"{sys.argv[1]}/offload-{t}{s}.json"))["forward_s"] for s in ("-dp", ""))
     except (OSError, ValueError): continue
     # a stream: the copies of a forward run behind those of the one before, 12 layers each
-    print(f"offload {t:>4}: {12*layer/a*1e-9:.2f} GB/s over PCIe, layer {d/12*1e3:.3f} ms, of which the copy alone {layer/55.4e9*1e3:.3f} ms at 55.4 GB/s")
+    print(f"offload {t:>4}: {12*layer/a*1e-9:.2f} GB/s over PCIe, layer {d/12*1e3:.3f} ms, its copy {layer/55.4e9*1e3:.3f} ms at 55.4 GB/s: "
+          f"compute takes over at {float(t[:-1])*layer/55.4e9/(d/12):.0f}K tokens")
 PY
 fi
 if has sustained; then
