@@ -87,6 +87,10 @@ fr_status fr_setup_size(fr_setup *s, int64_t longest, fr_error *err);
  * cannot know beforehand where tokens will go. */
 fr_status fr_setup_any_routing(fr_setup *s, fr_error *err);
 
+/* What its scheduler is made with: budget, chunks, router, prefix cache (what memory leaves where the size is -1). The
+ * setup must outlive the scheduler. `queues`: attention groups over all units. */
+void fr_setup_sched(const fr_setup *s, int queues, fr_sched_options *out);
+
 /*
  * Sets one option by its long flag name without dashes ("tokens", "16K"): the command line, an experiment's JSON and a
  * sweep's grid all end here, so that a name means the same everywhere. Unknown names and bad values are FR_BAD_INPUT.

@@ -250,66 +250,9 @@ static fr_status play_batches(drive *d, int *idle) {
 /* ---- trace mode
  * ------------------------------------------------------------------------------------------------------------ */
 
-static double request_work(const void *context, int64_t queries, int64_t prefix) {
-    const fr_setup *s = context;
-    int layers = fr_layout_layers(&s->experiment.layout, &s->model);
-    double flops = 0;
-    /* Layers differ by kind (dense or MoE) and window only; both repeat, so two samples of each suffice in no model:
-     * sum them all. */
-    for (int l = 0; l < layers; l++)
-        flops += fr_model_linear_flops(&s->model, l % s->model.layers) * (double)queries +
-                 fr_model_attention_flops(&s->model, l % s->model.layers, queries, prefix);
-    return flops;
-}
-
-/* Seconds that the slowest transfer of one layer's experts takes at the links' rates; 0 where weights stay. */
-static double transfer_s(const fr_setup *s) {
-    const fr_layout *l = &s->experiment.layout;
-    bool offload = l->experts == FR_EXP_OFFLOAD;
-    if (!offload && l->experts != FR_EXP_ASYNCEP && l->experts != FR_EXP_DWDP) return 0;
-    fr_capacity c;
-    fr_cost_capacity(s->cost, &c);
-    double layer = (double)s->model.experts * (double)fr_model_expert_bytes(&s->model, l->precision);
-    double link = c.link_in > 0 ? layer * (l->ep - 1) / l->ep / c.link_in : 0;
-    double host = offload && c.pcie_h2d > 0 ? layer / l->ep / c.pcie_h2d : 0;
-    return fmax(link, host);
-}
-
-/*
- * Work at which the prefix router gives a queue no more, and holds requests back instead: MoE-Prefill's T = gamma t_EP
- * F_GPU with gamma = 1.2 and peak FLOP/s (facts/moe-prefill.md section 3), taken per layer as the sheet argues, so
- * times the layers for work counted over the whole model. At least two budgets of short requests: a queue then has its
- * next forward waiting while one runs, also where no weights travel (T = 0 would pile every request that shares a
- * prefix on one queue).
- */
-static double saturation_work(const fr_setup *s) {
-    const fr_experiment *e = &s->experiment;
-    const fr_layout *l = &e->layout;
-    double ours = transfer_s(s) * s->machine.peak_flops[l->precision] * fr_layout_layers(l, &s->model);
-    /* One batch waits for each in flight (one per pipeline stage), however long its requests: late binding must
-     * not starve a queue. */
-    int64_t budget = e->budget * l->tp;
-    double batches = 2 * l->pp * request_work(s, budget, budget);
-    return fmax(1.2 * ours, batches);
-}
-
 static fr_status open_sched(drive *d) {
-    const fr_experiment *e = &d->setup->experiment;
-    int64_t cache = e->cache_tokens;
-    if (cache < 0) {
-        int64_t left = d->setup->machine.hbm_bytes - d->setup->memory.total;
-        int layers = fr_layout_layers(&e->layout, &d->setup->model);
-        int64_t per_token = fr_model_kv_bytes_layer(&d->setup->model) * layers / e->layout.pp / e->layout.tp;
-        cache = left > 0 && per_token > 0 ? left / per_token : 0;
-    }
-    fr_sched_options o = {.queues = d->units * d->slots,
-                          .budget = e->budget * e->layout.tp,
-                          .chunk_tokens = e->layout.chunk_tokens,
-                          .route = e->route,
-                          .cache_tokens = cache,
-                          .threshold = e->route == FR_ROUTE_PREFIX ? saturation_work(d->setup) : 0,
-                          .work = request_work,
-                          .work_context = d->setup};
+    fr_sched_options o;
+    fr_setup_sched(d->setup, d->units * d->slots, &o);
     return fr_sched_new(&o, &d->sched, d->err);
 }
 

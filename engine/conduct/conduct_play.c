@@ -33,12 +33,9 @@ fr_status fr_conduct_batches(fr_conductor *c, int64_t forwards, int64_t until_ns
 }
 
 static fr_status open_sched(fr_conductor *c) {
-    const fr_experiment *e = &c->setup->experiment;
-    const fr_sched_options o = {.queues = c->units * c->slots,
-                                .budget = e->budget * e->layout.tp,
-                                .chunk_tokens = e->layout.chunk_tokens,
-                                .route = e->route,
-                                .cache_tokens = fr_max_i64(e->cache_tokens, 0)};
+    fr_sched_options o;
+    fr_setup_sched(c->setup, c->units * c->slots, &o);
+    o.cache_tokens = fr_max_i64(c->setup->experiment.cache_tokens, 0); /* what the ranks have room for */
     return fr_sched_new(&o, &c->sched, c->err);
 }
 

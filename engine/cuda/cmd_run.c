@@ -83,7 +83,8 @@ static void size_cache(job *j) {
     for (int64_t i = 0; i < j->options.requests_count && !shares; i++)
         shares = j->options.requests[i].blocks_count > 0 || j->options.requests[i].prefix_id >= 0;
     const int64_t left = j->setup.machine.hbm_bytes - j->setup.memory.total;
-    const int64_t each = fr_model_kv_bytes_layer(&j->setup.model) * fr_layout_layers(&e->layout, &j->setup.model);
+    const int64_t layers = fr_layout_layers(&e->layout, &j->setup.model);
+    const int64_t each = fr_model_kv_bytes_layer(&j->setup.model) * layers / e->layout.pp / e->layout.tp;
     e->cache_tokens = shares && e->layout.kv_cache && left > 0 ? left / each * 9 / 10 : 0;
 }
 

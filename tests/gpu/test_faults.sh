@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # The engine on two GPUs when ranks go wrong or are unlike: every fault ends the whole run within the timeout with one
 # message and keeps what was done; uneven, empty and slow ranks are waited for, and the accounts say who waited.
-#   tests/gpu/test_faults.sh [ENGINE [OUT]]        PARTS="faults uneven"
+#   tests/gpu/test_faults.sh [ENGINE [OUT]]        PARTS="faults uneven traces processes"
 # Faults are injected on the host's side (--inject); small random models, so that all of it takes some two minutes.
 set -u
 engine=${1:-build/forerun-cuda} out=${2:-build/gpu/faults}
-parts=${PARTS:-faults uneven}
+parts=${PARTS:-faults uneven traces processes}
 python=${PYTHON:-python3}
 mkdir -p "$out"
 for d in $($python -c 'import os, nvidia; print(*[os.path.join(p, x, "lib") for p in nvidia.__path__ for x in os.listdir(p)])' 2>/dev/null); do
@@ -42,8 +42,9 @@ for k in r["ranks"]:
     parts = k["compute_s"] + k["exposed_comm_s"] + k["wait_s"] + k["bubble_s"] + k["idle_s"]
     if abs(parts - k["elapsed_s"]) > 2e-9: fail.append(f"rank {k['rank']}: parts {parts} of {k['elapsed_s']}")
     if k["clock_error_s"] is None or k["clock_error_s"] > 10e-6: fail.append(f"rank {k['rank']}: clock off by {k['clock_error_s']}")
+whole = r["elapsed_s"] if r["trace"] else r["forward_s"]
 one = r["compute_s"] + r["exposed_comm_s"] + r["wait_s"] + r["bubble_s"] + r["idle_s"]
-if abs(one - r["forward_s"]) > 2e-9: fail.append(f"forward {r['forward_s']}, parts {one}")
+if abs(one - whole) > 2e-9: fail.append(f"{whole} s, parts {one}")
 ms = lambda k, x: f"{k[x] * 1e3:8.3f}"
 print(f"{sys.argv[1]:<20} forward {r['forward_s']*1e3:8.3f} ms; ranks: " + " | ".join(
     f"compute{ms(k,'compute_s')} exposed{ms(k,'exposed_comm_s')} wait{ms(k,'wait_s')} bubble{ms(k,'bubble_s')} idle{ms(k,'idle_s')}" for k in r["ranks"]),
@@ -85,6 +86,27 @@ if has uneven; then
         runs "slow-$s" --strategy "$s" --tokens 2K --seq 512 --forwards 6 --inject slow:1:20
         check "slow-$s" "r['ranks'][0]['wait_s'] < 0.005 and r['ranks'][0]['elapsed_s'] < 0.6 * r['ranks'][1]['elapsed_s']"
     done
+fi
+if has traces; then # requests as they arrive, over the queues of all attention groups
+    for s in $layouts; do
+        runs "trace-$s" --strategy "$s" --warmup 0.2 --trace "poisson:rate=60,len=uniform(100,1000)" --duration 1
+        check "trace-$s" "r['requests'] > 30 and r['tokens'] > 10000 and r['ttft_s']['p99'] < 1"
+    done
+    runs trace-siblings --strategy dp --route prefix --trace "batch:count=24,len=2K,prefix=1K,groups=4"
+    check trace-siblings "r['requests'] == 24 and r['cached_tokens'] > 0"
+fi
+if has processes; then # a process per rank gives the bits that threads give
+    for s in dp tp pp "ep --ep-exchange agrs"; do
+        name=$(echo "$s" | tr -d ' -')
+        # shellcheck disable=SC2086
+        runs "threads-$name" --strategy $s --tokens 2K --seq 512 --forwards 4
+        # shellcheck disable=SC2086
+        runs "procs-$name" --strategy $s --tokens 2K --seq 512 --forwards 4 --procs
+        if [ "$(value "threads-$name" "r['logits_hash']")" = "$(value "procs-$name" "r['logits_hash']")" ]; then ok; else bad "procs-$name: other logits"; fi
+    done
+    breaks procs-fail 30 "rank 1: forward 3 fails" --strategy tp --procs --inject fail:1:3 --timeout 10
+    breaks procs-oom 30 "rank 1: out of GPU memory" --strategy dp --procs --inject oom:1 --timeout 10
+    breaks procs-stall 30 "rank 1 has not issued" --strategy dp --procs --inject stall:1:3 --timeout 3
 fi
 echo "$passed passed, $failed failed"
 [ "$failed" -eq 0 ]
