@@ -109,7 +109,8 @@ reference: $(BUILD)/forerun
 gpu-test: gpu-test-build engine
 	$(BUILD)/gpu/test_kernels
 	bash tests/gpu/test_engine.sh $(BUILD)/forerun-cuda
-gpu-bench: gpu-test-build
+gpu-bench: gpu-test-build engine
+	$(BUILD)/forerun-cuda calibrate --quick --out $(BUILD)/gpu-bench-table.txt
 	$(BUILD)/gpu/bench_kernels --out $(BUILD)/gpu-bench.txt
 
 FORMATTED = $(filter-out kernels/% engine/cuda/% tests/gpu/%,$(shell git ls-files '*.c' '*.h'))
