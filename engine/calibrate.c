@@ -109,9 +109,12 @@ static void add_shape(void *context, const fr_shape *shape) {
     row.shape.n = shape->n;
     row.shape.k = gemm ? shape->k : 0;
     row.shape.bytes = gemm ? 0 : shape->bytes;
+    const uint32_t before = sink->m->g->count;
     fr_cal_item *it = add(sink->m, FR_CAL_BURST, sink->tier, row);
-    it->top_k = (int16_t)sink->model->top_k;
-    it->head_dim = (int16_t)sink->model->head_dim;
+    if (sink->m->g->count > before) { /* else it is another model's row as well, and measured as that one's */
+        it->top_k = (int16_t)sink->model->top_k;
+        it->head_dim = (int16_t)sink->model->head_dim;
+    }
     it->residual = it->residual || (shape->kind == FR_OP_GEMM_O && sink->tp == 1); /* engine/strategy/layer.c */
 }
 

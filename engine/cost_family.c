@@ -38,6 +38,11 @@ static fr_family_key key_of(const fr_shape *s, uint8_t ways, bool generic) {
         break;
     default:
         k.kind = generic ? FR_OP_NONE : s->kind;
+        if (class_of(s) == FR_CLASS_MEMORY && !generic && s->m > 0 && s->n > 0) {
+            /* rows of one width that move as many times: norms with and without a residual, top-8 and top-2, ... */
+            k.n = s->n;
+            k.k = s->kind == FR_OP_SORT ? 0 : (int32_t)lround((double)s->bytes / ((double)s->m * s->n));
+        }
         break;
     }
     return k;
@@ -205,7 +210,7 @@ void fr_family_free(fr_family_set *set) {
 /* ---- asking ------------------------------------------------------------------------------------------------------ */
 
 static double log_distance(int32_t a, int32_t b) {
-    return a == b ? 0 : fabs(log((double)a / (double)b));
+    return a == b ? 0 : fabs(log((double)(a > 0 ? a : 1) / (double)(b > 0 ? b : 1)));
 }
 
 /* Distance of a family from a key; negative = cannot speak for it. */
@@ -217,7 +222,8 @@ static double distance(const fr_family_key *f, const fr_family_key *want) {
     case FR_CLASS_ATTENTION:
         return log_distance(f->n, want->n) + log_distance(f->k, want->k) + (f->windowed != want->windowed ? 1 : 0);
     case FR_CLASS_MEMORY:
-        return f->kind == want->kind ? 0 : f->kind == FR_OP_NONE ? 1 : 100;
+        if (f->kind != want->kind) return f->kind == FR_OP_NONE ? 50 : 100;
+        return log_distance(f->n, want->n) + log_distance(f->k, want->k);
     case FR_CLASS_HOST:
         return f->kind == want->kind ? 0 : -1;
     case FR_CLASS_COLLECTIVE:
