@@ -306,6 +306,7 @@ static fr_status replan(fr_conductor *c) {
 
 /* The ranks' devices are idle. Time 0 is when they have tied their clocks to the host's, which takes some 2 ms. */
 static fr_status start_clock(fr_conductor *c) {
+    for (int r = 0; r < c->ranks; r++) FR_TRY(fr_worker_compare(c->workers[r], c->err));
     c->epoch = fr_monotonic() + START_NS;
     for (int r = 0; r < c->ranks; r++) fr_worker_start(c->workers[r], c->epoch);
     FR_TRY(fr_conduct_ready(c));
@@ -330,6 +331,7 @@ static fr_status play(fr_conductor *c) {
 }
 
 static fr_status end(fr_conductor *c) {
+    for (int r = 0; r < c->ranks; r++) FR_TRY(fr_worker_compare(c->workers[r], c->err));
     for (int r = 0; r < c->ranks; r++) fr_worker_finish(c->workers[r]);
     FR_TRY(fr_conduct_ready(c));
     for (int r = 0; r < c->ranks; r++) fr_worker_facts(c->workers[r], &c->out->facts[r]);

@@ -13,6 +13,7 @@
 typedef struct {
     const fr_setup *setup;
     int rank;
+    uint64_t boot;
     fr_wire *wire;
     fr_world *world;
     fr_planner *planner, *old_planner;
@@ -114,6 +115,17 @@ static void world_failed(follower *f, fr_bytes *payload) {
     fr_world_wired_failed(f->world, rank, &why);
 }
 
+/* At once, by the thread that receives: the answer's delay is the error. */
+static fr_status answer_ping(follower *f, fr_bytes *payload, fr_error *err) {
+    fr_pong pong = {.now = fr_monotonic(), .boot = f->boot};
+    fr_bytes out = {0};
+    if (!fr_bytes_take(payload, &pong.sent, sizeof pong.sent)) return FR_OK;
+    fr_bytes_put(&out, &pong, sizeof pong);
+    const fr_status s = fr_wire_send(f->wire, FR_WIRE_PONG, &out, err);
+    fr_bytes_free(&out);
+    return s;
+}
+
 static fr_status obey(follower *f, uint32_t kind, fr_bytes *payload, fr_error *err) {
     bool spans = false;
     int64_t epoch = 0;
@@ -139,6 +151,8 @@ static fr_status obey(follower *f, uint32_t kind, fr_bytes *payload, fr_error *e
     case FR_WIRE_FINISH:
         fr_worker_finish(f->worker);
         break;
+    case FR_WIRE_PING:
+        return answer_ping(f, payload, err);
     case FR_WIRE_STOP:
         fr_worker_stop(f->worker);
         break;
@@ -187,7 +201,8 @@ fr_status fr_follow(const fr_setup *setup, const fr_conduct_options *o, int rank
                     fr_error *err) {
     follower *f = fr_alloc(sizeof *f);
     fr_rank_needs *needs = fr_alloc(sizeof *needs);
-    *f = (follower){.setup = setup, .rank = rank, .wire = wire, .notes = fr_mailbox_new(sizeof(fr_note))};
+    *f = (follower){
+        .setup = setup, .rank = rank, .boot = fr_boot_id(), .wire = wire, .notes = fr_mailbox_new(sizeof(fr_note))};
     pthread_mutex_init(&f->lock, NULL);
     f->world = fr_world_wired(fr_layout_gpus(&setup->experiment.layout), rank, o->timeout_s, wire);
     fr_conduct_needs(setup, o, needs);

@@ -5,9 +5,10 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #define LISTEN_NS 50000000 /* between two looks at the world */
-enum { MOST_JOBS = 16 };
+enum { MOST_JOBS = 16, PINGS = 32 };
 
 struct fr_remote {
     fr_worker_options o;
@@ -16,6 +17,12 @@ struct fr_remote {
     fr_job *jobs[MOST_JOBS];
     int out;
     fr_rank_facts facts;
+    fr_pong pong; /* the last one, and when it came */
+    int64_t pong_came;
+    pthread_cond_t changed;
+    int64_t offset;   /* of the other process's clock from this one's */
+    double offset_ns; /* how far that may be off */
+    bool compared;
     bool told; /* the reader's own */
 };
 
@@ -81,6 +88,14 @@ static void take_note(fr_remote *r, fr_bytes *payload, bool *closed) {
     fr_mailbox_put(r->o.notes, &n);
 }
 
+static void take_pong(fr_remote *r, fr_bytes *payload) {
+    const int64_t now = fr_monotonic();
+    pthread_mutex_lock(&r->lock);
+    if (fr_bytes_take(payload, &r->pong, sizeof r->pong)) r->pong_came = now;
+    pthread_cond_signal(&r->changed);
+    pthread_mutex_unlock(&r->lock);
+}
+
 static void tell_failure(fr_remote *r) {
     int rank;
     fr_error why;
@@ -104,6 +119,7 @@ static void *body(void *context) {
         if (s == FR_OK && kind == FR_WIRE_MEET) s = meet(r, &payload, &err);
         if (s == FR_OK && kind == FR_WIRE_FAIL) rank_failed(r, &payload);
         if (s == FR_OK && kind == FR_WIRE_NOTE) take_note(r, &payload, &closed);
+        if (s == FR_OK && kind == FR_WIRE_PONG) take_pong(r, &payload);
         fr_bytes_free(&payload);
         if (s != FR_OK) {
             lose(r, err.text);
@@ -120,8 +136,14 @@ fr_status fr_remote_open(const fr_worker_options *o, fr_remote **out, fr_error *
     fr_remote *r = fr_alloc(sizeof *r);
     r->o = *o;
     pthread_mutex_init(&r->lock, NULL);
+    pthread_condattr_t monotonic;
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+    pthread_cond_init(&r->changed, &monotonic);
+    pthread_condattr_destroy(&monotonic);
     *out = NULL;
     if (pthread_create(&r->thread, NULL, body, r) != 0) {
+        pthread_cond_destroy(&r->changed);
         pthread_mutex_destroy(&r->lock);
         free(r);
         return fr_fail(err, FR_FAILED, "no thread could be made for rank %d", o->rank);
@@ -132,6 +154,7 @@ fr_status fr_remote_open(const fr_worker_options *o, fr_remote **out, fr_error *
 
 void fr_remote_close(fr_remote *r) {
     pthread_join(r->thread, NULL);
+    pthread_cond_destroy(&r->changed);
     pthread_mutex_destroy(&r->lock);
     free(r);
 }
@@ -160,8 +183,68 @@ void fr_remote_forward(fr_remote *r, fr_job *job) {
     fr_bytes_free(&payload);
 }
 
+/* One ping: the other clock was read between `sent` and *came. */
+static fr_status ping(fr_remote *r, fr_pong *pong, int64_t *came, fr_error *err) {
+    const int64_t sent = fr_monotonic();
+    struct timespec until;
+    fr_bytes payload = {0};
+    fr_bytes_put(&payload, &sent, sizeof sent);
+    const fr_status s = fr_wire_send(r->o.wire, FR_WIRE_PING, &payload, err);
+    fr_bytes_free(&payload);
+    FR_TRY(s);
+    const int64_t deadline = sent + (int64_t)(fr_world_timeout(r->o.world) * 1e9);
+    do {
+        if (fr_world_failed(r->o.world, NULL, err)) return FR_FAILED;
+        clock_gettime(CLOCK_MONOTONIC, &until);
+        until.tv_sec++;
+        pthread_mutex_lock(&r->lock);
+        while (r->pong.sent != sent && pthread_cond_timedwait(&r->changed, &r->lock, &until) == 0) {
+        }
+        *pong = r->pong;
+        *came = r->pong_came;
+        pthread_mutex_unlock(&r->lock);
+        if (pong->sent == sent) return FR_OK;
+    } while (fr_monotonic() < deadline);
+    return fr_fail(err, FR_FAILED, "rank %d: its process does not answer", r->o.rank);
+}
+
+fr_status fr_remote_compare(fr_remote *r, fr_error *err) {
+    double narrowest = 0, drift = 0;
+    int64_t offset = 0;
+    fr_pong pong = {0};
+    for (int i = 0; i < PINGS; i++) {
+        int64_t came;
+        FR_TRY(ping(r, &pong, &came, err));
+        const double half = 0.5 * (double)(came - pong.sent);
+        if (i > 0 && half >= narrowest) continue;
+        narrowest = half;
+        offset = pong.now - (pong.sent + came) / 2;
+    }
+    if (pong.boot != 0 && pong.boot == fr_boot_id()) { /* one clock */
+        if ((double)llabs(offset) > narrowest)
+            return fr_fail(err, FR_FAILED, "rank %d: clocks of one host differ by %lld ns", r->o.rank,
+                           (long long)offset);
+        offset = 0;
+        narrowest = 0;
+    }
+    if (r->compared) drift = (double)llabs(offset - r->offset);
+    if (!r->compared) r->offset = offset;
+    r->offset_ns = narrowest + drift;
+    r->compared = true;
+    return FR_OK;
+}
+
+void fr_remote_start(fr_remote *r, int64_t epoch) {
+    const int64_t there = epoch + r->offset;
+    fr_bytes payload = {0};
+    fr_bytes_put(&payload, &there, sizeof there);
+    fr_remote_command(r, FR_WIRE_START, &payload);
+    fr_bytes_free(&payload);
+}
+
 void fr_remote_facts(fr_remote *r, fr_rank_facts *out) {
     pthread_mutex_lock(&r->lock);
     *out = r->facts;
     pthread_mutex_unlock(&r->lock);
+    out->clock_error_ns += r->offset_ns;
 }

@@ -17,6 +17,12 @@ void fr_remote_abandon(fr_remote *r); /* without */
 void fr_remote_forward(fr_remote *r, fr_job *job);
 /* Any other command (codec.h). */
 void fr_remote_command(fr_remote *r, uint32_t kind, const fr_bytes *payload);
+/*
+ * Compares the two processes' clocks: 32 pings, of which the narrowest counts; on one host they are the same. Before
+ * fr_remote_start, whose `epoch` is of this process's clock, and before FR_WIRE_FINISH, to see how far they drifted.
+ */
+fr_status fr_remote_compare(fr_remote *r, fr_error *err);
+void fr_remote_start(fr_remote *r, int64_t epoch);
 void fr_remote_facts(fr_remote *r, fr_rank_facts *out);
 
 #endif

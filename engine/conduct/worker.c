@@ -285,8 +285,14 @@ static void send(fr_worker *w, const command *c, uint32_t kind, const void *payl
 void fr_worker_replan(fr_worker *w, const fr_plan *plan, bool spans) {
     send(w, &(command){.kind = REPLAN, .plan = plan, .spans = spans}, FR_WIRE_REPLAN, &spans, sizeof spans);
 }
+fr_status fr_worker_compare(fr_worker *w, fr_error *err) {
+    return w->remote ? fr_remote_compare(w->remote, err) : FR_OK;
+}
 void fr_worker_start(fr_worker *w, int64_t epoch) {
-    send(w, &(command){.kind = START, .epoch = epoch}, FR_WIRE_START, &epoch, sizeof epoch);
+    if (w->remote)
+        fr_remote_start(w->remote, epoch);
+    else
+        fr_mailbox_put(w->commands, &(command){.kind = START, .epoch = epoch});
 }
 void fr_worker_skew(fr_worker *w, int64_t *counts) {
     if (!w->remote) {

@@ -52,6 +52,9 @@ void fr_worker_abandon(fr_worker *w);
 
 /* Commands, carried out in order. */
 void fr_worker_replan(fr_worker *w, const fr_plan *plan, bool spans);
+/* Before the clock starts, and before finish: how a rank's process in another place counts time. Waits for its answer.
+ */
+fr_status fr_worker_compare(fr_worker *w, fr_error *err);
 void fr_worker_start(fr_worker *w, int64_t epoch);
 void fr_worker_skew(fr_worker *w, int64_t *counts); /* takes the array over */
 void fr_worker_forward(fr_worker *w, fr_job *job);
