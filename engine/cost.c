@@ -310,8 +310,8 @@ static void apply_power(const fr_cost_model *c, const fr_shape *s, const fr_base
     if (!c->power.known || class < FR_CLASS_MEMORY || class > FR_CLASS_GROUPED) return;
     double own = c->own_ratio[class];
     double peak = c->ceilings.peak[s->precision < FR_PRECISIONS ? s->precision : FR_BF16], rate = 1e9 / e->ns;
-    fr_power_draw(&c->power, peak > 0 ? base->flops * rate / peak : 0, base->hbm_bytes * rate / c->ceilings.hbm,
-                  &out->draw);
+    fr_power_draw(&c->power, class, peak > 0 ? base->flops * rate / peak : 0, base->hbm_bytes * rate / c->ceilings.hbm,
+                  e->clock, &out->draw);
     if (own > 1) out->draw.slope = 0; /* the player keeps to the price */
     if (c->options.regime == FR_BURST) return;
     double slower = own > 1 ? 1 + out->draw.flex * (own - 1)

@@ -25,7 +25,7 @@ const char *fr_provenance_name(fr_provenance p);
 typedef enum { FR_BURST = 0, FR_SUSTAINED } fr_regime;
 
 /*
- * How an op meets the power limit (engine/power.h). At SM clock x <= full it draws idle + base + slope * x watts and
+ * How an op meets the power limit (engine/power.h). At SM clock x <= full it draws idle + base + slope x^2 watts and
  * runs at 1 / (1 - flex + flex * full / x) of its speed in a burst; full: its clock in a burst. A zero slope: nothing
  * is known, or the op keeps no SM busy.
  */
@@ -59,8 +59,8 @@ void fr_cost_close(fr_cost_model *c);
 void fr_cost_op(const fr_cost_model *c, const fr_shape *shape, const fr_pair *pairs, fr_cost *out);
 
 /*
- * Variants of the grouped product (kernels/kernels.h, FR_K_GROUPED_*, in that order): a block by itself or two that share
- * the weight tile, the consumers of a block in step or two steps apart.
+ * Variants of the grouped product (kernels/kernels.h, FR_K_GROUPED_*, in that order): a block by itself or two that
+ * share the weight tile, the consumers of a block in step or two steps apart.
  */
 typedef enum {
     FR_TILE_NONE = -1, /* the table has no rows of single variants */

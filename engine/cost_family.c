@@ -132,13 +132,15 @@ static void add_sample(item_list *list, const fr_source *src, const fr_row *r, d
     if (!same_regime && p < FR_FROM_INTERPOLATED) p = FR_FROM_INTERPOLATED;
     if (src->cap == FR_FROM_TRANSFERRED) p = FR_FROM_TRANSFERRED; /* said of another GPU, whatever it was there */
     double t = r->ns * scale;
-    it->sample = (fr_sample){.row = r,
-                             .b = base.ns,
-                             .feature = base.feature,
-                             .t = t,
-                             .low = (r->p10 > 0 ? r->p10 : r->ns) * scale,
-                             .high = (r->p90 > 0 ? r->p90 : r->ns) * scale,
-                             .provenance = (uint8_t)p};
+    it->sample =
+        (fr_sample){.row = r,
+                    .b = base.ns,
+                    .feature = base.feature,
+                    .clock = src->table->clock_max_mhz > 0 ? fmin(1, r->clock_mhz / src->table->clock_max_mhz) : 0,
+                    .t = t,
+                    .low = (r->p10 > 0 ? r->p10 : r->ns) * scale,
+                    .high = (r->p90 > 0 ? r->p90 : r->ns) * scale,
+                    .provenance = (uint8_t)p};
 }
 
 static int by_key(const void *a, const void *b) {
@@ -271,7 +273,7 @@ static bool stand_in(const fr_family_key *want, fr_family_key *other) {
 
 /* Weighted sums over the families of a key. */
 typedef struct {
-    double weight, y, yy, low, high, error, beyond, nearest;
+    double weight, y, yy, low, high, error, beyond, nearest, clock, clock_weight;
     uint8_t provenance;
     bool inside, at_row, other_precision;
     const fr_family *best;
@@ -287,6 +289,10 @@ static void blend_add(blend *b, const fr_family *f, double log_b, double feature
     b->low += weight * v.low;
     b->high += weight * v.high;
     b->error += weight * f->curve.error;
+    if (v.clock > 0) {
+        b->clock += weight * v.clock;
+        b->clock_weight += weight;
+    }
     b->beyond += weight * v.beyond;
     b->families++;
     if (v.provenance > b->provenance) b->provenance = v.provenance;
@@ -401,6 +407,7 @@ bool fr_family_estimate(const fr_family_set *set, const fr_ceilings *ceilings, c
     double spread = exact && b.at_row ? 0 : b.error / b.weight + 0.05 * b.beyond / b.weight / log(2) + sqrt(variance);
     if (b.other_precision) spread += 0.10;
     out->ns = fmax(1, exp(y) + extra);
+    out->clock = b.clock_weight > 0 ? b.clock / b.clock_weight : 0;
     out->low = out->ns * exp(b.low / b.weight - spread);
     out->high = out->ns * exp(b.high / b.weight + spread);
     if (law) {

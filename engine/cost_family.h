@@ -49,6 +49,7 @@ void fr_family_free(fr_family_set *set);
 void fr_family_list(const fr_family_set *set, fr_text *out);
 
 typedef struct {
+    double clock;         /* SM clock of the rows behind it, over the full one; 0 = not known */
     double ns, low, high; /* low and high from rows, fits and blends; floors for whole classes of provenance not yet */
     fr_provenance provenance;
     bool at_row;

@@ -31,6 +31,13 @@ static void add_point(fr_curve *c, double x, double y, const fr_sample *s, int c
         c->low[i] = c->high[i] = 0;
         c->provenance[i] = 0;
     }
+    double clock = 0;
+    int clocked = 0;
+    for (int k = 0; k < count; k++) {
+        clock += s[k].clock;
+        clocked += s[k].clock > 0;
+    }
+    c->clock[i] = clocked ? clock / clocked : 0;
     c->x[i] = x;
     c->y[i] = y;
     for (int k = 0; k < count; k++) {
@@ -47,13 +54,17 @@ static int octaves(const fr_sample *s, int count, fr_sample *trend) {
     int n = 0;
     for (int i = 0; i < count;) {
         int j = i;
-        double x = 0, y = 0;
+        double x = 0, y = 0, clock = 0;
+        int clocked = 0;
         fr_sample t = s[i];
         for (; j < count && log(s[j].b / s[i].b) <= OCTAVE; j++) {
             x += log(s[j].b);
             y += log(s[j].t / s[j].b);
             if (s[j].provenance > t.provenance) t.provenance = s[j].provenance;
+            clock += s[j].clock;
+            clocked += s[j].clock > 0;
         }
+        t.clock = clocked ? clock / clocked : 0;
         t.b = exp(x / (j - i));
         t.t = t.low = t.high = exp(x / (j - i) + y / (j - i));
         double low = 0, high = 0; /* widest relative spread of the rows */
@@ -149,6 +160,7 @@ void fr_curve_fit(fr_curve *c, fr_sample *samples, int count, bool featured) {
                     .y = fr_alloc(n * sizeof(double)),
                     .low = fr_alloc(n * sizeof(double)),
                     .high = fr_alloc(n * sizeof(double)),
+                    .clock = fr_alloc(n * sizeof(double)),
                     .provenance = fr_alloc(n)};
     if (featured) {
         fr_sample *trend = fr_alloc((size_t)count * sizeof *trend);
@@ -175,6 +187,7 @@ void fr_curve_free(fr_curve *c) {
     free(c->y);
     free(c->low);
     free(c->high);
+    free(c->clock);
     free(c->provenance);
     free(c->rx);
     free(c->rf);
@@ -192,6 +205,7 @@ static void eval_curve(const fr_curve *c, double x, fr_curve_value *out) {
         out->at_row = out->inside = out->beyond <= 0;
         out->low = c->low[i];
         out->high = c->high[i];
+        out->clock = c->clock[i];
         out->provenance = c->provenance[i];
         return;
     }
@@ -203,6 +217,9 @@ static void eval_curve(const fr_curve *c, double x, fr_curve_value *out) {
     int a = right ? i + 1 : i, b = left ? i : i + 1;
     out->low = fmin(c->low[a], c->low[b]);
     out->high = fmax(c->high[a], c->high[b]);
+    double f = a == b ? 0 : (x - c->x[a]) / (c->x[b] - c->x[a]);
+    bool both = c->clock[a] > 0 && c->clock[b] > 0;
+    out->clock = both ? c->clock[a] + f * (c->clock[b] - c->clock[a]) : fmax(c->clock[a], c->clock[b]);
     out->provenance = c->provenance[a] > c->provenance[b] ? c->provenance[a] : c->provenance[b];
 }
 

@@ -20,6 +20,7 @@ typedef struct {
     int points;
     double *x, *y;       /* log b ascending, log T non-decreasing */
     double *low, *high;  /* log of the rows' spread around y: <= 0, >= 0 */
+    double *clock;       /* mean of the rows' SM clocks, over the full one; 0 = none says */
     uint8_t *provenance; /* worst of the rows behind a point */
     gsl_interp *spline;  /* from three points on; linear with two */
     double error;        /* leave-one-out, rms of log T */
@@ -32,6 +33,7 @@ typedef struct {
     const fr_row *row;
     double b, t, low, high; /* ns */
     double feature;         /* second coordinate, log; 0 for families that have none */
+    double clock;           /* SM clock over the full one, 0 = not recorded */
     uint8_t provenance;
 } fr_sample;
 
@@ -42,6 +44,7 @@ void fr_curve_free(fr_curve *c);
 typedef struct {
     double y;         /* log T */
     double low, high; /* log, relative to y, from the rows' spread */
+    double clock;     /* 0 = not known */
     uint8_t provenance;
     bool at_row, inside;
     double beyond; /* log distance past the end, 0 inside */

@@ -1,7 +1,7 @@
 /*
- * cost_packed: what attention over lengths that vary costs beyond equal ones. Up to FR_ATTENTION_EQUAL tokens the engine
- * runs two and more equal lengths through a graph without length masks, which is quicker; all else runs packed. Rows
- * marked packed=1 (FORMAT.md) are equal lengths that were sent through the packed graph all the same.
+ * cost_packed: what attention over lengths that vary costs beyond equal ones. Up to FR_ATTENTION_EQUAL tokens the
+ * engine runs two and more equal lengths through a graph without length masks, which is quicker; all else runs packed.
+ * Rows marked packed=1 (FORMAT.md) are equal lengths that were sent through the packed graph all the same.
  */
 #ifndef FR_COST_PACKED_H
 #define FR_COST_PACKED_H

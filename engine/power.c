@@ -2,13 +2,25 @@
 
 #include <math.h>
 
-void fr_power_draw(const fr_power *p, double math, double memory, fr_draw *out) {
-    double share = fmin(1, memory), rates = p->memory * share + p->math * math;
-    double full = (p->peak - p->idle - rates) / p->active;
-    out->flex = fmin(1, fmax(0, (FR_FLEX_NONE - share) / (FR_FLEX_NONE - FR_FLEX_ALL)));
+/* Clock at which a burst draws the power of bursts: active x^2 + math x (the share is reached at x) + memory. */
+static double burst_clock(const fr_power *p, double math, double memory) {
+    double m = p->math * math, left = p->peak - p->idle - p->memory * memory;
+    if (!(left > 0) || isinf(left)) return left > 0 ? 1 : 0.5;
+    return (sqrt(m * m + 4 * p->active * left) - m) / (2 * p->active);
+}
+
+void fr_power_draw(const fr_power *p, fr_op_class class, double math, double memory, double clock, fr_draw *out) {
+    double share = fmin(1, memory), hbm = p->memory * share;
+    double full = clock > 0 ? clock : burst_clock(p, math, share);
+    out->flex = p->flex[class] * fmin(1, fmax(0, (FR_FLEX_NONE - share) / (FR_FLEX_NONE - FR_FLEX_ALL)));
     out->full = fmin(1, fmax(0.5, full));
-    out->base = rates * (1 - out->flex);
-    out->slope = p->active + rates * out->flex / out->full;
+    /* what HBM draws goes down with the op's speed: about as x^2 over the range that limits move it */
+    out->base = hbm * (1 - out->flex);
+    out->slope = p->active + p->math * math / out->full + hbm * out->flex / (out->full * out->full);
+}
+
+double fr_power_watts(const fr_draw *d, double x) {
+    return d->base + d->slope * x * x;
 }
 
 double fr_power_speed(const fr_draw *d, double x) {
@@ -17,7 +29,8 @@ double fr_power_speed(const fr_draw *d, double x) {
 
 double fr_power_clock(const fr_power *p, double watts, double base, double slope) {
     if (slope <= 0) return 1;
-    return fmin(1, fmax(0.2, (watts - p->idle - base) / slope));
+    double square = (watts - p->idle - base) / slope;
+    return square < 0.04 ? 0.2 : square > 1 ? 1 : sqrt(square);
 }
 
 double fr_power_alone(const fr_power *p, const fr_draw *d) {
@@ -32,7 +45,9 @@ void fr_power_describe(const fr_power *p, fr_text *out) {
     fr_text_add(out,
                 "power: idle %.0f W, limit %.0f W averaged over %.0f ms, bursts up to %.0f W; full clock %.0f MHz\n"
                 "  busy SMs %.0f W at full clock, tensor cores at peak %.0f W, HBM at peak %.0f W (rms %.0f W over %d "
-                "rows); beside compute: pulls %.0f W, NCCL %.0f W, host copies %.0f W\n",
+                "rows); follow the clock: GEMM %.2f, grouped %.2f, attention %.2f; beside compute: pulls %.0f W, NCCL "
+                "%.0f W, host copies %.0f W\n",
                 p->idle, p->cap, p->window_ns / 1e6, p->peak, p->full_mhz, p->active, p->math, p->memory, p->error,
-                p->rows, p->transfer[FR_AGGRESSOR_PULL], p->transfer[FR_AGGRESSOR_NCCL], p->transfer[FR_AGGRESSOR_H2D]);
+                p->rows, p->flex[FR_CLASS_GEMM], p->flex[FR_CLASS_GROUPED], p->flex[FR_CLASS_ATTENTION],
+                p->transfer[FR_AGGRESSOR_PULL], p->transfer[FR_AGGRESSOR_NCCL], p->transfer[FR_AGGRESSOR_H2D]);
 }

@@ -1,18 +1,17 @@
 /*
  * power: what an op draws, and the clock that a power limit leaves.
  *
- * A GPU's board power is held under a limit on average over some ten milliseconds; the SM clock is what gives. Seen on
- * the H200 (kernels/measured/): products of 8192, grouped products and attention held their clock times time constant
- * within 1 % over 1,215 to 1,719 MHz, alone and beside pulls, so compute slows as the clock does and pulls slow it
- * through the clock alone. Power is taken linear in the clock x (1 = full):
+ * A GPU's board power is held under a limit on average over some ten milliseconds; the SM clock is what gives. Power
+ * goes with the square of the clock x (1 = full): f V^2 with a voltage that rises with f. Read on an H200 with the
+ * clock counted on the device, products and attention at duty cycles of 25 to 100 %: exponents of 1.6 to 2.2.
  *
- *     W(x) = idle + x * active + math * (FLOP/s over the peak) + memory * (HBM bytes/s over the datasheet rate)
+ *     W(x) = idle + x^2 (active + math * tensor-core share a clock) + memory * (HBM bytes/s over the datasheet rate)
  *
- * with rates as they are at that clock. `active` is what busy SMs draw whatever they compute. Coefficients are least
- * squares over sustained rows with clock and watts; nothing is taken from whole forwards. The same rows in a burst say
- * at what clock they ran there (clock * sustained ns / burst ns): products run some 10 % below full clock even in a
- * burst, a second and faster limit at `peak` watts. Copies and collectives beside compute draw a fixed power each, from
- * rows that show a victim alone and beside them.
+ * `active` is what busy SMs draw whatever they compute; the share is FLOP/s over the peak, divided by the clock that it
+ * was reached at. Coefficients are least squares over sustained rows with clock and watts; nothing is taken from whole
+ * forwards. Bursts run below full clock too (a faster limit): at the clock that their rows say, else at that at which
+ * the op draws `peak`. Compute follows the clock by `flex`, from shapes that have rows at two clocks. Copies and
+ * collectives beside compute draw a fixed power each, from rows that show a victim alone and beside them.
  */
 #ifndef FR_POWER_H
 #define FR_POWER_H
@@ -22,11 +21,12 @@
 struct fr_power {
     bool known;                                   /* enough rows with clock and watts; else nothing below is set */
     double idle, cap, peak, active, math, memory; /* W */
-    double transfer[FR_AGGRESSORS];               /* W while one of the kind moves at full rate, on its rank */
-    double window_ns;                             /* over which the limit averages */
-    double full_mhz;                              /* SM clock at x = 1 */
-    int rows;                                     /* of the fit */
-    double error;                                 /* rms of the fit, W */
+    double flex[FR_CLASS_COUNT];    /* share of an op's time that goes with the clock, but for HBM's part */
+    double transfer[FR_AGGRESSORS]; /* W while one of the kind moves at full rate, on its rank */
+    double window_ns;               /* over which the limit averages */
+    double full_mhz;                /* SM clock at x = 1 */
+    int rows;                       /* of the fit */
+    double error;                   /* rms of the fit, W */
 };
 
 /* Share of its time that an op needs HBM for at the datasheet rate: streaming kernels reach 0.85 to 0.9 and keep their
@@ -34,11 +34,14 @@ struct fr_power {
 #define FR_FLEX_ALL  0.57
 #define FR_FLEX_NONE 0.85
 
-/* The work of an op that reaches these shares of the tensor cores' peak and of the HBM's datasheet rate in a burst. */
-void fr_power_draw(const fr_power *p, double math, double memory, fr_draw *out);
+/* The work of an op that reaches these shares of the tensor cores' peak and of the HBM's datasheet rate in a burst, at
+ * SM clock `clock` there (0 = not known). */
+void fr_power_draw(const fr_power *p, fr_op_class class, double math, double memory, double clock, fr_draw *out);
+/* Beyond idle, W. */
+double fr_power_watts(const fr_draw *d, double x);
 /* How fast the op runs at clock x, relative to a burst: 1 at d->full and above. */
 double fr_power_speed(const fr_draw *d, double x);
-/* Clock at which ops whose average draw beyond idle is base + slope * x meet `watts`, at most 1, at least 0.2. */
+/* Clock at which ops whose average draw beyond idle is base + slope * x^2 meet `watts`, at most 1, at least 0.2. */
 double fr_power_clock(const fr_power *p, double watts, double base, double slope);
 /* The clock at which this op alone, back to back, meets the limit; at most its own full clock. */
 double fr_power_alone(const fr_power *p, const fr_draw *d);

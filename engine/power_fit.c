@@ -5,14 +5,14 @@
 
 /* NVML between the bursts of an H200, clocks up and contexts open: 119 to 150 W (kernels/measured/raw). */
 #define IDLE_W 125.0
-/* The limit set in some 50 ms into a burst of products (kernels/measured/README.md) at 1.2 times the power that it
- * allows: tau = 50 ms / ln((P - idle) / (P - cap)) = 28 ms. Rows with at_ms replace it. */
-#define WINDOW_NS 28e6
+/* The limit set in some 50 ms into a burst of products (kernels/measured/README.md) that draws 950 W where 700 are
+ * allowed: tau = 50 ms / ln((P - idle) / (P - cap)) = 42 ms. Rows with at_ms replace it. */
+#define WINDOW_NS 42e6
 /* Clocks nearer than this to the full one are full: NVML steps by 15 MHz. */
 #define FULL 0.985
 
 typedef struct {
-    double x, math, memory, watts; /* clock, achieved over ceiling, achieved over ceiling, above idle */
+    double x, math, memory, watts; /* clock squared; times share a clock; HBM over its rate; above idle */
 } reading;
 
 static bool clocked(const fr_row *r) {
@@ -80,7 +80,31 @@ static const fr_row *burst_of(const fr_table *t, const fr_row *r) {
     return NULL;
 }
 
-/* The fast limit: power of a burst, from the clock at which the sustained row's work runs there. */
+/* SM clock of a row over the full one, 0 = not known. */
+static double clock_of(const fr_power *p, const fr_row *r) {
+    return r && r->clock_mhz > 0 ? fmin(1, r->clock_mhz / p->full_mhz) : 0;
+}
+
+/* How compute follows the clock: T(x) = T_burst (1 - flex + flex x_burst / x), from shapes with rows and clocks in both
+ * regimes; where there are none, all of it. */
+static void fit_flex(const fr_table *t, fr_power *p) {
+    double sum[FR_CLASS_COUNT] = {0};
+    int n[FR_CLASS_COUNT] = {0};
+    for (uint32_t i = 0; i < t->count; i++) {
+        const fr_row *r = &t->rows[i], *b = clocked(r) ? burst_of(t, r) : NULL;
+        double slow = clock_of(p, r), fast = clock_of(p, b), math, memory;
+        if (!b || fast < 1.03 * slow) continue;
+        shares(t, r, b->ns, &math, &memory);
+        if (memory > FR_FLEX_ALL) continue;
+        fr_op_class class = fr_op_class_of((fr_op_kind)r->shape.kind);
+        sum[class] += (r->ns / b->ns - 1) / (fast / slow - 1);
+        n[class]++;
+    }
+    for (int k = 0; k < FR_CLASS_COUNT; k++) p->flex[k] = n[k] ? fmin(1, fmax(0.5, sum[k] / n[k])) : 1;
+}
+
+/* The fast limit: power of a burst of a shape that has a sustained row, at its own clock where the row says it, else at
+ * the one that its time says. */
 static void fit_peak(const fr_table *t, fr_power *p) {
     double sum = 0;
     int n = 0;
@@ -89,9 +113,9 @@ static void fit_peak(const fr_table *t, fr_power *p) {
         double math, memory;
         if (!clocked(r) || !(b = burst_of(t, r))) continue;
         shares(t, r, b->ns, &math, &memory);
-        double x = r->clock_mhz / p->full_mhz * r->ns / b->ns;
+        double x = clock_of(p, b) > 0 ? clock_of(p, b) : clock_of(p, r) * r->ns / b->ns;
         if (x >= FULL || memory > FR_FLEX_ALL) continue;
-        sum += p->idle + p->active * x + p->math * math + p->memory * memory;
+        sum += p->idle + p->active * x * x + p->math * math * x + p->memory * memory;
         n++;
     }
     p->peak = n ? sum / n : INFINITY;
@@ -145,7 +169,8 @@ static void fit_window(const fr_table *t, fr_power *p) {
         double math, memory, half = first ? half_way(t, r) : 0;
         if (half <= 0) continue;
         shares(t, r, r->ns, &math, &memory);
-        double burst = fmin(p->peak, p->idle + p->active + p->math * math + p->memory * memory);
+        double x = clock_of(p, r), burst = p->peak;
+        if (x > 0) burst = p->idle + p->active * x * x + p->math * math * x + p->memory * memory;
         if (burst < 1.02 * p->cap) continue;
         sum += half / log((burst - p->idle) / (burst - p->cap));
         n++;
@@ -165,9 +190,9 @@ static const fr_row *burst_pair(const fr_table *t, const fr_row *r) {
 }
 
 /*
- * Watts of an aggressor: what its victim gives up of the power above idle, (cap - idle) (1 - clock beside / alone).
- * Pulls take nothing but power, so times tell the clocks' ratio (better than NVML's steps); others need the clocks, or
- * what a sustained victim loses beyond one in a burst.
+ * Watts of an aggressor: what its victim gives up of the power above idle, (cap - idle) (1 - (clock beside / alone)^2).
+ * The clocks' ratio is as measured; without clocks, for pulls, which take nothing but power, it is that of the times,
+ * and for others what a sustained victim loses beyond one in a burst.
  */
 static void fit_transfers(const fr_table *t, fr_power *p) {
     for (int a = 0; a < FR_AGGRESSORS; a++) {
@@ -179,36 +204,50 @@ static void fit_transfers(const fr_table *t, fr_power *p) {
                 r->victim == FR_CLASS_MEMORY || r->duty < 0.5)
                 continue;
             double ratio = r->alone / r->beside;
-            if (a != FR_AGGRESSOR_PULL && r->clock_mhz > 0 && r->clock_alone > 0)
+            if (r->clock_mhz > 0 && r->clock_alone > 0)
                 ratio = r->clock_mhz / r->clock_alone;
             else if (a != FR_AGGRESSOR_PULL)
                 ratio = (b = burst_pair(t, r)) ? ratio / (b->alone / b->beside) : 1;
-            sum += (p->cap - p->idle) * (1 - ratio) / r->duty;
+            sum += (p->cap - p->idle) * (1 - ratio * ratio) / r->duty;
             n++;
         }
         p->transfer[a] = n ? fmax(0, sum / n) : 0;
     }
 }
 
-void fr_power_fit(const fr_table *t, fr_power *p) {
-    *p = (fr_power){.idle = t->idle_watts > 0 ? t->idle_watts : IDLE_W, .full_mhz = t->clock_max_mhz};
-    reading *v = fr_alloc((t->count + 1) * sizeof *v);
-    double cap = 0;
-    int capped = 0;
+/* Mean power of the rows that are held back: the limit, whatever single readings say. */
+static double limit_of(const fr_table *t, const fr_power *p, int *count) {
+    double sum = 0;
+    *count = 0;
     for (uint32_t i = 0; i < t->count; i++) {
         const fr_row *r = &t->rows[i];
-        if (!clocked(r) || p->full_mhz <= 0) continue;
+        if (!clocked(r) || clock_of(p, r) >= FULL) continue;
+        sum += r->watts;
+        ++*count;
+    }
+    return *count ? sum / *count : 0;
+}
+
+void fr_power_fit(const fr_table *t, fr_power *p) {
+    *p = (fr_power){.idle = t->idle_watts > 0 ? t->idle_watts : IDLE_W, .full_mhz = t->clock_max_mhz};
+    if (p->full_mhz <= 0) return;
+    int capped;
+    p->cap = limit_of(t, p, &capped);
+    reading *v = fr_alloc((t->count + 1) * sizeof *v);
+    for (uint32_t i = 0; i < t->count && capped; i++) {
+        const fr_row *r = &t->rows[i];
+        if (!clocked(r)) continue;
         reading *w = &v[p->rows++];
-        *w = (reading){.x = fmin(1, r->clock_mhz / p->full_mhz), .watts = r->watts - p->idle};
+        double x = clock_of(p, r);
         shares(t, r, r->ns, &w->math, &w->memory);
-        if (w->x >= FULL) continue;
-        cap += r->watts;
-        capped++;
+        w->math *= x; /* share a clock, times x^2 */
+        w->x = x * x;
+        w->watts = (x < FULL ? p->cap : r->watts) - p->idle;
     }
     p->known = capped > 0 && p->rows >= 3 && fit(v, p->rows, p);
     free(v);
     if (!p->known) return;
-    p->cap = cap / capped;
+    fit_flex(t, p);
     fit_peak(t, p);
     fit_window(t, p);
     fit_transfers(t, p);

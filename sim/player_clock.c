@@ -22,9 +22,9 @@
 enum { KERNEL = 1, TRANSFER = 2 }; /* fr_play_lane.draws; TRANSFER + fr_aggressor */
 
 struct fr_clock {
-    double base, slope, heat; /* averages over the window, W: draw beyond idle at clock 0, its rise to clock 1; power */
-    double weight;            /* how much of a window the first two stand on, 0..1 */
-    int64_t at;               /* up to here */
+    double base, slope, heat;           /* averages over the window, W: fr_draw's base and slope; power */
+    double weight;                      /* how much of a window the first two stand on, 0..1 */
+    int64_t at;                         /* up to here */
     int64_t base_mw, slope_mw, draw_mw; /* of what runs */
     int32_t moving[FR_AGGRESSORS][2];   /* transfers under way, in and out */
     double cycles, busy;                /* sums over kernels: clock * ns, ns */
@@ -73,6 +73,10 @@ static inline double speed(const fr_price *price, double x) {
     return fr_power_speed(&(fr_draw){.flex = price->flex, .full = price->full}, x);
 }
 
+static inline double watts(const fr_price *price, double x) {
+    return price->base + price->slope * x * x;
+}
+
 /* Mean speed of a long kernel whose own draw moves the clock; *x becomes its mean clock. */
 static double follow(const fr_player *p, const fr_clock *from, const fr_price *price, double *x) {
     fr_clock c = *from;
@@ -84,7 +88,7 @@ static double follow(const fr_player *p, const fr_clock *from, const fr_price *p
         t += dt;
         sum += at * dt;
         average(&c, keep, 1e-3 * (double)c.base_mw + price->base, 1e-3 * (double)c.slope_mw + price->slope,
-                p->power->idle + 1e-3 * (double)c.draw_mw + price->base + price->slope * fmin(at, price->full));
+                p->power->idle + 1e-3 * (double)c.draw_mw + watts(price, fmin(at, price->full)));
     }
     *x = sum / t;
     return (double)price->work / t;
@@ -113,7 +117,7 @@ double fr_play_clock_start(fr_player *p, fr_play_lane *l) {
     x = fmin(x, price->full);
     l->base_mw = milliwatts(price->base);
     l->slope_mw = milliwatts(price->slope);
-    l->draw_mw = l->base_mw + milliwatts(price->slope * x);
+    l->draw_mw = l->base_mw + milliwatts(price->slope * x * x);
     l->draws = KERNEL;
     add(p, l->rank, l->base_mw, l->slope_mw, l->draw_mw);
     c->cycles += x * (double)price->work / v;

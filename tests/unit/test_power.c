@@ -35,42 +35,56 @@ static bool near(double a, double b, double within) {
 }
 
 /*
- * Rows drawn from idle 100 W, 400 W of busy SMs, 300 W of tensor cores at the peak, 200 W of HBM. gemm 4096 cubed,
- * 137.4 GFLOP: at clock 0.8 in 200 us 0.687 of the peak, 0.126 of HBM: 100 + 320 + 206.2 + 25.2 = 651.3 W. Its burst
- * takes 176 us: clock 0.8 * 200 / 176 = 0.909, 100 + 363.6 + 234.3 + 28.6 = 726.5 W. A larger one at 0.75 and memory
- * at 1.
+ * Rows drawn from idle 100 W, 400 W of busy SMs at full clock, 300 W of tensor cores at the peak, 200 W of HBM: at
+ * clock x with FLOP/s at share s of the peak and HBM at share h 100 + 400 x^2 + 300 (s / x) x^2 + 200 h. All capped
+ * rows draw the same, 500 W: the clock is chosen so. A burst of the first at clock 0.9.
  */
 static void coefficients(void **state) {
     (void)state;
     fr_text rows = {0};
-    double flops = 2 * pow(4096, 3), bytes = 3.0 * 4096 * 4096 * 2;
-    struct {
-        double ns, x;
-    } v[] = {{200e3, .8}, {240e3, .75}, {300e3, .85}};
+    const struct {
+        int m, n, k;
+        double share; /* of the peak, a clock */
+    } v[] = {{4096, 4096, 4096, .8}, {8192, 4096, 4096, .6}, {1024, 4096, 4096, .4}};
+    double first_ns = 0, first_x = 0;
     for (int i = 0; i < 3; i++) {
-        double f = flops * (i + 1), b = bytes + 2.0 * i * (2 * 4096.0 * 4096);
-        double ns = v[i].ns * (i + 1);
-        double watts = 100 + 400 * v[i].x + 300 * f / ns * 1e9 / 1e15 + 200 * b / ns * 1e9 / 4e12;
-        fr_text_add(&rows,
-                    "gemm precision=bf16 m=%d n=4096 k=4096 regime=sustained ns=%.3f clock_mhz=%.1f watts=%.6f\n",
-                    4096 * (i + 1), ns, 2000 * v[i].x, watts);
+        double flops = 2.0 * v[i].m * v[i].n * v[i].k;
+        double bytes = 2.0 * ((double)v[i].m * v[i].k + (double)v[i].n * v[i].k + (double)v[i].m * v[i].n);
+        double low = 0.1, high = 1.5, ns = 0;
+        for (int k = 0; k < 60; k++) { /* the clock that meets 500 W */
+            double x = (low + high) / 2;
+            ns = flops / (v[i].share * x * 1e15) * 1e9;
+            double watts = 100 + 400 * x * x + 300 * v[i].share * x * x + 200 * bytes / ns * 1e9 / 4e12;
+            *(watts > 500 ? &high : &low) = x;
+        }
+        if (i == 0) first_ns = ns;
+        if (i == 0) first_x = low;
+        fr_text_add(&rows, "gemm precision=bf16 m=%d n=%d k=%d regime=sustained ns=%.4f clock_mhz=%.5f watts=500\n",
+                    v[i].m, v[i].n, v[i].k, ns, 2000 * low);
     }
     fr_text_add(&rows, "memory bytes=2000000000 regime=sustained ns=600000 clock_mhz=2000 watts=%.6f\n",
                 100 + 400 + 200 * 2e9 / 600e3 * 1e9 / 4e12);
-    fr_text_add(&rows, "gemm precision=bf16 m=4096 n=4096 k=4096 regime=burst ns=176000\n");
+    /* in a burst at clock 0.9, four fifths of its time following the clock */
+    double burst = first_ns / (0.2 + 0.8 * 0.9 / first_x);
+    fr_text_add(&rows, "gemm precision=bf16 m=4096 n=4096 k=4096 regime=burst ns=%.4f clock_mhz=1800\n", burst);
     fr_table t = table(rows.text);
     fr_power p;
     fr_power_fit(&t, &p);
-    assert_true(p.known);
-    assert_true(near(p.active, 400, 0.5) && near(p.math, 300, 0.5) && near(p.memory, 200, 0.5) && p.error < 0.1);
-    double math = flops / 176e3 * 1e9 / 1e15, memory = bytes / 176e3 * 1e9 / 4e12;
-    assert_true(near(p.peak, 100 + 400 * .8 * 200 / 176 + 300 * math + 200 * memory, 0.5));
-    /* the op back to back is at its measured clock and takes its measured time */
+    assert_true(p.known && near(p.cap, 500, 1e-9));
+    assert_true(near(p.active, 400, 1) && near(p.math, 300, 1) && near(p.memory, 200, 1) && p.error < 0.2);
+    assert_true(near(p.flex[FR_CLASS_GEMM], 0.8, 1e-3));
+    double flops = 2 * pow(4096, 3), math = flops / burst * 1e9 / 1e15, memory = 6.0 * 4096 * 4096 / burst * 1e9 / 4e12;
+    assert_true(near(p.peak, 100 + 400 * .81 + 300 * math * .9 + 200 * memory, 1));
+    /* the op in a burst is at the clock of its row; without one at what the power of bursts leaves */
     fr_draw d;
-    fr_power_draw(&p, math, memory, &d);
-    assert_true(near(d.full, .8 * 200 / 176, 0.001) && near(d.flex, 1, 0));
-    p.cap = 100 + d.slope * .8 + d.base;
-    assert_true(near(fr_power_alone(&p, &d), .8, 1e-6) && near(176 / fr_power_speed(&d, .8), 200, 1e-3));
+    fr_power_draw(&p, FR_CLASS_GEMM, math, memory, 0.9, &d);
+    assert_true(near(d.full, .9, 1e-9) && near(d.flex, .8, 1e-3));
+    assert_true(near(p.idle + fr_power_watts(&d, .9), p.peak, 1.5));
+    /* back to back it is near its measured clock, and takes its measured time there */
+    assert_true(near(fr_power_alone(&p, &d), first_x, 0.02));
+    assert_true(near(burst / fr_power_speed(&d, first_x), first_ns, 1));
+    fr_power_draw(&p, FR_CLASS_GEMM, math, memory, 0, &d);
+    assert_true(near(d.full, .9, 0.005));
     fr_table_free(&t);
     fr_text_free(&rows);
 }
@@ -91,7 +105,7 @@ static void window(void **state) {
     fr_power p;
     fr_power_fit(&t, &p);
     assert_true(p.known && near(p.cap, 700, 1e-9));
-    assert_true(near(p.window_ns, 60e6 / log((p.peak - 100) / (p.peak - 700)), 1e5));
+    assert_true(p.peak > 800 && near(p.window_ns, 60e6 / log((p.peak - 100) / (p.peak - 700)), 1e5));
     fr_table_free(&t);
 }
 
