@@ -11,8 +11,8 @@ static void expose(fr_account *k, fr_exposure *x, const fr_ended *by, int64_t ns
     k->exposed_gap += ns;
     if (!x) return;
     x->ns += (double)ns;
-    x->low += (double)by->low * (double)ns;
-    x->high += (double)by->high * (double)ns;
+    x->less[by->class] += (1 - (double)by->low) * (double)ns;
+    x->more[by->class] += ((double)by->high - 1) * (double)ns;
 }
 
 /* The part [t0, t1] of a gap that lies before a transfer of this rank started: it waited for its peers, for an earlier

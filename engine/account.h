@@ -19,9 +19,10 @@ typedef struct {
     uint8_t kind, class;
 } fr_ended;
 
-/* Sums over compute-lane ops and exposed communication: the interval of a forward's time. */
+/* Sums over compute-lane ops and exposed communication, by op class: how much less or more their costs may be. What is
+ * wrong with one class of work is wrong with all of it, and says little of another: classes add up as squares. */
 typedef struct {
-    double ns, low, high;
+    double ns, less[FR_CLASS_COUNT], more[FR_CLASS_COUNT];
 } fr_exposure;
 
 typedef struct {

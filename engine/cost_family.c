@@ -117,6 +117,9 @@ static fr_regime grid_regime(const fr_source *sources, int count, fr_op_class cl
  * grouped products of 256 rows an expert, which do run into the power limit, need 0.57. */
 #define HBM_BOUND 0.67
 
+#define HOT_SPREAD                                                                                                     \
+    0.03 /* what first deciles of cool turns repeat within, three times over (tests/tools/raw_to_table.py) */
+
 static void add_sample(item_list *list, const fr_source *src, const fr_row *r, double scale, bool same_regime) {
     fr_base base;
     fr_cost_base(&src->table->ceilings, &r->shape, src->table->pairs, &base);
@@ -131,7 +134,10 @@ static void add_sample(item_list *list, const fr_source *src, const fr_row *r, d
     fr_provenance p = (fr_provenance)r->provenance;
     if (!same_regime && p < FR_FROM_INTERPOLATED) p = FR_FROM_INTERPOLATED;
     if (src->cap == FR_FROM_TRANSFERRED) p = FR_FROM_TRANSFERRED; /* said of another GPU, whatever it was there */
-    double t = r->ns * scale;
+    double t = r->ns * scale, high = r->p90 > 0 ? r->p90 : r->ns;
+    /* Bursts of the older benches reached into the power limit, and p90 shows it; the clock model knows of that. */
+    if (r->regime == FR_BURST && r->clock_mhz <= 0 && src->table->clock_max_mhz > 0 && base.flops > 0)
+        high = fmin(high, (1 + HOT_SPREAD) * r->ns);
     it->sample =
         (fr_sample){.row = r,
                     .b = base.ns,
@@ -139,7 +145,7 @@ static void add_sample(item_list *list, const fr_source *src, const fr_row *r, d
                     .clock = src->table->clock_max_mhz > 0 ? fmin(1, r->clock_mhz / src->table->clock_max_mhz) : 0,
                     .t = t,
                     .low = (r->p10 > 0 ? r->p10 : r->ns) * scale,
-                    .high = (r->p90 > 0 ? r->p90 : r->ns) * scale,
+                    .high = high * scale,
                     .provenance = (uint8_t)p};
 }
 

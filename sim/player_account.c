@@ -13,8 +13,20 @@ void fr_play_share_end(fr_player *p, fr_share *s, const fr_play_lane *l) {
     fr_account_end(&p->ranks[s->rank], s->rank, p->now, &l->done, &l->done_cause, &s->x, &s->parts);
 }
 
-/* Interval: elapsed time scaled by the mean of low / ns and high / ns of the last rank's compute-lane ops and exposed
- * communication, weighted with their times. */
+/* What the table's GPU and the one at hand may differ by: four H200s gave 1.639, 1.649, 1.687 and 1.699 ms for one
+ * product under the power limit, +-1.8 % (kernels/measured/README.md); and as much again for what single kernels don't
+ * show: gaps between them, caches that the op before left cold. */
+#define CARD 0.03
+
+/* sqrt of the sum of squares over classes, and of what all have in common. */
+static double together(const double by_class[FR_CLASS_COUNT], double ns, double common) {
+    double sum = common * common;
+    for (int c = 0; c < FR_CLASS_COUNT; c++) sum += by_class[c] / ns * (by_class[c] / ns);
+    return sqrt(sum);
+}
+
+/* Interval: elapsed time less and more what the last rank's compute-lane ops and exposed communication may be off by.
+ */
 void fr_play_record(const fr_player *p, const fr_run *run, fr_forward_record *out) {
     *out = (fr_forward_record){.forward = run->f->forward,
                                .unit = run->f->unit,
@@ -33,8 +45,9 @@ void fr_play_record(const fr_player *p, const fr_run *run, fr_forward_record *ou
     out->last_rank = last->rank;
     out->parts = last->parts;
     if (last->x.ns <= 0) return;
-    out->low = llround((double)out->low * (last->x.low / last->x.ns));
-    out->high = llround((double)out->high * (last->x.high / last->x.ns));
+    double common = p->o.price ? 0 : CARD; /* stated prices are no GPU's */
+    out->low = llround((double)out->low * fmax(0, 1 - together(last->x.less, last->x.ns, common)));
+    out->high = llround((double)out->high * (1 + together(last->x.more, last->x.ns, common)));
 }
 
 void fr_play_span(fr_player *p, fr_play_lane *l, const fr_op *op, const fr_price *price, int64_t ready, int64_t start,

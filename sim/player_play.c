@@ -181,8 +181,9 @@ static inline void count_op(fr_player *p, fr_play_lane *l, const fr_op *op, int6
     p->stats.provenance.ns[price->provenance] += end - start;
     if (l->compute) {
         l->share->x.ns += (double)price->ns;
-        l->share->x.low += (double)price->low;
-        l->share->x.high += (double)price->high;
+        uint8_t class = p->class_of[op->kind];
+        l->share->x.less[class] += (double)(price->ns - price->low);
+        l->share->x.more[class] += (double)(price->high - price->ns);
     }
     if (p->o.spans)
         fr_play_span(p, l, op, price, ready, start, end, !first ? l->last_id : l->woken ? l->cause.id : l->done.id);

@@ -117,6 +117,7 @@ static void test_one_gpu(void **state) {
     world w;
     open_world(&w, plan, NULL, false);
     int64_t sum[2] = {0, 0};
+    double norms = 0;
     uint64_t x = 7;
     for (int forward = 0; forward < 2; forward++) {
         fr_fragment *f = fr_fragment_new(plan, 0);
@@ -124,6 +125,7 @@ static void test_one_gpu(void **state) {
             int64_t ns = between(&x, 0, 1000);
             emit(f, lane, i % 2 ? FR_OP_GEMM_O : FR_OP_NORM, ns, 0, 0, i);
             sum[forward] += ns;
+            if (forward == 0 && i % 2 == 0) norms += (double)ns;
         }
         fr_player_append(w.player, f, 0);
     }
@@ -138,7 +140,10 @@ static void test_one_gpu(void **state) {
     assert_int_equal(stats.played, 80);
     assert_int_equal(stats.class_ns[FR_CLASS_GEMM] + stats.class_ns[FR_CLASS_MEMORY], sum[0] + sum[1]);
     assert_int_equal(w.spans.count, 80);
-    assert_true(llabs(w.records[0].low - sum[0] / 2) <= 40 && w.records[0].high == 2 * sum[0]);
+    /* every op between half and twice its price; the two classes of work err apart from each other */
+    double share = norms / (double)sum[0], off = sqrt(share * share + (1 - share) * (1 - share));
+    assert_true(fabs((double)w.records[0].low - (double)sum[0] * (1 - off / 2)) <= 40);
+    assert_true(fabs((double)w.records[0].high - (double)sum[0] * (1 + off)) <= 40);
     close_world(&w, plan);
 }
 
