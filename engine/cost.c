@@ -56,6 +56,7 @@ struct fr_cost_model {
     double own_ratio[FR_CLASS_COUNT]; /* of rows that outrank the power model's table: sustained over burst */
     double anchor[FR_CLASS_COUNT];    /* of the GPU at hand over the tables; 0 = none */
     double slowdown[FR_CLASS_COUNT][FR_AGGRESSORS];
+    double held_back[FR_CLASS_COUNT];
     fr_capacity capacity;
     bool from_folder; /* a table of the folder that was asked for is in use */
     uint64_t hash;
@@ -179,6 +180,13 @@ static void set_ceilings(fr_cost_model *c) {
 
 /* ---- sharing ----------------------------------------------------------------------------------------------------- */
 
+/* How much longer a collective takes beside the victim than alone, where the row says at what rates it went: then it
+ * ran all the time, and the simulator slows it too. 0 where the row doesn't say. */
+static double held_back(const fr_row *r) {
+    if (r->aggressor != FR_AGGRESSOR_NCCL || r->rate <= 0 || r->rate_alone <= 0) return 0;
+    return fmax(0, r->rate_alone / r->rate - 1);
+}
+
 /*
  * While the aggressor runs the victim goes on at speed v: beside = overlap + (alone - v overlap), so
  * v = 1 - (beside - alone) / overlap; without an overlap it ran all the time, v = alone / beside. What sharing HBM
@@ -186,7 +194,7 @@ static void set_ceilings(fr_cost_model *c) {
  * that it isn't counted twice.
  */
 static double row_slowdown(const fr_row *r, double hbm) {
-    double speed = r->overlap > 0 ? 1 - (r->beside - r->alone) / r->overlap : r->alone / r->beside;
+    double speed = r->overlap > 0 && held_back(r) <= 0 ? 1 - (r->beside - r->alone) / r->overlap : r->alone / r->beside;
     double slow = 1 / fmax(speed, 0.05) - 1;
     if (r->victim == FR_CLASS_MEMORY && r->hbm_traffic > 0 && r->hbm_traffic < hbm / 2)
         slow = (1 + slow) * (hbm - r->hbm_traffic) / hbm - 1;
@@ -220,6 +228,7 @@ static void set_slowdown(fr_cost_model *c) {
                     best_regime |= same;
                 }
             c->slowdown[v][a] = best ? row_slowdown(best, c->capacity.hbm) : 0;
+            if (a == FR_AGGRESSOR_NCCL) c->held_back[v] = best ? held_back(best) : 0;
         }
 }
 
@@ -310,8 +319,8 @@ static void apply_power(const fr_cost_model *c, const fr_shape *s, const fr_base
     if (!c->power.known || class < FR_CLASS_MEMORY || class > FR_CLASS_GROUPED) return;
     double own = c->own_ratio[class];
     double peak = c->ceilings.peak[s->precision < FR_PRECISIONS ? s->precision : FR_BF16], rate = 1e9 / e->ns;
-    fr_power_draw(&c->power, class, peak > 0 ? base->flops * rate / peak : 0, base->hbm_bytes * rate / c->ceilings.hbm,
-                  e->clock, &out->draw);
+    fr_power_draw(&c->power, (fr_op_kind)s->kind, peak > 0 ? base->flops * rate / peak : 0,
+                  base->hbm_bytes * rate / c->ceilings.hbm, e->clock, &out->draw);
     if (own > 1) out->draw.slope = 0; /* the player keeps to the price */
     if (c->options.regime == FR_BURST) return;
     double slower = own > 1 ? 1 + out->draw.flex * (own - 1)
@@ -394,6 +403,10 @@ fr_status fr_cost_anchor(fr_cost_model *c, const char *text, const char *where, 
     }
     fr_table_free(&t);
     return status;
+}
+
+double fr_cost_held_back(const fr_cost_model *c, fr_op_class beside) {
+    return (unsigned)beside < FR_CLASS_COUNT ? c->held_back[beside] : 0;
 }
 
 double fr_cost_slowdown(const fr_cost_model *c, fr_op_class victim, fr_aggressor aggressor) {

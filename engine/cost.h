@@ -81,6 +81,10 @@ fr_tile fr_cost_tile(const fr_cost_model *c, const fr_shape *shape, const fr_pai
  */
 typedef enum { FR_AGGRESSOR_PULL = 0, FR_AGGRESSOR_NCCL, FR_AGGRESSOR_H2D, FR_AGGRESSORS } fr_aggressor;
 double fr_cost_slowdown(const fr_cost_model *c, fr_op_class victim, fr_aggressor aggressor);
+/* And the other way: an NCCL collective beside kernels of class `beside`, which leave it few SMs, runs at 1 / (1 +
+ * this).
+ */
+double fr_cost_held_back(const fr_cost_model *c, fr_op_class beside);
 
 /* The power limit and what its clock depends on; known = false: the tables have no rows for it. */
 typedef struct fr_power fr_power;

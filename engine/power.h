@@ -7,36 +7,48 @@
  *
  *     W(x) = idle + x^2 (active + math * tensor-core share a clock) + memory * (HBM bytes/s over the datasheet rate)
  *
- * `active` is what busy SMs draw whatever they compute; the share is FLOP/s over the peak, divided by the clock that it
- * was reached at. Coefficients are least squares over sustained rows with clock and watts; nothing is taken from whole
- * forwards. Bursts run below full clock too (a faster limit): at the clock that their rows say, else at that at which
- * the op draws `peak`. Compute follows the clock by `flex`, from shapes that have rows at two clocks. Copies and
- * collectives beside compute draw a fixed power each, from rows that show a victim alone and beside them.
+ * `active` is what busy SMs draw, one figure for kernels that compute and one for those that only move data; the share
+ * is FLOP/s over the peak, divided by the clock that it was reached at. Coefficients are least squares over sustained
+ * rows with clock and watts; nothing is taken from whole forwards. Bursts run below full clock too (a faster limit): at
+ * the clock that their rows say, else at that at which the op draws `peak`. Compute follows the clock by `flex`, from
+ * shapes that have rows at two clocks. Copies and collectives beside compute draw a fixed power each, from rows that
+ * show a victim alone and beside them.
  */
 #ifndef FR_POWER_H
 #define FR_POWER_H
 
 #include "engine/cost.h"
 
+/* A row that the limit held back: its x^2 coefficient over what the least squares say of it. */
+typedef struct {
+    uint8_t kind;
+    double math, memory; /* shares, as in fr_power_draw */
+    double factor;
+} fr_power_row;
+
+#define FR_POWER_ROWS 48
+
 struct fr_power {
-    bool known;                                   /* enough rows with clock and watts; else nothing below is set */
-    double idle, cap, peak, active, math, memory; /* W */
-    double flex[FR_CLASS_COUNT];    /* share of an op's time that goes with the clock, but for HBM's part */
-    double transfer[FR_AGGRESSORS]; /* W while one of the kind moves at full rate, on its rank */
-    double window_ns;               /* over which the limit averages */
-    double full_mhz;                /* SM clock at x = 1 */
-    int rows;                       /* of the fit */
-    double error;                   /* rms of the fit, W */
+    bool known; /* enough rows with clock and watts; else nothing below is set */
+    double idle, cap, peak, active, streaming, math, memory; /* W; streaming: busy SMs of memory-bound kernels */
+    double flex[FR_CLASS_COUNT];     /* share of an op's time that goes with the clock, but for HBM's part */
+    double transfer[FR_AGGRESSORS];  /* W while one of the kind moves at full rate, on its rank */
+    double window_ns;                /* over which the limit averages */
+    double full_mhz;                 /* SM clock at x = 1 */
+    fr_power_row row[FR_POWER_ROWS]; /* kinds of kernels differ by some per cent: rows near an op correct it */
+    int held;                        /* rows in it */
+    int rows;                        /* of the fit */
+    double error;                    /* rms of the fit, W */
 };
 
-/* Share of its time that an op needs HBM for at the datasheet rate: streaming kernels reach 0.85 to 0.9 and keep their
- * time under any clock, grouped products of 256 rows an expert need 0.57 and do follow it. */
-#define FR_FLEX_ALL  0.57
-#define FR_FLEX_NONE 0.85
+/* Share of its time that an op needs HBM for at the datasheet rate: streaming kernels reach FR_STREAMS and keep their
+ * time under any clock; grouped products of 256 rows an expert need FR_FLEX_ALL and do follow it. */
+#define FR_FLEX_ALL 0.57
+#define FR_STREAMS  0.87
 
 /* The work of an op that reaches these shares of the tensor cores' peak and of the HBM's datasheet rate in a burst, at
  * SM clock `clock` there (0 = not known). */
-void fr_power_draw(const fr_power *p, fr_op_class class, double math, double memory, double clock, fr_draw *out);
+void fr_power_draw(const fr_power *p, fr_op_kind kind, double math, double memory, double clock, fr_draw *out);
 /* Beyond idle, W. */
 double fr_power_watts(const fr_draw *d, double x);
 /* How fast the op runs at clock x, relative to a burst: 1 at d->full and above. */

@@ -11,8 +11,10 @@
 /* Clocks nearer than this to the full one are full: NVML steps by 15 MHz. */
 #define FULL 0.985
 
+/* What a row's power is made of: x^2 of a kernel that computes, x^2 of a memory-bound one, tensor cores, HBM. */
+enum { COMPUTES, STREAMS, MATH, MEMORY, COLUMNS };
 typedef struct {
-    double x, math, memory, watts; /* clock squared; times share a clock; HBM over its rate; above idle */
+    double f[COLUMNS], watts; /* watts above idle */
 } reading;
 
 static bool clocked(const fr_row *r) {
@@ -28,19 +30,19 @@ static void shares(const fr_table *t, const fr_row *r, double ns, double *math, 
     *memory = fmin(b.hbm_bytes / ns * 1e9 / t->ceilings.hbm, 1);
 }
 
-/* Solves the n x n normal equations of the columns in `use` (bits: active, math, memory); false when singular. */
-static bool solve(const reading *v, int count, unsigned use, double out[3], double *error) {
-    double a[3][4] = {{0}};
-    int at[3], n = 0;
-    for (int k = 0; k < 3; k++)
+/* Solves the normal equations of the columns in `use`; false when singular or a coefficient is negative. */
+static bool solve(const reading *v, int count, unsigned use, double out[COLUMNS], double *error) {
+    double a[COLUMNS][COLUMNS + 1] = {{0}};
+    int at[COLUMNS], n = 0;
+    for (int k = 0; k < COLUMNS; k++) {
+        out[k] = 0;
         if (use >> k & 1) at[n++] = k;
-    for (int i = 0; i < count; i++) {
-        const double f[3] = {v[i].x, v[i].math, v[i].memory};
-        for (int j = 0; j < n; j++) {
-            for (int k = 0; k < n; k++) a[j][k] += f[at[j]] * f[at[k]];
-            a[j][n] += f[at[j]] * v[i].watts;
-        }
     }
+    for (int i = 0; i < count; i++)
+        for (int j = 0; j < n; j++) {
+            for (int k = 0; k < n; k++) a[j][k] += v[i].f[at[j]] * v[i].f[at[k]];
+            a[j][n] += v[i].f[at[j]] * v[i].watts;
+        }
     for (int j = 0; j < n; j++) {
         if (a[j][j] < 1e-9) return false;
         for (int i = 0; i < n; i++) {
@@ -48,27 +50,30 @@ static bool solve(const reading *v, int count, unsigned use, double out[3], doub
             for (int k = j; k <= n; k++) a[i][k] -= q * a[j][k];
         }
     }
-    for (int k = 0; k < 3; k++) out[k] = 0;
     for (int j = 0; j < n; j++) {
         out[at[j]] = a[j][n] / a[j][j];
         if (!(out[at[j]] >= 0)) return false;
     }
     *error = 0;
-    for (int i = 0; i < count; i++)
-        *error += pow(out[0] * v[i].x + out[1] * v[i].math + out[2] * v[i].memory - v[i].watts, 2);
+    for (int i = 0; i < count; i++) {
+        double off = -v[i].watts;
+        for (int k = 0; k < COLUMNS; k++) off += out[k] * v[i].f[k];
+        *error += off * off;
+    }
     return true;
 }
 
 /* Least squares with no negative coefficient: the best of the subsets that hold the first column. */
 static bool fit(const reading *v, int count, fr_power *p) {
     double best = INFINITY;
-    for (unsigned use = 1; use < 8; use += 2) { /* busy SMs always */
-        double c[3], error;
+    for (unsigned use = 1; use < 1u << COLUMNS; use += 2) { /* kernels that compute, always */
+        double c[COLUMNS], error;
         if (!solve(v, count, use, c, &error) || error >= best) continue;
         best = error;
-        p->active = c[0];
-        p->math = c[1];
-        p->memory = c[2];
+        p->active = c[COMPUTES];
+        p->streaming = c[STREAMS] > 0 ? c[STREAMS] : c[COMPUTES];
+        p->math = c[MATH];
+        p->memory = c[MEMORY];
         p->error = sqrt(error / count);
     }
     return best < INFINITY && p->active > 0;
@@ -215,6 +220,24 @@ static void fit_transfers(const fr_table *t, fr_power *p) {
     }
 }
 
+/* What the least squares leave: factors on the x^2 coefficient of rows under the limit, with the shares that their work
+ * reaches in a burst, where there is such a row. */
+static void fit_rows(const fr_table *t, fr_power *p) {
+    const fr_power raw = *p; /* judged by the least squares alone, not by each other */
+    for (uint32_t i = 0; i < t->count && p->held < FR_POWER_ROWS; i++) {
+        const fr_row *r = &t->rows[i], *b;
+        double x = clock_of(p, r);
+        if (!clocked(r) || x >= FULL) continue;
+        b = burst_of(t, r);
+        fr_power_row row = {.kind = r->shape.kind};
+        fr_draw d;
+        shares(t, r, b ? b->ns : r->ns, &row.math, &row.memory);
+        fr_power_draw(&raw, (fr_op_kind)row.kind, row.math, row.memory, b ? clock_of(p, b) : x, &d);
+        row.factor = (p->cap - p->idle - d.base) / (d.slope * x * x);
+        if (row.factor > 0.5 && row.factor < 2) p->row[p->held++] = row;
+    }
+}
+
 /* Mean power of the rows that are held back: the limit, whatever single readings say. */
 static double limit_of(const fr_table *t, const fr_power *p, int *count) {
     double sum = 0;
@@ -239,9 +262,9 @@ void fr_power_fit(const fr_table *t, fr_power *p) {
         if (!clocked(r)) continue;
         reading *w = &v[p->rows++];
         double x = clock_of(p, r);
-        shares(t, r, r->ns, &w->math, &w->memory);
-        w->math *= x; /* share a clock, times x^2 */
-        w->x = x * x;
+        shares(t, r, r->ns, &w->f[MATH], &w->f[MEMORY]);
+        w->f[MATH] *= x; /* share a clock, times x^2 */
+        w->f[fr_op_class_of((fr_op_kind)r->shape.kind) == FR_CLASS_MEMORY ? STREAMS : COMPUTES] = x * x;
         w->watts = (x < FULL ? p->cap : r->watts) - p->idle;
     }
     p->known = capped > 0 && p->rows >= 3 && fit(v, p->rows, p);
@@ -249,6 +272,7 @@ void fr_power_fit(const fr_table *t, fr_power *p) {
     if (!p->known) return;
     fit_flex(t, p);
     fit_peak(t, p);
+    fit_rows(t, p);
     fit_window(t, p);
     fit_transfers(t, p);
 }

@@ -37,7 +37,7 @@ typedef struct {
 /* Where the measured time differs: ns that the live run took longer (> 0) or shorter than predicted. They add up to the
  * difference of the elapsed times of the rank that ends last, but for what `rest` says. */
 typedef enum {
-    FR_MISSED_CLOCK = 0, /* kernels, as far as the SM clock explains it: another clock than predicted */
+    FR_MISSED_CLOCK = 0, /* what all kernels that follow the SM clock have in common: another clock, another card */
     FR_MISSED_OP,        /* kernels of one kind, beyond that */
     FR_MISSED_EXPOSED,   /* communication that compute waits for */
     FR_MISSED_WAIT,      /* other ranks */
@@ -79,6 +79,7 @@ typedef struct {
     fr_parts predicted, measured;               /* of the rank that ended last, each */
     fr_cause causes[FR_MOST_CAUSES];            /* by falling size */
     int causes_count;
+    double common; /* by how much all kernels that follow the clock ran longer than predicted */
     double clock_predicted, clock_measured; /* MHz, NaN = not known */
 } fr_compare;
 

@@ -33,6 +33,9 @@ static inline void take(fr_player *p, uint32_t resource, int64_t amount) {
     p->usages_n += p->usages[p->usages_n].amount > 0;
 }
 
+/* What presses on a rank: transfers on kernels, and kernels, by class, on its collectives. */
+enum { KERNELS = FR_CLASS_GROUPED - FR_CLASS_MEMORY + 1, PRESSING = FR_AGGRESSORS + KERNELS };
+
 enum { MOST_USAGES = 6 }; /* of one op or member */
 static void make_room(fr_player *p, uint32_t members) {
     FR_GROW(p->usages, p->usages_cap, (members + 1) * MOST_USAGES);
@@ -70,19 +73,24 @@ void fr_play_flows_open(fr_player *p) {
         count_engines(p);
     }
     make_room(p, 1);
-    double slowdown[FR_CLASS_COUNT][FR_AGGRESSORS] = {0};
+    double slowdown[FR_CLASS_COUNT][PRESSING] = {0};
     const fr_op_class victims[] = {FR_CLASS_GEMM, FR_CLASS_ATTENTION, FR_CLASS_GROUPED};
     for (size_t v = 0; o->interference && v < sizeof victims / sizeof *victims; v++)
         for (int a = 0; a < FR_AGGRESSORS; a++)
             slowdown[victims[v]][a] = o->slowdown ? o->slowdown(o->context, victims[v], (fr_aggressor)a)
                                                   : fr_cost_slowdown(o->cost, victims[v], (fr_aggressor)a);
+    for (uint32_t i = 0; i < p->lanes_count && o->interference && !o->slowdown; i++)
+        p->holds |= p->lanes[i].kind == FR_LANE_COMM || p->lanes[i].kind == FR_LANE_SEND;
+    for (int k = 0; k < KERNELS && p->holds; k++)
+        slowdown[FR_CLASS_COLLECTIVE][FR_AGGRESSORS + k] =
+            fr_cost_held_back(o->cost, (fr_op_class)(FR_CLASS_MEMORY + k));
     p->fluid =
         fr_fluid_new(&(fr_fluid_options){.flows = p->lanes_count,
                                          .resources = resources,
                                          .capacity = p->capacities,
                                          .groups = o->interference ? ranks : 0,
                                          .victims = FR_CLASS_COUNT,
-                                         .aggressors = FR_AGGRESSORS,
+                                         .aggressors = PRESSING,
                                          .slowdown = &slowdown[0][0],
                                          /* pulls and host copies cost power, which the clock counts too */
                                          .softly = p->clocks ? 1u << FR_AGGRESSOR_PULL | 1u << FR_AGGRESSOR_H2D : 0});
@@ -171,7 +179,12 @@ static void take_member(fr_player *p, const fr_play_lane *l, int64_t work) {
 
 static inline uint8_t aggressor_of(const fr_player *p, const fr_play_lane *l) {
     const fr_op *op = l->op;
-    if (!p->o.interference || l->compute) return 0;
+    if (!p->o.interference) return 0;
+    if (l->compute) {
+        uint8_t class = p->class_of[op->kind];
+        bool kernel = class >= FR_CLASS_MEMORY && class <= FR_CLASS_GROUPED;
+        return p->holds && kernel ? (uint8_t)(FR_AGGRESSORS + class - FR_CLASS_MEMORY + 1) : 0;
+    }
     switch (p->class_of[op->kind]) {
     case FR_CLASS_COPY:
         if (op->kind == FR_OP_DRAIN) return 0;
@@ -195,6 +208,11 @@ void fr_play_press(fr_player *p, const fr_play_lane *l, int delta) {
         fr_fluid_press(p->fluid, (uint32_t)op->peer, a, delta);
 }
 
+/* As whose watts a transfer counts; one on a compute lane presses on nobody. */
+static fr_aggressor moved_by(const fr_play_lane *l) {
+    return l->press ? (fr_aggressor)(l->press - 1) : FR_AGGRESSOR_NCCL;
+}
+
 int64_t fr_play_flow_start(fr_player *p, fr_play_lane *l, int64_t work, bool group) {
     const fr_op *op = l->op;
     uint8_t class = p->class_of[op->kind];
@@ -208,7 +226,7 @@ int64_t fr_play_flow_start(fr_player *p, fr_play_lane *l, int64_t work, bool gro
             if (p->o.sharing) take_member(p, member, work);
             member->press = aggressor_of(p, member);
             if (member->press) fr_play_press(p, member, 1);
-            if (p->clocks) fr_play_clock_transfer(p, member, FR_AGGRESSOR_NCCL);
+            if (p->clocks) fr_play_clock_transfer(p, member, moved_by(member));
         }
     } else {
         const fr_price *price = &l->run->prices[op->shape];
@@ -221,12 +239,13 @@ int64_t fr_play_flow_start(fr_player *p, fr_play_lane *l, int64_t work, bool gro
         l->press = aggressor_of(p, l);
         if (l->press) fr_play_press(p, l, 1);
         if (p->clocks && transfer && op->kind != FR_OP_DRAIN)
-            fr_play_clock_transfer(p, l, l->press ? (fr_aggressor)(l->press - 1) : FR_AGGRESSOR_NCCL);
+            fr_play_clock_transfer(p, l, moved_by(l));
         else if (p->clocks && !transfer)
             limit = fr_play_clock_start(p, l);
     }
     l->flows = true;
     bool victim = p->o.interference && l->compute && !transfer;
+    victim |= p->holds && l->press == FR_AGGRESSOR_NCCL + 1; /* by what runs on its leader: ranks are about alike */
     return fr_fluid_start(p->fluid, l->index, p->now,
                           &(fr_fluid_flow){.work = work,
                                            .level = transfer ? 0 : 1,

@@ -169,6 +169,7 @@ struct fr_player {
     uint32_t plan_groups, plan_buffers; /* as they were when the player was made */
     fr_capacity capacity;
     int64_t *capacities; /* of the fluid's resources; 0 = no such thing */
+    bool holds;          /* collectives may run beside kernels, and be held back by them */
     bool *engines_bind;  /* by rank: more copy lanes than engines */
     fr_fluid_usage *usages;
     uint32_t usages_n, usages_cap;

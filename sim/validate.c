@@ -325,6 +325,7 @@ static fr_status open_twin(fr_validation *v, const fr_validate_options *o, const
     fr_experiment e;
     FR_TRY(fr_experiment_from_json(r->config, "stored configuration", &e, err));
     e.ignore_memory = true; /* it ran */
+    if (o->costs) FR_TRY(fr_experiment_set(&e, "costs", o->costs, err));
     FR_TRY(fr_setup_open(&e, &v->setup, err));
     v->forward_s = r->forward_s;
     v->elapsed_s = r->elapsed_s;

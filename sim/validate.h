@@ -10,6 +10,7 @@
 
 typedef struct {
     bool assumed_routing; /* as the experiment says, not as the run recorded it */
+    const char *costs;    /* folder of tables in place of those compiled in; NULL = as the run says */
     const char *anchors;  /* text of anchor rows; NULL = those that the store has with the run */
     const char *exe_dir;  /* for finding shipped traces */
 } fr_validate_options;

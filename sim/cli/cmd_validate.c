@@ -16,6 +16,7 @@ const fr_option cmd_validate_options[] = {
     {"run", "N", NULL, "this measured run alone, in full (default: all, one line each, and a summary)"},
     {"details", NULL, NULL, "every run in full"},
     {"assumed-routing", NULL, NULL, "simulate with the experiment's routing, not with what the run recorded"},
+    {"costs", "FOLDER", NULL, "measured cost tables in place of those compiled in"},
     {"anchors", "FILE", NULL,
      "anchor rows measured with the runs: errors scaled by them beside raw ones (default: stored ones)"},
     {"perfetto", "FILE", NULL, "with --run: live and simulated timeline side by side for Perfetto (JSON)"},
@@ -92,8 +93,10 @@ fr_status cmd_validate(const cli_args *a, fr_error *err) {
     if (cli_value(a, "anchors")) status = fr_read_file(cli_value(a, "anchors"), ANCHORS_LIMIT, &anchors, &length, err);
     if (status == FR_OK) status = fr_store_open(a->positional[0], FR_STORE_READ, &s, err);
     if (status == FR_OK) {
-        const fr_validate_options o = {
-            .assumed_routing = cli_value(a, "assumed-routing") != NULL, .anchors = anchors, .exe_dir = exe};
+        const fr_validate_options o = {.assumed_routing = cli_value(a, "assumed-routing") != NULL,
+                                       .costs = cli_value(a, "costs"),
+                                       .anchors = anchors,
+                                       .exe_dir = exe};
         status = validate(s, a, &o, err);
         fr_store_close(s);
     }

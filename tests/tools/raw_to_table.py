@@ -232,7 +232,8 @@ def slowdowns(raw):
                 alone, beside, rate = mean(x[0] for x in a), mean(x[0] for x in b), mean(x[6] for x in b)
                 ran = ""
                 if aggressor == "nccl":
-                    ran, rate = f" overlap={beside * rate / alone_rate:.0f}", alone_rate
+                    ran = f" overlap={beside * rate / alone_rate:.0f} rate={rate:.4g} rate_alone={alone_rate:.4g}"
+                    rate = alone_rate
                 traffic = rate * (1 if aggressor == "h2d" else 2)  # out of one HBM and into the other, both ways
                 mhz, watts = ([mean(x[i] for x in y) for y in (a, b)] for i in (3, 4))
                 note = f"{100 * (beside / alone - 1):+.1f} %, the transfer {mean(x[6] for x in b) / 1e9:.0f} GB/s"

@@ -77,13 +77,13 @@ static void coefficients(void **state) {
     assert_true(near(p.peak, 100 + 400 * .81 + 300 * math * .9 + 200 * memory, 1));
     /* the op in a burst is at the clock of its row; without one at what the power of bursts leaves */
     fr_draw d;
-    fr_power_draw(&p, FR_CLASS_GEMM, math, memory, 0.9, &d);
+    fr_power_draw(&p, FR_OP_GEMM_DENSE, math, memory, 0.9, &d);
     assert_true(near(d.full, .9, 1e-9) && near(d.flex, .8, 1e-3));
-    assert_true(near(p.idle + fr_power_watts(&d, .9), p.peak, 1.5));
+    assert_true(near(p.idle + fr_power_watts(&d, .9), p.peak, 10)); /* rows correct what the squares leave */
     /* back to back it is near its measured clock, and takes its measured time there */
     assert_true(near(fr_power_alone(&p, &d), first_x, 0.02));
     assert_true(near(burst / fr_power_speed(&d, first_x), first_ns, 1));
-    fr_power_draw(&p, FR_CLASS_GEMM, math, memory, 0, &d);
+    fr_power_draw(&p, FR_OP_GEMM_DENSE, math, memory, 0, &d);
     assert_true(near(d.full, .9, 0.005));
     fr_table_free(&t);
     fr_text_free(&rows);
