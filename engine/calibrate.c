@@ -98,6 +98,7 @@ typedef struct {
     maker *m;
     const fr_model *model;
     int tier, tp;
+    fr_precision precision;
 } plan_sink;
 
 static void add_shape(void *context, const fr_shape *shape) {
@@ -109,18 +110,25 @@ static void add_shape(void *context, const fr_shape *shape) {
     row.shape.n = shape->n;
     row.shape.k = gemm ? shape->k : 0;
     row.shape.bytes = gemm ? 0 : shape->bytes;
+    const bool fp8 = sink->precision == FR_FP8;
+    const bool rows = shape->kind == FR_OP_NORM || shape->kind == FR_OP_PERMUTE;
+    if (fp8 && shape->precision != FR_FP8 && !rows) return; /* as in bf16, which is listed */
     const uint32_t before = sink->m->g->count;
     fr_cal_item *it = add(sink->m, FR_CAL_BURST, sink->tier, row);
     if (sink->m->g->count > before) { /* else it is another model's row as well, and measured as that one's */
         it->top_k = (int16_t)sink->model->top_k;
         it->head_dim = (int16_t)sink->model->head_dim;
+        /* a row of one byte each and its scales is no multiple of two bytes an element */
+        it->fp8 = fp8 && !gemm && shape->bytes % (2 * shape->m * shape->n) != 0;
+        it->quantise = it->fp8 && shape->n != sink->model->hidden;
     }
-    it->residual = it->residual || (shape->kind == FR_OP_GEMM_O && sink->tp == 1); /* engine/strategy/layer.c */
+    it->residual = it->residual || (shape->kind == FR_OP_GEMM_O && sink->tp == 1 && !fp8); /* engine/strategy/layer.c */
 }
 
-static fr_status plan_rows(maker *m, const fr_model *model, int tp, int64_t tokens, int tier, fr_error *err) {
-    plan_sink sink = {m, model, tier, tp};
-    return fr_cal_plan_shapes(model, m->machine, tp, tokens, add_shape, &sink, err);
+static fr_status plan_rows(maker *m, const fr_model *model, int tp, fr_precision precision, int64_t tokens, int tier,
+                           fr_error *err) {
+    plan_sink sink = {m, model, tier, tp, precision};
+    return fr_cal_plan_shapes(model, m->machine, tp, precision, tokens, add_shape, &sink, err);
 }
 
 static fr_status add_plans(maker *m, fr_error *err) {
@@ -135,9 +143,12 @@ static fr_status add_plans(maker *m, fr_error *err) {
             if (tp > 2 && i > 0) continue;
             const int tier = tp == 1 ? 1 : tp == 2 ? 3 : 5;
             for (size_t j = 0; j < sizeof coarse / sizeof *coarse; j++)
-                if (wanted(m, tier)) FR_TRY(plan_rows(m, &model, tp, coarse[j], tier, err));
+                if (wanted(m, tier)) FR_TRY(plan_rows(m, &model, tp, FR_BF16, coarse[j], tier, err));
             for (size_t j = 0; j < sizeof dense / sizeof *dense && tp <= 2; j++)
-                if (wanted(m, tier + 2)) FR_TRY(plan_rows(m, &model, tp, dense[j], tier + 2, err));
+                if (wanted(m, tier + 2)) FR_TRY(plan_rows(m, &model, tp, FR_BF16, dense[j], tier + 2, err));
+            for (size_t j = 0; j < sizeof coarse / sizeof *coarse && tp == 1; j++)
+                if (wanted(m, 3) && m->machine->peak_flops[FR_FP8] > 0)
+                    FR_TRY(plan_rows(m, &model, tp, FR_FP8, coarse[j], 3, err));
         }
     }
     return FR_OK;
@@ -182,14 +193,15 @@ static void power_rows(int64_t sum, int32_t experts, double peak, int32_t *rows)
     for (int32_t i = 0; given < sum; i = (i + 1) % experts, given++) rows[i]++;
 }
 
-static void add_grouped(maker *m, fr_op_kind kind, int32_t experts, int64_t mean, pattern p, int32_t n, int32_t k,
-                        int tier) {
+static void add_grouped(maker *m, fr_op_kind kind, fr_precision precision, int32_t experts, int64_t mean, pattern p,
+                        int32_t n, int32_t k, int tier) {
     if (!wanted(m, tier) || mean * experts > ROWS_LIMIT) return;
     int32_t *rows = fr_alloc((size_t)experts * sizeof *rows);
     for (int32_t i = 0; i < experts; i++) rows[i] = (int32_t)mean;
     if (p == EVEN) fr_even_rows(mean * experts, experts, rows);
     if (p == POWER) power_rows(mean * experts, experts, experts >= 64 ? 6 : 2.5, rows); /* 8 experts: at most 8 means */
     fr_row row = blank(kind);
+    row.shape.precision = (uint8_t)precision;
     row.shape.n = n;
     row.shape.k = k;
     for (int32_t i = 0; i < experts; i++) push(m, &row, rows[i], 0);
@@ -224,15 +236,15 @@ typedef struct {
 #define SERIES(a, p, t)                                                                                                \
     { a, (int)(sizeof(a) / sizeof *(a)), p, t }
 
-static void add_experts(maker *m, const fr_model *model, int32_t experts, int tp, const series *list, int count,
-                        int later) {
+static void add_experts(maker *m, const fr_model *model, fr_precision precision, int32_t experts, int tp,
+                        const series *list, int count, int later) {
     const int32_t width = model->expert_width / tp;
     for (int i = 0; i < count; i++)
         for (int j = 0; j < list[i].count; j++) {
-            add_grouped(m, FR_OP_EXPERT_UP, experts, list[i].mean[j], list[i].pattern, 2 * width, model->hidden,
-                        list[i].tier + later);
-            add_grouped(m, FR_OP_EXPERT_DOWN, experts, list[i].mean[j], list[i].pattern, model->hidden, width,
-                        list[i].tier + later);
+            add_grouped(m, FR_OP_EXPERT_UP, precision, experts, list[i].mean[j], list[i].pattern, 2 * width,
+                        model->hidden, list[i].tier + later);
+            add_grouped(m, FR_OP_EXPERT_DOWN, precision, experts, list[i].mean[j], list[i].pattern, model->hidden,
+                        width, list[i].tier + later);
         }
 }
 
@@ -249,21 +261,27 @@ static fr_status add_all_experts(maker *m, fr_error *err) {
                                   SERIES(power_more, POWER, 3), SERIES(equal_more, EQUAL, 3),
                                   SERIES(edges, EQUAL, 4)},
                         slice[] = {SERIES(part, EVEN, 3)}, few[] = {SERIES(part, EVEN, 4)};
+    static const int32_t fp8_even[] = {4, 16, 32, 64, 96, 128, 192, 256, 512, 1024, 2048},
+                         fp8_power[] = {64, 256, 1024};
+    static const series quantised[] = {SERIES(fp8_even, EVEN, 3), SERIES(fp8_power, POWER, 3),
+                                       SERIES(equal_core, EQUAL, 3)};
     static const int32_t tiles[] = {32, 64, 96, 128, 192, 256, 384, 512, 1024, 2048};
     static const int32_t long_batches[] = {6144, 8192};
     static const series mixtral_more[] = {SERIES(long_batches, EVEN, 4)};
     for (int i = 0; i < MODELS; i++) {
         fr_model model;
         FR_TRY(fr_model_load(models[i], &model, err));
-        add_experts(m, &model, model.experts, 1, core, (int)(sizeof core / sizeof *core), i == 2 ? 1 : 0);
-        add_experts(m, &model, model.experts, 2, slice, 1, 0);
-        if (model.experts == 8) add_experts(m, &model, 8, 1, mixtral_more, 1, 0);
+        add_experts(m, &model, FR_BF16, model.experts, 1, core, (int)(sizeof core / sizeof *core), i == 2 ? 1 : 0);
+        add_experts(m, &model, FR_BF16, model.experts, 2, slice, 1, 0);
+        if (model.experts == 8) add_experts(m, &model, FR_BF16, 8, 1, mixtral_more, 1, 0);
         for (size_t j = 0; j < sizeof tiles / sizeof *tiles; j++) {
             add_tiles(m, FR_OP_EXPERT_UP, model.experts, tiles[j], 2 * model.expert_width, model.hidden, 3);
             add_tiles(m, FR_OP_EXPERT_DOWN, model.experts, tiles[j], model.hidden, model.expert_width, 3);
         }
-        add_experts(m, &model, model.experts / 2, 1, few, 1, 0); /* a rank of ep 2 */
-        if (model.experts >= 64) add_experts(m, &model, model.experts / 8, 1, few, 1, 1);
+        add_experts(m, &model, FR_BF16, model.experts / 2, 1, few, 1, 0); /* a rank of ep 2 */
+        if (m->machine->peak_flops[FR_FP8] > 0)
+            add_experts(m, &model, FR_FP8, model.experts, 1, quantised, (int)(sizeof quantised / sizeof *quantised), 0);
+        if (model.experts >= 64) add_experts(m, &model, FR_BF16, model.experts / 8, 1, few, 1, 1);
     }
     return FR_OK;
 }

@@ -40,8 +40,10 @@ typedef struct {
     int32_t leaving;
     float hold_s;   /* HOLD: seconds */
     double seconds; /* estimate of what it takes */
-    bool residual;  /* GEMM_O: of a whole rank, which adds the residual stream */
-    bool done;      /* a file holds it already */
+    bool fp8;       /* NORM, PERMUTE: rows come out quantised; with `quantise` they only are */
+    bool quantise;
+    bool residual; /* GEMM_O: of a whole rank, which adds the residual stream */
+    bool done;     /* a file holds it already */
 } fr_cal_item;
 
 typedef struct {
@@ -77,8 +79,9 @@ void fr_cal_grid_list(const fr_cal_grid *g, double limit, bool rows, fr_text *ou
 
 /* The shapes of products and memory-bound ops that a plan of `tokens` tokens asks for on a rank of a tp group (1: the
  * whole model), one layer with its residual, embedding and head; twice where they come twice (calibrate_shapes.c). */
-fr_status fr_cal_plan_shapes(const fr_model *model, const fr_machine *machine, int tp, int64_t tokens,
-                             void (*each)(void *context, const fr_shape *shape), void *context, fr_error *err);
+fr_status fr_cal_plan_shapes(const fr_model *model, const fr_machine *machine, int tp, fr_precision precision,
+                             int64_t tokens, void (*each)(void *context, const fr_shape *shape), void *context,
+                             fr_error *err);
 
 /* ---- files (calibrate_file.c) ------------------------------------------------------------------------------------ */
 

@@ -15,10 +15,12 @@ static int32_t make_batch(int64_t tokens, fr_sequence s[SEQUENCES]) {
     return count;
 }
 
-fr_status fr_cal_plan_shapes(const fr_model *model, const fr_machine *machine, int tp, int64_t tokens,
-                             void (*each)(void *context, const fr_shape *shape), void *context, fr_error *err) {
+fr_status fr_cal_plan_shapes(const fr_model *model, const fr_machine *machine, int tp, fr_precision precision,
+                             int64_t tokens, void (*each)(void *context, const fr_shape *shape), void *context,
+                             fr_error *err) {
     fr_layout layout = {0};
     FR_TRY(fr_layout_from_strategy(tp > 1 ? "tp" : "dp", tp, &layout, err));
+    layout.precision = precision;
     layout.run_layers = 2; /* the second one's first norm carries a residual */
     const fr_planner_options o = {.model = model,
                                   .layout = &layout,

@@ -2,6 +2,7 @@
 
 #include "engine/batch_tables.h"
 #include "engine/cuda/rank.h"
+#include "kernels/fp8.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -10,9 +11,12 @@
 /* Elements: 524,288 rows of 4,096 in and out; weights of 128 experts of 3,072 x 4,096. */
 #define ACTIVATIONS (INT64_C(524288) * 4096)
 #define WEIGHTS     (INT64_C(128) * 3072 * 4096)
-#define VOCABULARY  151936
-#define WORKSPACE   ((size_t)256 << 20)
-#define HOST_BYTES  (INT64_C(1) << 30)
+#define X_WIDTH     4096
+#define SCALES      (ACTIVATIONS / 128) /* at least ceil(K / 128) a row for every shape that fits: K are multiples of 128 \
+                                         */
+#define VOCABULARY 151936
+#define WORKSPACE  ((size_t)256 << 20)
+#define HOST_BYTES (INT64_C(1) << 30)
 enum { TOKENS = 65536, SLOTS = 524288, EXPERTS = 128, COPIES = 8, SEQUENCES = 4096, CONTEXT = 131072 };
 
 struct fr_bench {
@@ -23,6 +27,9 @@ struct fr_bench {
     fr_attention *attention;
     fr_bf16 *x, *w; /* random, and never written: what is computed must not depend on what was measured before */
     fr_bf16 *y;     /* written */
+    /* the same quantised, as matrices of X_WIDTH and W_WIDTH columns; other shapes read them as they lie */
+    fr_e4m3 *xq, *wq;
+    float *x_scale, *w_scale, *y_scale;
     void *workspace, *host;
     float *logits, *weights; /* [TOKENS][EXPERTS], [SLOTS] */
     int32_t *ids, *slot, *token, *position, *offsets, *start, *meta, *context;
@@ -35,7 +42,7 @@ struct fr_bench {
     /* what is launched */
     fr_row row;
     int top_k, head_dim, variant;
-    bool residual;
+    bool residual, fp8, quantise;
     int64_t turn; /* launches so far */
     fr_attention_args at;
     int64_t gathered; /* rows of the context that attention gathers first */
@@ -84,6 +91,11 @@ static fr_status open_memory(fr_bench *b, fr_error *err) {
     } list[] = {{&b->x, ACTIVATIONS * 2},
                 {&b->y, ACTIVATIONS * 2},
                 {&b->w, WEIGHTS * 2},
+                {&b->xq, ACTIVATIONS},
+                {&b->wq, WEIGHTS},
+                {&b->x_scale, SCALES * 4},
+                {&b->y_scale, SCALES * 4},
+                {&b->w_scale, WEIGHTS / 128 / 128 * 4},
                 {&b->workspace, WORKSPACE},
                 {&b->logits, (size_t)TOKENS * EXPERTS * 4},
                 {&b->weights, SLOTS * 4},
@@ -122,6 +134,8 @@ fr_status fr_bench_open(int device, fr_measure *m, const fr_cost_model *cost, fr
     CU(fr_k_fill_normal(b->y, ACTIVATIONS, 3, 0, 1, s));
     CU(fr_k_fill_normal(b->w, WEIGHTS, 2, 0, 0.02F, s));
     CU(cudaMemsetAsync(b->counter, 0, 64, s));
+    CU(fr_k_quantise_rows(b->x, b->xq, b->x_scale, ACTIVATIONS / X_WIDTH, ACTIVATIONS / X_WIDTH, X_WIDTH, s));
+    CU(fr_k_quantise_blocks(b->w, b->wq, b->w_scale, 128, 3072, 4096, false, s));
     CU(fr_k_rope_table(b->rope, TOKENS, 128, 1e6F, s));
     CU(cudaStreamCreateWithFlags(&b->other, cudaStreamNonBlocking));
     CU(cudaEventCreateWithFlags(&b->fork, cudaEventDisableTiming));
@@ -136,9 +150,10 @@ fr_status fr_bench_open(int device, fr_measure *m, const fr_cost_model *cost, fr
 void fr_bench_close(fr_bench *b, bool lost) {
     if (!b) return;
     if (!lost) {
-        void *const list[] = {b->x,    b->y,       b->w,     b->workspace, b->logits,  b->weights,
-                              b->ids,  b->slot,    b->token, b->position,  b->offsets, b->start,
-                              b->meta, b->context, b->rope,  b->counter,   b->route};
+        void *const list[] = {b->xq,      b->wq,    b->x_scale,   b->y_scale, b->w_scale, b->x,
+                              b->y,       b->w,     b->workspace, b->logits,  b->weights, b->ids,
+                              b->slot,    b->token, b->position,  b->offsets, b->start,   b->meta,
+                              b->context, b->rope,  b->counter,   b->route};
         cudaSetDevice(b->device);
         for (size_t i = 0; i < sizeof list / sizeof *list; i++) cudaFree(list[i]);
         if (b->host) cudaFreeHost(b->host);
@@ -164,8 +179,39 @@ const void *fr_bench_source(fr_bench *b, int64_t bytes) {
 
 /* ---- products -----------------------------------------------------------------------------------------------------*/
 
+/* engine/cuda/ops_fp8.c: cublasLt where the rows suit it, else our own product. */
+static fr_status run_gemm_fp8(fr_bench *b, int64_t at, cudaStream_t stream, fr_error *err) {
+    const fr_shape *s = &b->row.shape;
+    if (s->m % 4 == 0) {
+        const fr_gemm_args g = {.x = (const fr_bf16 *)(const void *)b->xq,
+                                .x_scale = b->x_scale,
+                                .w = (const fr_bf16 *)(const void *)(b->wq + at),
+                                .w_scale = b->w_scale,
+                                .out = b->y,
+                                .M = s->m,
+                                .N = s->n,
+                                .K = s->k,
+                                .workspace = b->workspace,
+                                .workspace_bytes = FR_GEMM_WORKSPACE};
+        return fr_gemm_run(b->gemm, &g, stream, err);
+    }
+    const fr_k_fp8_args a = {.a = b->xq,
+                             .a_scale = b->x_scale,
+                             .a_pitch = fr_fp8_pitch(s->m),
+                             .b = b->wq + at,
+                             .b_scale = b->w_scale,
+                             .c = b->y,
+                             .counter = b->counter,
+                             .rows = s->m,
+                             .E = 1,
+                             .N = s->n,
+                             .K = s->k};
+    return check(fr_k_grouped_fp8(&a, stream), "fr_k_grouped_fp8", err);
+}
+
 static fr_status run_gemm(fr_bench *b, cudaStream_t stream, fr_error *err) {
     const fr_shape *s = &b->row.shape;
+    if (s->precision == FR_FP8) return run_gemm_fp8(b, b->turn++ % b->copies * s->n * s->k, stream, err);
     const bool f32 = s->kind == FR_OP_GEMM_ROUTER || s->kind == FR_OP_GEMM_HEAD;
     const int64_t each = (int64_t)s->n * s->k;
     const fr_gemm_args a = {.x = b->x,
@@ -209,8 +255,31 @@ static fr_status prepare_gemm(fr_bench *b, fr_error *err) {
     return FR_OK;
 }
 
+static fr_status run_grouped_fp8(fr_bench *b, cudaStream_t stream, fr_error *err) {
+    const fr_shape *s = &b->row.shape;
+    const bool up = s->kind == FR_OP_EXPERT_UP;
+    const fr_k_fp8_args a = {.a = b->xq,
+                             .a_scale = b->x_scale,
+                             .a_pitch = fr_fp8_pitch(s->m),
+                             .b = b->wq,
+                             .b_scale = b->w_scale,
+                             .c = up ? NULL : b->y,
+                             .q = up ? (fr_e4m3 *)(void *)b->y : NULL,
+                             .q_scale = up ? b->y_scale : NULL,
+                             .q_pitch = up ? fr_fp8_pitch(s->m) : 0,
+                             .offsets = b->offsets,
+                             .counter = b->counter,
+                             .rows = s->m,
+                             .E = (int32_t)s->vector_count,
+                             .N = s->n,
+                             .K = s->k,
+                             .swiglu = up};
+    return check(fr_k_grouped_fp8(&a, stream), "fr_k_grouped_fp8", err);
+}
+
 static fr_status run_grouped(fr_bench *b, cudaStream_t stream, fr_error *err) {
     const fr_shape *s = &b->row.shape;
+    if (s->precision == FR_FP8) return run_grouped_fp8(b, stream, err);
     const fr_k_grouped_args a = {.a = b->x,
                                  .b = b->w,
                                  .c = b->y,
@@ -360,11 +429,29 @@ static cudaError_t combine(fr_bench *b, cudaStream_t stream) {
                         b->top_k, s->n, stream);
 }
 
+/* Rows that come out quantised. */
+static fr_status run_quantising(fr_bench *b, cudaStream_t stream, fr_error *err) {
+    const fr_shape *s = &b->row.shape;
+    fr_e4m3 *q = (fr_e4m3 *)(void *)b->y;
+    const int64_t pitch = fr_fp8_pitch(s->m);
+    fr_bf16 *residual =
+        s->bytes > 5 * s->m * s->n ? b->y + ACTIVATIONS / 2 : NULL; /* three rows of bf16 in place of one */
+    cudaError_t e;
+    if (s->kind == FR_OP_PERMUTE)
+        e = fr_k_permute_fp8(b->x, b->slot, NULL, q, b->y_scale, pitch, s->m / b->top_k, b->top_k, s->n, stream);
+    else if (b->quantise)
+        e = fr_k_quantise_rows(b->x, q, b->y_scale, pitch, s->m, s->n, stream);
+    else
+        e = fr_k_rmsnorm_fp8(b->x, residual, b->w, NULL, q, b->y_scale, pitch, s->m, s->n, 1e-6F, stream);
+    return check(e, fr_row_name(&b->row), err);
+}
+
 static fr_status run_memory(fr_bench *b, cudaStream_t stream, fr_error *err) {
     const fr_shape *s = &b->row.shape;
     const int64_t m = s->m, n = s->n;
     const int32_t k = b->top_k;
     cudaError_t e = cudaErrorInvalidValue;
+    if (b->fp8) return run_quantising(b, stream, err);
     switch ((fr_op_kind)s->kind) {
     case FR_OP_EMBED:
         e = fr_k_embedding(b->w, b->ids, b->y, m, n, VOCABULARY, stream);
@@ -454,7 +541,6 @@ bool fr_bench_hot(const fr_row *row) {
 
 bool fr_bench_knows(const fr_row *row) {
     const fr_op_kind k = (fr_op_kind)row->shape.kind;
-    if (row->shape.precision != FR_BF16) return false;
     switch (fr_op_class_of(k)) {
     case FR_CLASS_GEMM:
     case FR_CLASS_GROUPED:
@@ -474,6 +560,8 @@ fr_status fr_bench_prepare(fr_bench *b, const fr_table *t, const fr_row *row, co
     b->top_k = item->top_k;
     b->head_dim = item->head_dim;
     b->residual = item->residual;
+    b->fp8 = item->fp8;
+    b->quantise = item->quantise;
     CU(cudaSetDevice(b->device));
     switch (fr_op_class_of((fr_op_kind)row->shape.kind)) {
     case FR_CLASS_GEMM:

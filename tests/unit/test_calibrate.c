@@ -224,6 +224,31 @@ static void merge(void **state) {
     fr_cal_grid_close(g);
 }
 
+/* What is quantised is listed as such, and measured as that; a GPU without the format has none of it. */
+static void fp8_rows(void **state) {
+    (void)state;
+    fr_cal_grid *g = open_grid(FR_CAL_FULL, 1), *without;
+    int norms = 0, alone = 0, permutes = 0, dense = 0, grouped = 0;
+    for (uint32_t i = 0; i < g->count; i++) {
+        const fr_shape *s = &g->table.rows[i].shape;
+        norms += g->items[i].fp8 && s->kind == FR_OP_NORM && !g->items[i].quantise;
+        alone += g->items[i].quantise;
+        permutes += g->items[i].fp8 && s->kind == FR_OP_PERMUTE;
+        dense += s->precision == FR_FP8 && s->kind == FR_OP_GEMM_O && !g->items[i].residual;
+        grouped += s->precision == FR_FP8 && s->kind == FR_OP_EXPERT_UP;
+        assert_true(!g->items[i].fp8 || s->bytes > 0);
+    }
+    assert_true(norms >= 16 && alone >= 8 && permutes >= 16 && dense >= 16 && grouped >= 30);
+    fr_cal_grid_close(g);
+    fr_machine a100;
+    fr_error err;
+    assert_int_equal(fr_machine_load("a100x8", &a100, &err), FR_OK);
+    assert_int_equal(fr_cal_grid_open(FR_CAL_FULL, 1, &a100, 480, &without, &err), FR_OK);
+    for (uint32_t i = 0; i < without->count; i++)
+        assert_true(without->table.rows[i].shape.precision == FR_BF16 && !without->items[i].fp8);
+    fr_cal_grid_close(without);
+}
+
 /* A plan's questions about what was measured are answered by rows, not by guesses between them. */
 static void plans_are_covered(void **state) {
     (void)state;
@@ -250,9 +275,10 @@ static void plans_are_covered(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(grid),   cmocka_unit_test(anchors_and_pairs),
-        cmocka_unit_test(resume), cmocka_unit_test(rows_as_text),
-        cmocka_unit_test(merge),  cmocka_unit_test(plans_are_covered),
+        cmocka_unit_test(grid),     cmocka_unit_test(anchors_and_pairs),
+        cmocka_unit_test(resume),   cmocka_unit_test(rows_as_text),
+        cmocka_unit_test(merge),    cmocka_unit_test(plans_are_covered),
+        cmocka_unit_test(fp8_rows),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
