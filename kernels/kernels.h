@@ -177,8 +177,8 @@ cudaError_t fr_k_swiglu(const fr_bf16 *gate_up, fr_bf16 *out, int64_t n, int64_t
 
 /*
  * out[t,:] = bf16(residual[t,:] + sum_j weights[t*k+j] * y[row_of_slot[t*k+j],:]), fp32 sum in slot order, slots
- * without a row skipped; residual may be NULL, and may be out. With norm_weight [H], also
- * norm_out[t,:] = rmsnorm(out[t,:]) * norm_weight, the next layer's input norm. H <= 16384.
+ * without a row skipped; residual may be NULL, and may be out; row_of_slot and weights as in fr_k_reduce. With
+ * norm_weight [H], also norm_out[t,:] = rmsnorm(out[t,:]) * norm_weight, the next layer's input norm. H <= 16384.
  */
 cudaError_t fr_k_combine(const fr_bf16 *y, const int32_t *row_of_slot, const float *weights, const fr_bf16 *residual,
                          fr_bf16 *out, const fr_bf16 *norm_weight, fr_bf16 *norm_out, float eps, int64_t T, int32_t k,

@@ -50,6 +50,13 @@ static int64_t meta_ints(const fr_batch_tables *t) {
     return fr_ceil_div((int64_t)fr_k_attention_meta_bytes(t->padded), 16) * 4;
 }
 
+int64_t fr_batch_room(const fr_device_rank *r) {
+    const int64_t micros = r->offsets_micros, cuts = r->most_sequences + micros; /* a chunk ends within a sequence */
+    const int64_t runs = 9, tokens = 3 * r->most_tokens, picks = 2 * r->most_picks;
+    const int64_t sequences = (3 * 2 + 1) * cuts + micros; /* up to twice as many, in three of the runs */
+    return tokens + picks + sequences + 3 * runs * micros + (r->kv ? 2 * r->kv_capacity : 0);
+}
+
 fr_status fr_batch_plan(fr_device_rank *r, const fr_cuts *cuts, const fr_exec_batch *batches, int64_t *ints,
                         fr_error *err) {
     const int slots = cuts->slots;
@@ -122,6 +129,7 @@ fr_status fr_batch_upload(fr_device_rank *r, const fr_cuts *cuts, const fr_exec_
     if (r->kv)
         FR_TRY(fr_rank_grow((void **)&r->context, &r->context_capacity, context, 2 * r->kv_width, stream,
                             "the context of a batch", err));
+    FR_TRY(fr_rank_prepare_attention(r, stream, err));
     FR_TRY(fill_all(r, cuts, &batches[r->place.slot], staging, err));
     FR_TRY(check(cudaMemcpyAsync(r->batch_memory, staging, (size_t)ints * 4, cudaMemcpyHostToDevice, stream),
                  "cudaMemcpyAsync of the batch", err));

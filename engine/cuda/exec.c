@@ -130,6 +130,10 @@ static fr_status open_slot(fr_exec *x, fr_flight *f, fr_error *err) {
     const size_t offsets = (size_t)(r->offsets_micros * r->layers) * (size_t)fr_rank_offsets(r);
     cudaEvent_t *events[4] = {&f->begin, &f->entry, &f->answer, &f->end};
     for (int i = 0; i < 4; i++) FR_TRY(fr_exec_check(x, cudaEventCreate(events[i]), "cudaEventCreate", err));
+    f->staging_ints = fr_batch_room(r);
+    FR_TRY(fr_exec_check(
+        x, cudaHostAlloc((void **)&f->staging, (size_t)f->staging_ints * sizeof *f->staging, cudaHostAllocDefault),
+        "cudaHostAlloc", err));
     f->lane_ends = fr_alloc(x->o.plan->lanes_count * sizeof *f->lane_ends);
     f->lane_used = fr_alloc(x->o.plan->lanes_count * sizeof *f->lane_used);
     for (uint32_t i = 0; i < x->o.plan->lanes_count; i++)
@@ -152,7 +156,8 @@ static cudaStream_t any_stream(const fr_exec *x) {
 
 static fr_status open_all(fr_exec *x, fr_error *err) {
     FR_TRY(fr_rank_open(&x->o, &x->rank, err));
-    if (x->o.varied) FR_TRY(fr_rank_prepare(&x->rank, err));
+    /* Requests come in any number; peers that wait for one another cannot wait for what is compiled meanwhile. */
+    if (x->o.varied || (x->o.transport && !x->o.made_up_prefix)) FR_TRY(fr_rank_prepare(&x->rank, err));
     FR_TRY(open_lanes(x, err));
     FR_TRY(open_moves(x, err));
     for (int i = 0; i < FR_EXEC_SLOTS; i++) FR_TRY(open_slot(x, &x->slot[i], err));

@@ -72,15 +72,32 @@ static fr_attention_args attention_args(const fr_device_rank *r, int32_t b, int3
                                .scale = 1.0f / sqrtf((float)r->model->head_dim)};
 }
 
+static fr_attention_args batch_args(const fr_device_rank *r, const fr_batch_tables *b) {
+    fr_attention_args a = attention_args(r, b->equal ? b->sequences : b->padded, b->max_q, b->max_kv);
+    a.meta = b->equal ? NULL : b->meta;
+    return a;
+}
+
+fr_status fr_rank_prepare_attention(fr_device_rank *r, cudaStream_t stream, fr_error *err) {
+    for (int m = 0; m < r->micros; m++) {
+        if (r->micro[m].tokens == 0) continue;
+        fr_attention_args a = batch_args(r, &r->micro[m]);
+        size_t need = 0;
+        if (!r->micro[m].equal) a.meta = r->offsets; /* any: only that there are tables is looked at */
+        FR_TRY(fr_attention_workspace(r->attention, &a, &need, err));
+        FR_TRY(grow_workspace(r, need, stream, err));
+    }
+    return FR_OK;
+}
+
 fr_status fr_launch_attention(fr_call *c) {
     fr_device_rank *r = c->r;
     const fr_batch_tables *b = c->b;
     const int64_t q = q_width(r), kv = (int64_t)r->shard.kv_heads * r->model->head_dim;
     const fr_bf16 *qkv = c->in[0];
     FR_TRY(fr_call_expect(c, 1, 1, c->shape->m, b->tokens));
-    fr_attention_args a = attention_args(r, b->equal ? b->sequences : b->padded, b->max_q, b->max_kv);
+    fr_attention_args a = batch_args(r, b);
     size_t need = 0;
-    a.meta = b->equal ? NULL : b->meta;
     a.q = qkv;
     a.k = qkv + q;
     a.v = qkv + q + kv;
@@ -135,7 +152,7 @@ static fr_status prepare_products(fr_device_rank *r, fr_error *err) {
 }
 
 fr_status fr_rank_prepare(fr_device_rank *r, fr_error *err) {
-    FR_TRY(prepare_products(r, err));
+    if (r->varied) FR_TRY(prepare_products(r, err));
     const int64_t most = r->most_sequences < PREPARED ? r->most_sequences : PREPARED;
     for (int32_t b = 1; b < 2 * most; b *= 2) {
         fr_attention_args a = attention_args(r, b, (int32_t)r->positions, (int32_t)r->positions);

@@ -184,19 +184,26 @@ fr_status fr_launch_expert_down(fr_call *c) {
     return grouped(c, c->w->down, c->w->down_scale, false);
 }
 
-/* y: rows to add up for each of `tokens`. */
+/* y: rows to add up for each of `tokens`; a second buffer written takes the next layer's normed rows. */
 static fr_status sum(fr_call *c, const void *y, const int32_t *row_of_slot, const float *weights,
                      const fr_bf16 *residual, int64_t tokens, int k) {
-    return fr_call_done(
-        c, fr_k_reduce(y, row_of_slot, weights, NULL, residual, c->out[0], tokens, k, c->r->model->hidden, c->stream),
-        "fr_k_reduce");
+    const fr_device_rank *r = c->r;
+    const int64_t hidden = r->model->hidden;
+    if (c->outs < 2)
+        return fr_call_done(
+            c, fr_k_reduce(y, row_of_slot, weights, NULL, residual, c->out[0], tokens, k, hidden, c->stream),
+            "fr_k_reduce");
+    return fr_call_done(c,
+                        fr_k_combine(y, row_of_slot, weights, residual, c->out[0],
+                                     fr_weights_layer(r->weights, c->op->layer + 1)->input_norm, c->out[1],
+                                     (float)r->model->norm_eps, tokens, k, hidden, c->stream),
+                        "fr_k_combine");
 }
 
 /*
  * The weighted sum, as fr_emit_combine says: reads the rows, where the sort put them, the weights (of own tokens in
  * route, else behind the tokens in recv), the residual stream where it writes that. Experts that travelled bring sums:
- * back in `send`, one of each copy (route says which), or in delta. A second buffer written takes the next layer's
- * normed rows.
+ * back in `send`, one of each copy (route says which), or in delta.
  */
 fr_status fr_launch_combine(fr_call *c) {
     const fr_device_rank *r = c->r;
@@ -215,12 +222,7 @@ fr_status fr_launch_combine(fr_call *c) {
     FR_TRY(fr_call_expect(c, 3, 1, c->shape->m, s.tokens));
     const float *weights = gathered(r) ? fr_recv_of(r, c->in[2]).weights : fr_route_of(r, c->in[2], s.tokens).weights;
     const fr_bf16 *residual = c->ins > 3 ? c->in[3] : NULL;
-    if (c->outs < 2) return sum(c, c->in[0], c->in[1], weights, residual, s.tokens, s.k);
-    return fr_call_done(c,
-                        fr_k_combine(c->in[0], c->in[1], weights, residual, c->out[0],
-                                     fr_weights_layer(r->weights, c->op->layer + 1)->input_norm, c->out[1],
-                                     (float)r->model->norm_eps, s.tokens, s.k, r->model->hidden, c->stream),
-                        "fr_k_combine");
+    return sum(c, c->in[0], c->in[1], weights, residual, s.tokens, s.k);
 }
 
 /* sub 15: a block's result into the residual stream. Else the sums of one part's rows over the tokens that they came

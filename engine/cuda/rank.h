@@ -103,6 +103,8 @@ static inline int64_t fr_rank_offsets(const fr_device_rank *r) {
  */
 void fr_rank_counts(const fr_device_rank *r, const int32_t *offsets, int micros, int32_t *counts);
 
+/* Ints that the tables of any forward take, but for contexts that exceed the KV cache (shared or read in chunks). */
+int64_t fr_batch_room(const fr_device_rank *r);
 /* Checks a forward's batches and returns the ints that the tables take on the host (staging). */
 fr_status fr_batch_plan(fr_device_rank *r, const fr_cuts *cuts, const fr_exec_batch *batches, int64_t *ints,
                         fr_error *err);
@@ -119,6 +121,9 @@ fr_status fr_batch_logits(const fr_device_rank *r, const fr_op *op, const void *
  * every number of rows that fr_bucket gives (some 3 ms each), so that a trace's first batches do not wait for either.
  */
 fr_status fr_rank_prepare(fr_device_rank *r, fr_error *err);
+/* Attention of all micro-batches of the forward planned last, before any of its ops is issued: what compiles and loads
+ * holds up the thread, and by locks of the process those of other ranks, while peers wait for what they would issue. */
+fr_status fr_rank_prepare_attention(fr_device_rank *r, cudaStream_t stream, fr_error *err);
 
 /* Rows that a product of `rows` rows computes where batches vary: the next multiple of 128, of 256 above 2,048. The
  * rows beyond are of no matter: nobody reads them. */

@@ -337,13 +337,12 @@ void fr_emit_grouped(fr_walk *w, fr_rank *r, const fr_moe *m, int sub) {
 }
 
 /* A combine that holds the finished row of the stream writes the next layer's normed row too: one more row out, and no
- * norm that reads it again. Where experts bring their weights or have always been there, in bf16 (in fp8 the norm
- * quantises). */
+ * norm that reads it again. Not where experts are split by width (partial results are summed after it), nor in fp8 (the
+ * norm quantises). */
 static bool norms_next(const fr_walk *w) {
     const fr_layout *l = &w->p->layout;
-    const bool own = l->experts == FR_EXP_LOCAL || l->experts == FR_EXP_ASYNCEP || l->experts == FR_EXP_DWDP ||
-                     l->experts == FR_EXP_OFFLOAD;
-    return own && l->precision == FR_BF16 && l->tp == 1 && w->layer + 1 < w->end;
+    const bool whole = l->experts != FR_EXP_TP && l->experts != FR_EXP_ASAP;
+    return whole && l->precision == FR_BF16 && l->tp == 1 && w->layer + 1 < w->end;
 }
 
 /*
