@@ -7,11 +7,14 @@
 #define MIB ((int64_t)1 << 20)
 
 /*
- * What no plan lists. Context and modules: about half a GiB as nvidia-smi shows for a process with an idle context on
- * data-centre GPUs, to be replaced by `forerun doctor`'s reading. cuBLASLt: 32 MiB, NVIDIA's recommendation for Hopper
- * (cuBLAS documentation, cublasSetWorkspace). NCCL: default NCCL_BUFFSIZE of 4 MiB, 32 channels, send and receive side.
+ * What no plan lists. Context, modules and library handles: 550 to 597 MiB in use beside what the engine itself
+ * allocates (forerun run on H200s, driver 580, CUDA 13.0, ten cells of 2 to 45 GB;
+ * experiments/engine-h200x2/gather.md). cuBLASLt: 32 MiB, NVIDIA's recommendation for Hopper (cuBLAS documentation,
+ * cublasSetWorkspace). NCCL: default NCCL_BUFFSIZE of 4 MiB, 32 channels, send and receive side. Pinned host memory is
+ * mapped by the GPU in pages of 4 KiB, 8 bytes each: 90.2 GB took 156 to 164 MiB more (same runs).
  */
-#define CONTEXT_BYTES (512 * MIB)
+#define CONTEXT_BYTES (576 * MIB)
+#define MAPPED_PAGE   4096
 #define CUBLAS_BYTES  (32 * MIB)
 #define NCCL_BYTES    (2 * 32 * 4 * MIB)
 
@@ -226,6 +229,9 @@ void fr_layout_memory(const fr_layout *l, const fr_model *m, const fr_machine *m
             if (one.total > out->total) *out = one;
         }
     out->host_pinned = pinned(l, m, machine);
+    const int64_t tables = fr_ceil_div(out->host_pinned, MAPPED_PAGE) * 8;
+    out->workspace += tables;
+    out->total += tables;
 }
 
 bool fr_memory_fits(const fr_memory *memory, const fr_machine *machine, char *reason) {

@@ -137,10 +137,11 @@ if has weights; then # a checkpoint's slices: as random weights, every layout re
     for form in "" --stacked; do
         dir=$out/checkpoint$form
         $python "$here/tests/tools/random_checkpoint.py" "$out/tiny.json" "$dir" $form || bad "random_checkpoint $form"
-        t="--weights $dir --candidates -1 --seqs $mixed"
-        near "weights-tp2$form" $t -- --strategy tp
-        near "weights-ep2$form" $t -- --strategy ep
-        same "weights-pp2$form" $t -- --strategy pp --micro-batches 1 --no-kv-cache
+        t="--weights $dir --candidates -1"
+        near "weights-tp2$form" $mixed $t -- --strategy tp
+        near "weights-ep2$form" $halves $t -- --strategy ep
+        same "weights-pp2$form" $mixed $t -- --strategy pp --micro-batches 1 --no-kv-cache
+        t="$t --seqs $mixed"
         twin "weights-asyncep$form" 2 $t -- --strategy asyncep
         twin "weights-dwdp$form" 2 $t -- --strategy dwdp
         twin "weights-offload$form" 1 $t -- --strategy offload
