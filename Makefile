@@ -108,6 +108,7 @@ reference: $(BUILD)/forerun
 .PHONY: gpu-test gpu-bench
 gpu-test: gpu-test-build engine
 	$(BUILD)/gpu/test_kernels
+	bash tests/gpu/test_transport.sh $(BUILD)/gpu
 	bash tests/gpu/test_engine.sh $(BUILD)/forerun-cuda
 gpu-bench: gpu-test-build engine
 	$(BUILD)/forerun-cuda calibrate --quick --out $(BUILD)/gpu-bench-table.txt

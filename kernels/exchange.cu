@@ -8,6 +8,7 @@
 
 #include "kernels/device.cuh"
 #include "kernels/ptx.cuh"
+#include <cuda_fp8.h>
 
 namespace {
 using namespace fr;
@@ -16,7 +17,8 @@ constexpr int THREADS = 512, IN_FLIGHT = 4;
 constexpr int64_t CHUNK = THREADS * IN_FLIGHT * 16;       /* bytes of rows that a block moves at a time */
 constexpr int BULK_THREADS = 128, STAGES = 12, AHEAD = 6; /* of the ring: chunks, and those on their way into it */
 constexpr int64_t BULK = 16384;
-constexpr int META_ROWS = 256; /* rows whose ids and weights it moves at a time */
+constexpr unsigned UNPACK_BLOCKS = 1056; /* eight an SM */
+constexpr int META_ROWS = 256;           /* rows whose ids and weights it moves at a time */
 
 /* ---- memory order between GPUs -----------------------------------------------------------------------------------*/
 
@@ -73,6 +75,62 @@ __global__ void targets_kernel(const int32_t *ids, int64_t T, int k, int E, int 
             out[j] = known ? v : -1;
         else if (known)
             out[v] = v;
+    }
+}
+
+/* ---- rows in fp8 ------------------------------------------------------------------------------------------------*/
+
+constexpr int GROUP = 128;        /* elements that share a scale: a warp's, four a lane */
+constexpr float FP8_MAX = 448.0f; /* largest e4m3 */
+
+/* A block a token: quantised once, written to each of its copies. */
+__global__ void __launch_bounds__(256)
+    quantise_kernel(const fr_bf16 *normed, const int32_t *row_of_copy, int C, int H, int64_t wire, char *send) {
+    const int64_t t = blockIdx.x;
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    for (int g = static_cast<int>(threadIdx.x) / 32; g * GROUP < H; g += 8) {
+        const int at = g * GROUP + lane * 4;
+        float v[4] = {0, 0, 0, 0};
+        if (at < H) {
+            const uint2 raw = *reinterpret_cast<const uint2 *>(normed + t * H + at);
+            const float2 a = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162 *>(&raw.x));
+            const float2 b = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162 *>(&raw.y));
+            v[0] = a.x, v[1] = a.y, v[2] = b.x, v[3] = b.y;
+        }
+        float top = fmaxf(fmaxf(fabsf(v[0]), fabsf(v[1])), fmaxf(fabsf(v[2]), fabsf(v[3])));
+#pragma unroll
+        for (int d = 16; d; d >>= 1) top = fmaxf(top, __shfl_xor_sync(~0u, top, d));
+        const float scale = top > 0 ? top / FP8_MAX : 1.0f;
+        uint32_t packed = 0;
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            packed |= static_cast<uint32_t>(__nv_cvt_float_to_fp8(v[i] / scale, __NV_SATFINITE, __NV_E4M3)) << (8 * i);
+        for (int c = 0; c < C; c++) {
+            const int64_t row = row_of_copy[t * C + c];
+            if (row < 0) continue;
+            if (at < H) *reinterpret_cast<uint32_t *>(send + row * wire + at) = packed;
+            if (lane == 0) *reinterpret_cast<float *>(send + row * wire + H + 4 * g) = scale;
+        }
+    }
+}
+
+__global__ void __launch_bounds__(256)
+    unpack_kernel(const char *arrived, const int32_t *landed, int H, int64_t wire, fr_bf16 *recv) {
+    const int64_t quads = static_cast<int64_t>(*landed) * (H / 4);
+    for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < quads;
+         i += static_cast<int64_t>(gridDim.x) * blockDim.x) {
+        const int64_t row = i / (H / 4);
+        const int at = static_cast<int>(i % (H / 4)) * 4;
+        const uint32_t packed = *reinterpret_cast<const uint32_t *>(arrived + row * wire + at);
+        const float scale = *reinterpret_cast<const float *>(arrived + row * wire + H + 4 * (at / GROUP));
+        float v[4];
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            const __half_raw h = __nv_cvt_fp8_to_halfraw(static_cast<__nv_fp8_storage_t>(packed >> (8 * j)), __NV_E4M3);
+            v[j] = __half2float(__half(h)) * scale;
+        }
+        __nv_bfloat162 out[2] = {__floats2bfloat162_rn(v[0], v[1]), __floats2bfloat162_rn(v[2], v[3])};
+        *reinterpret_cast<uint2 *>(recv + row * H + at) = *reinterpret_cast<const uint2 *>(out);
     }
 }
 
@@ -181,7 +239,7 @@ __global__ void __launch_bounds__(THREADS)
                 int phases) {
     fr_x_block *b = x.block[x.me];
     const fr_x_move *moves = (DISPATCH ? b->dispatch : b->back) + a.part * x.ranks;
-    const int64_t row = a.H * 2;
+    const int64_t row = DISPATCH ? fr_k_exchange_row(&x, a.H) : a.H * 2;
     int64_t base = 0, item = blockIdx.x;
     for (int j = 1; j <= x.ranks; j++) {
         const int peer = (x.me + j) % x.ranks;
@@ -197,8 +255,8 @@ __global__ void __launch_bounds__(THREADS)
                            min(CHUNK, bytes - at));
             } else {
                 const int first = static_cast<int>(i - chunks) * META_ROWS;
-                copy_meta(x, a, to, peer * x.parts + a.part, m.from + first, m.to + first,
-                          min(META_ROWS, m.rows - first), static_cast<int>(threadIdx.x), THREADS);
+                copy_meta(x, a, static_cast<char *>(a.recv[peer]), peer * x.parts + a.part, m.from + first,
+                          m.to + first, min(META_ROWS, m.rows - first), static_cast<int>(threadIdx.x), THREADS);
             }
         }
         base += chunks + metas;
@@ -278,7 +336,7 @@ __global__ void __launch_bounds__(BULK_THREADS)
     __shared__ Chunk flying[STAGES];
     fr_x_block *b = x.block[x.me];
     const fr_x_move *moves = (DISPATCH ? b->dispatch : b->back) + a.part * x.ranks;
-    const int64_t row = a.H * 2;
+    const int64_t row = DISPATCH ? fr_k_exchange_row(&x, a.H) : a.H * 2;
     if (threadIdx.x == 0) {
         for (uint32_t i = 0; i < STAGES; i++) mbar_init(smem_addr(full) + 8 * i, 1);
         fence_barrier_init();
@@ -299,8 +357,9 @@ __global__ void __launch_bounds__(BULK_THREADS)
             const int64_t metas = (m.rows + META_ROWS - 1) / META_ROWS;
             for (; item < base + metas; item += gridDim.x) {
                 const int first = static_cast<int>(item - base) * META_ROWS;
-                copy_meta(x, a, static_cast<char *>(a.to[peer]), peer * x.parts + a.part, m.from + first, m.to + first,
-                          min(META_ROWS, m.rows - first), static_cast<int>(threadIdx.x) - 32, BULK_THREADS - 32);
+                copy_meta(x, a, static_cast<char *>(a.recv[peer]), peer * x.parts + a.part, m.from + first,
+                          m.to + first, min(META_ROWS, m.rows - first), static_cast<int>(threadIdx.x) - 32,
+                          BULK_THREADS - 32);
             }
             base += metas;
         }
@@ -343,17 +402,19 @@ size_t fr_k_pack_workspace(const fr_k_exchange *x, int64_t T) {
 }
 
 cudaError_t fr_k_pack(const fr_k_exchange *x, const int32_t *ids, const fr_bf16 *normed, int64_t T, int64_t H,
-                      int32_t *row_of_copy, int32_t *source_of_copy, fr_bf16 *send, void *workspace,
-                      cudaStream_t stream) {
+                      int32_t *row_of_copy, int32_t *source_of_copy, void *send, void *workspace, cudaStream_t stream) {
     const int C = fr_k_exchange_copies(x), V = x->ranks * x->parts;
-    if (!fits(x) || T < 0 || T * C > INT32_MAX) return cudaErrorInvalidValue;
+    if (!fits(x) || H % (x->fp8 ? 16 : 8) || T < 0 || T * C > INT32_MAX) return cudaErrorInvalidValue;
     if (!T) return cudaSuccess;
     targets_kernel<<<static_cast<unsigned>((T + 255) / 256), 256, 0, stream>>>(ids, T, x->top_k, x->experts, V,
                                                                                x->by_expert, row_of_copy);
     /* A stable sort of the copies by target; each place is read and written by one thread, so it may be in place. */
     const cudaError_t e = fr_k_route(row_of_copy, x->by_expert ? T * C : T, x->by_expert ? 1 : C, 0, V,
                                      x->block[x->me]->first, row_of_copy, source_of_copy, workspace, stream);
-    return e ? e : fr_k_permute(normed, row_of_copy, send, T, C, H, stream);
+    if (e || !x->fp8) return e ? e : fr_k_permute(normed, row_of_copy, static_cast<fr_bf16 *>(send), T, C, H, stream);
+    quantise_kernel<<<static_cast<unsigned>(T), 256, 0, stream>>>(normed, row_of_copy, C, static_cast<int>(H),
+                                                                  fr_k_exchange_row(x, H), static_cast<char *>(send));
+    return cudaGetLastError();
 }
 
 cudaError_t fr_k_counts(const fr_k_exchange *x, int64_t T, int64_t capacity, int32_t *landed, uint32_t round,
@@ -371,6 +432,14 @@ cudaError_t fr_k_dispatch(const fr_k_exchange *x, const fr_k_push_args *a, uint3
 cudaError_t fr_k_back(const fr_k_exchange *x, const fr_k_push_args *a, uint32_t number, int phases,
                       cudaStream_t stream) {
     return push(x, a, number, phases, false, stream);
+}
+
+cudaError_t fr_k_unpack(const fr_k_exchange *x, const void *arrived, const int32_t *landed, int64_t H, fr_bf16 *recv,
+                        cudaStream_t stream) {
+    if (!fits(x) || !x->fp8 || H % 8) return cudaErrorInvalidValue;
+    unpack_kernel<<<UNPACK_BLOCKS, 256, 0, stream>>>(static_cast<const char *>(arrived), landed, static_cast<int>(H),
+                                                     fr_k_exchange_row(x, H), recv);
+    return cudaGetLastError();
 }
 
 cudaError_t fr_k_exchange_release(const fr_k_exchange *x, cudaStream_t stream) {

@@ -66,6 +66,7 @@ typedef struct {
     int64_t spin_ns;
     int32_t ranks, me, parts, experts, top_k;
     bool by_expert;
+    bool fp8; /* rows go out in e4m3 with a scale for every 128 of them; they come back in bf16 */
 } fr_k_exchange;
 
 /* C and S of an exchange. */
@@ -76,14 +77,23 @@ static inline int32_t fr_k_exchange_slots(const fr_k_exchange *x) {
     return x->by_expert ? 1 : x->top_k;
 }
 
+/* Bytes of a row of H on its way out: bf16, or H bytes of e4m3, then ceil(H / 128) fp32 scales, to a multiple of 16. */
+#ifdef __CUDACC__
+__host__ __device__
+#endif
+    static inline int64_t
+    fr_k_exchange_row(const fr_k_exchange *x, int64_t H) {
+    return x->fp8 ? H + ((H + 127) / 128 * 4 + 15) / 16 * 16 : 2 * H;
+}
+
 /*
- * ids [T, k] -> row_of_copy [T, C], source_of_copy [T * C], and send [copies, H] from normed [T, H]. workspace:
+ * ids [T, k] -> row_of_copy [T, C], source_of_copy [T * C], and send [copies, fr_k_exchange_row bytes] from normed [T,
+ * H] (fp8: quantised, x = e4m3 * scale, scale = largest magnitude of 128 / 448). workspace:
  * fr_k_pack_workspace bytes. T = 0 is allowed.
  */
 size_t fr_k_pack_workspace(const fr_k_exchange *x, int64_t T);
 cudaError_t fr_k_pack(const fr_k_exchange *x, const int32_t *ids, const fr_bf16 *normed, int64_t T, int64_t H,
-                      int32_t *row_of_copy, int32_t *source_of_copy, fr_bf16 *send, void *workspace,
-                      cudaStream_t stream);
+                      int32_t *row_of_copy, int32_t *source_of_copy, void *send, void *workspace, cudaStream_t stream);
 
 /*
  * Copies that leave each rank for each target. `number` counts the exchanges (counts, dispatch, back) of this half,
@@ -95,10 +105,12 @@ cudaError_t fr_k_counts(const fr_k_exchange *x, int64_t T, int64_t capacity, int
                         uint32_t number, int phases, cudaStream_t stream);
 
 typedef struct {
-    const fr_bf16 *rows;  /* dispatch: own send; back: own recv */
-    void *to[FR_X_RANKS]; /* dispatch: members' recv of this part; back: their send */
-    const int32_t *ids;   /* dispatch only: route of the own tokens [T, k] ... */
-    const float *weights; /* ... [T, k] */
+    const void *rows;       /* dispatch: own send; back: own recv */
+    void *to[FR_X_RANKS];   /* dispatch: where members take rows of this part (recv; fp8: before fr_k_unpack); back:
+                               their send */
+    void *recv[FR_X_RANKS]; /* dispatch: members' recv of this part: ids and weights go behind its rows */
+    const int32_t *ids;     /* dispatch only: route of the own tokens [T, k] ... */
+    const float *weights;   /* ... [T, k] */
     const int32_t *source_of_copy;
     int64_t capacity, H;
     int32_t part, blocks; /* blocks: of the launch, 1 .. 1024 */
@@ -109,6 +121,10 @@ cudaError_t fr_k_dispatch(const fr_k_exchange *x, const fr_k_push_args *a, uint3
                           cudaStream_t stream);
 cudaError_t fr_k_back(const fr_k_exchange *x, const fr_k_push_args *a, uint32_t number, int phases,
                       cudaStream_t stream);
+
+/* fp8: the `landed[0]` rows that have arrived, to recv [*, H] in bf16. */
+cudaError_t fr_k_unpack(const fr_k_exchange *x, const void *arrived, const int32_t *landed, int64_t H, fr_bf16 *recv,
+                        cudaStream_t stream);
 
 /* Lets all that waits in this block's kernels go (code GIVEN_UP). On a stream of its own. */
 cudaError_t fr_k_exchange_release(const fr_k_exchange *x, cudaStream_t stream);

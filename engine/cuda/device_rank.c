@@ -31,6 +31,9 @@ static fr_status open_weights(device_rank *d, fr_error *err) {
 
 static fr_status open_transport(device_rank *d, const fr_plan *plan, fr_error *err) {
     const fr_rank_needs *n = d->needs;
+    const fr_setup *s = n->setup;
+    fr_activations room;
+    fr_layout_activations(&s->experiment.layout, &s->model, &n->load, n->load.tokens, &room);
     const fr_transport_options o = {.world = d->world,
                                     .rank = d->rank,
                                     .device = d->device,
@@ -38,6 +41,7 @@ static fr_status open_transport(device_rank *d, const fr_plan *plan, fr_error *e
                                     .layout = &n->setup->experiment.layout,
                                     .model = &n->setup->model,
                                     .tokens = n->load.tokens,
+                                    .arriving = room.arriving,
                                     .timeout_s = n->timeout_s};
     return fr_transport_open(&o, &d->transport, err);
 }

@@ -14,7 +14,10 @@
 typedef void *(*dlsym_fn)(void *, const char *);
 typedef int (*proc_fn)(const char *, void **, int, uint64_t, void *);
 
+typedef int (*old_proc_fn)(const char *, void **, int, uint64_t); /* of CUDA 11 */
+
 static proc_fn real_proc;
+static old_proc_fn real_old_proc;
 static volatile int looked_up;
 
 static int multicast(void) {
@@ -23,18 +26,45 @@ static int multicast(void) {
     abort();
 }
 
-static void *convert(int (*f)(void)) { /* ISO C has no conversion of a function pointer to an object pointer */
+static void *convert(const void *function) { /* ISO C has no conversion of a function pointer to an object pointer */
     void *p;
-    memcpy(&p, &f, sizeof p);
+    memcpy(&p, function, sizeof p);
     return p;
+}
+
+static int proc(const char *symbol, void **out, int version, uint64_t flags, void *status);
+static int old_proc(const char *symbol, void **out, int version, uint64_t flags);
+
+/* The runtime asks for cuGetProcAddress itself, too, in the version that it speaks. */
+static void replace(const char *symbol, void **out, int version) {
+    if (!out || !*out) return;
+    if (strcmp(symbol, "cuMulticastCreate") == 0) {
+        int (*mine)(void) = multicast;
+        __atomic_fetch_add(&looked_up, 1, __ATOMIC_RELAXED);
+        *out = convert(&mine);
+    } else if (strcmp(symbol, "cuGetProcAddress_v2") == 0 ||
+               (strcmp(symbol, "cuGetProcAddress") == 0 && version >= 12000)) {
+        proc_fn mine = proc;
+        if (*out == convert(&mine)) return;
+        memcpy(&real_proc, out, sizeof real_proc);
+        *out = convert(&mine);
+    } else if (strcmp(symbol, "cuGetProcAddress") == 0) {
+        old_proc_fn mine = old_proc;
+        if (*out == convert(&mine)) return;
+        memcpy(&real_old_proc, out, sizeof real_old_proc);
+        *out = convert(&mine);
+    }
 }
 
 static int proc(const char *symbol, void **out, int version, uint64_t flags, void *status) {
     const int r = real_proc(symbol, out, version, flags, status);
-    if (strcmp(symbol, "cuMulticastCreate") == 0 && out && *out) {
-        __atomic_fetch_add(&looked_up, 1, __ATOMIC_RELAXED);
-        *out = convert(multicast);
-    }
+    if (r == 0) replace(symbol, out, version);
+    return r;
+}
+
+static int old_proc(const char *symbol, void **out, int version, uint64_t flags) {
+    const int r = real_old_proc(symbol, out, version, flags);
+    if (r == 0) replace(symbol, out, version);
     return r;
 }
 
@@ -46,15 +76,7 @@ void *dlsym(void *handle, const char *name) {
         memcpy(&real, &p, sizeof real);
     }
     void *found = real(handle, name);
-    if (found && strcmp(name, "cuMulticastCreate") == 0) {
-        __atomic_fetch_add(&looked_up, 1, __ATOMIC_RELAXED);
-        return convert(multicast);
-    }
-    if (found && (strcmp(name, "cuGetProcAddress_v2") == 0 || strcmp(name, "cuGetProcAddress") == 0)) {
-        memcpy(&real_proc, &found, sizeof real_proc);
-        proc_fn mine = proc;
-        memcpy(&found, &mine, sizeof found);
-    }
+    replace(name, &found, 0); /* exported as cuGetProcAddress: the old one */
     return found;
 }
 

@@ -1,4 +1,5 @@
 /* timeline: the order of spans, and the trace and CSV files made of them. */
+#include "engine/layout.h"
 #include "engine/trace_json.h"
 
 #include <setjmp.h>
@@ -81,6 +82,20 @@ static void sorted_by_start_rank_lane_id(void **state) {
     assert_null(t.spans);
 }
 
+static void every_transfer_has_a_carrier(void **state) {
+    (void)state;
+    for (int k = 0; k < FR_OP_KIND_COUNT; k++) {
+        const fr_op_class class = fr_op_class_of((fr_op_kind)k);
+        const char *name = fr_carrier_name((fr_op_kind)k, FR_GATHER_CE);
+        assert_int_equal(*name != 0, class == FR_CLASS_COLLECTIVE || class == FR_CLASS_COPY);
+    }
+    assert_string_equal(fr_carrier_name(FR_OP_ALLTOALL, 0), "peer kernels");
+    assert_string_equal(fr_carrier_name(FR_OP_ALLREDUCE, 0), "nccl");
+    assert_string_equal(fr_carrier_name(FR_OP_PULL, 0), "copy engine");
+    assert_string_equal(fr_carrier_name(FR_OP_GATHER_WEIGHTS, FR_GATHER_NCCL), "nccl");
+    assert_string_equal(fr_carrier_name(FR_OP_GATHER_WEIGHTS, FR_GATHER_NCCL_CE), "nccl-ce");
+}
+
 static json_t *find_event(json_t *events, const char *phase, const char *id) {
     size_t i;
     json_t *e;
@@ -121,6 +136,9 @@ static void the_trace_is_json_with_arrows(void **state) {
     json_t *args = json_object_get(x, "args");
     assert_true(json_number_value(json_object_get(args, "flops")) == 1e18);
     assert_string_equal(json_string_value(json_object_get(args, "provenance")), fr_provenance_name(FR_FROM_SEEDED));
+    assert_null(json_object_get(args, "carrier"));
+    x = find_event(events, "X", "f0.r0.l0.pull.m0.s0");
+    assert_string_equal(json_string_value(json_object_get(json_object_get(x, "args"), "carrier")), "copy engine");
     x = find_event(events, "X", "f0.r1.l2.rope.m0.s0");
     assert_int_equal(json_integer_value(json_object_get(x, "pid")), 1);
     assert_int_equal(json_integer_value(json_object_get(json_object_get(x, "args"), "wait_ns")), 499);
@@ -198,11 +216,9 @@ static void a_place_that_cannot_be_written_fails(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(sorted_by_start_rank_lane_id),
-        cmocka_unit_test(the_trace_is_json_with_arrows),
-        cmocka_unit_test(an_empty_trace_is_json),
-        cmocka_unit_test(csv_has_the_same_spans),
-        cmocka_unit_test(a_place_that_cannot_be_written_fails),
+        cmocka_unit_test(sorted_by_start_rank_lane_id),  cmocka_unit_test(every_transfer_has_a_carrier),
+        cmocka_unit_test(the_trace_is_json_with_arrows), cmocka_unit_test(an_empty_trace_is_json),
+        cmocka_unit_test(csv_has_the_same_spans),        cmocka_unit_test(a_place_that_cannot_be_written_fails),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

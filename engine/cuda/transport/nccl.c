@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 #include <nccl.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -43,6 +44,7 @@ struct fr_nccl_comm {
     ncclComm_t comm;
     int ranks, me;
     bool copy_engines;
+    atomic_bool aborted;
 };
 
 static fr_status check(const fr_nccl *n, ncclResult_t r, const char *call, fr_error *err) {
@@ -230,8 +232,13 @@ fr_status fr_nccl_connect(const fr_nccl_request *r, fr_nccl_comm **out, fr_error
     if (!ended) return FR_FAILED;
     fr_status s = a->status;
     if (s == FR_OK) {
-        *out = fr_alloc(sizeof **out);
-        **out = a->comm;
+        fr_nccl_comm *c = fr_alloc(sizeof *c);
+        c->lib = a->comm.lib;
+        c->comm = a->comm.comm;
+        c->ranks = a->comm.ranks;
+        c->me = a->comm.me;
+        c->copy_engines = a->comm.copy_engines;
+        *out = c;
     } else if (err) {
         *err = a->err;
     }
@@ -239,17 +246,20 @@ fr_status fr_nccl_connect(const fr_nccl_request *r, fr_nccl_comm **out, fr_error
     return s;
 }
 
+void fr_nccl_abort(fr_nccl_comm *c) {
+    if (c && !atomic_exchange(&c->aborted, true)) c->lib->abort(c->comm);
+}
+
 void fr_nccl_close(fr_nccl_comm *c, bool abort) {
     if (!c) return;
-    if (abort)
-        c->lib->abort(c->comm);
-    else
-        c->lib->destroy(c->comm);
+    if (abort) fr_nccl_abort(c);
+    if (!atomic_load(&c->aborted)) c->lib->destroy(c->comm);
     free(c);
 }
 
 fr_status fr_nccl_check(fr_nccl_comm *c, fr_error *err) {
     ncclResult_t now = ncclSuccess;
+    if (atomic_load(&c->aborted)) return fr_fail(err, FR_FAILED, "the communicator was given up");
     FR_TRY(check(c->lib, c->lib->async(c->comm, &now), "ncclCommGetAsyncError", err));
     return check(c->lib, now, "an NCCL collective", err);
 }

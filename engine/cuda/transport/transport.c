@@ -154,7 +154,7 @@ void fr_transport_close(fr_transport *t, bool lost) {
     if (!t) return;
     for (int i = 0; i < t->windows_count && !lost && !atomic_load(&t->aborted); i++)
         fr_nccl_window_close(window_comm(t), t->windows[i].base, t->windows[i].handle);
-    for (uint32_t g = 0; g < t->groups && !atomic_load(&t->aborted); g++) fr_nccl_close(t->comms[g], lost);
+    for (uint32_t g = 0; g < t->groups; g++) fr_nccl_close(t->comms[g], lost);
     fr_exchanges_close(t->exchanges, lost);
     fr_ipc_close(t->ipc, lost);
     fr_nccl_unload(t->lib);
@@ -197,10 +197,11 @@ fr_status fr_transport_share(fr_transport *t, void *base, size_t bytes, void **p
 cudaError_t fr_transport_alloc(fr_transport *t, size_t bytes, void **out) {
     fr_nccl_comm *c = t && t->ranks > 1 ? window_comm(t) : NULL;
     if (!c) return cudaMalloc(out, bytes);
-    if (t->windows_count == MOST_WINDOWS) return cudaErrorMemoryAllocation;
+    if (t->windows_count == MOST_WINDOWS) return cudaErrorNotSupported;
     fr_error err;
     window *w = &t->windows[t->windows_count];
-    if (fr_nccl_window_open(c, bytes, &w->base, &w->handle, &err) != FR_OK) return cudaErrorMemoryAllocation;
+    if (fr_nccl_window_open(c, bytes, &w->base, &w->handle, &err) != FR_OK)
+        return strstr(err.text, "ncclMemAlloc") ? cudaErrorMemoryAllocation : cudaErrorNotSupported;
     t->windows_count++;
     *out = w->base;
     return cudaSuccess;
@@ -283,5 +284,5 @@ fr_status fr_transport_check(fr_transport *t, fr_error *err) {
 void fr_transport_abort(fr_transport *t) {
     if (!t || atomic_exchange(&t->aborted, true)) return;
     if (t->exchanges) fr_exchanges_release(t->exchanges);
-    for (uint32_t g = 0; g < t->groups; g++) fr_nccl_close(t->comms[g], true);
+    for (uint32_t g = 0; g < t->groups; g++) fr_nccl_abort(t->comms[g]);
 }

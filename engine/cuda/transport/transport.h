@@ -31,7 +31,8 @@ typedef struct {
     const fr_plan *plan;
     const fr_layout *layout;
     const fr_model *model;
-    int64_t tokens; /* new tokens of an attention group, at most (fr_load.tokens) */
+    int64_t tokens;   /* new tokens of an attention group, at most (fr_load.tokens) */
+    int64_t arriving; /* rows of a receive buffer (fr_activations) */
     double timeout_s;
 } fr_transport_options;
 

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# What travels between GPUs: the exchange's kernels (on one GPU too: ranks share it), then, with two or more, NCCL's
+# collectives, weights by copy engines and a peer that does not come, all with a library preloaded that ends the program
+# where anything makes a multicast object.   tests/gpu/test_transport.sh [FOLDER OF THE TEST PROGRAMS]
+set -u
+bin=${1:-build/gpu} python=${PYTHON:-python3}
+for d in $($python -c 'import os, nvidia; print(*[os.path.join(p, x, "lib") for p in nvidia.__path__ for x in os.listdir(p)])' 2>/dev/null); do
+    [ -d "$d" ] && LD_LIBRARY_PATH="$d:${LD_LIBRARY_PATH:-}"
+done
+export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:-}
+timeout 100 "$bin/test_exchange" check || exit 1
+[ "$(nvidia-smi -L | wc -l)" -ge 2 ] || { echo "one GPU: no test of collectives"; exit 0; }
+log=$(mktemp)
+LD_PRELOAD=$(realpath "$bin/no_multicast.so") timeout 100 "$bin/test_transport" ce check fault 2>"$log" || { cat "$log"; exit 1; }
+cat "$log"
+grep -q "looked up [1-9]" "$log" || { echo "FAILED: no_multicast.so was passed by"; exit 1; }
+rm -f "$log"
