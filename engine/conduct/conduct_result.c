@@ -26,18 +26,12 @@ static void record_answer(fr_conductor *c, const fr_part *part, int queue, int64
                                                                .source = part->source};
 }
 
-/* Whether a rank's counts are its own: where attention is split by heads, all ranks of the group route the same
- * tokens. */
-static bool counts_apart(const fr_conductor *c, int rank) {
-    return c->place[rank].t == 0 || c->setup->experiment.layout.experts == FR_EXP_EP;
-}
-
 static void add_counts(fr_conductor *c, const fr_flight *f, int64_t *to) {
     const fr_unit *u = &c->unit[f->job->unit];
     const size_t experts = (size_t)c->setup->model.experts;
     for (int r = 0; r < u->ranks_count; r++) {
         const fr_rank_done *d = &f->done[r];
-        if (!d->counts || !counts_apart(c, u->ranks[r])) continue;
+        if (!d->counts) continue;
         int64_t *at = to + (size_t)d->first_layer * experts;
         for (size_t i = 0; i < (size_t)d->layers * experts; i++) at[i] += d->counts[i];
     }

@@ -64,7 +64,9 @@ typedef struct {
     int64_t logits_count;
     const fr_float_run *runs;
     uint32_t runs_count;
-    const int32_t *counts; /* [layers][E] tokens per expert, of layers first_layer ...; NULL = not known */
+    /* [layers][E] tokens per expert, of layers first_layer ...; sums over ranks are what was routed. NULL = not known
+     */
+    const int32_t *counts;
     int first_layer, layers;
 } fr_rank_done;
 

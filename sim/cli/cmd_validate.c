@@ -27,8 +27,10 @@ const fr_option cmd_validate_options[] = {
 fr_status cli_measured_runs(fr_store *s, const char *path, const char *asked, cli_table *out, fr_error *err) {
     int64_t n;
     if (asked) FR_TRY(fr_parse_int(asked, 1, INT64_MAX, false, "--run", &n, err));
-    FR_TRY(
-        cli_fetch(s, "SELECT id FROM runs WHERE kind='run' AND (?1 IS NULL OR id=?1+0) ORDER BY id", asked, out, err));
+    FR_TRY(cli_fetch(s,
+                     "SELECT id FROM runs WHERE kind='run' AND json_extract(result,'$.failed') IS NULL AND (?1 IS NULL "
+                     "OR id=?1+0) ORDER BY id",
+                     asked, out, err));
     if (out->rows) return FR_OK;
     cli_table_free(out);
     return fr_fail(err, FR_BAD_INPUT,
