@@ -9,7 +9,10 @@
 #define REST_S     1.0       /* burst: clocks and temperature after a second of rest */
 #define START_NS   5000000   /* until the clock starts: ranks tie theirs to the host's meanwhile */
 #define LISTEN_NS  100000000 /* longest sleep between two looks at the deadlines */
+#define OPEN_S     3600.0    /* for weights to be loaded; meetings of the ranks have shorter limits of their own */
 #define GRACE_S    5.0 /* after a failure: for ranks to let go of the device (its spins end within 2 s) and close */
+#define ALONE_S    3.0 /* after a failure: for ranks to see it, let go and close, by themselves */
+#define ISSUE_S    1.0 /* at least: a long forward takes its time to issue */
 #define ISSUE_PART 0.9 /* of the timeout: a rank's own wait for its device, which says less, runs out after it */
 
 int64_t fr_conduct_now(const fr_conductor *c) {
@@ -80,7 +83,7 @@ static void take_note(fr_conductor *c, fr_note *n) {
     switch (n->kind) {
     case FR_NOTE_READY:
         c->ready++;
-        c->asked[n->rank] = 0;
+        c->answered[n->rank] = true;
         break;
     case FR_NOTE_ISSUED:
         c->asked[n->rank] = --c->unissued[n->rank] > 0 ? fr_monotonic() : 0;
@@ -106,7 +109,7 @@ static void take_note(fr_conductor *c, fr_note *n) {
 
 /* A rank's thread that stands still is named before those who wait for it run out of patience. */
 static fr_status watch(fr_conductor *c) {
-    const int64_t now = fr_monotonic(), limit = (int64_t)(ISSUE_PART * c->o->timeout_s * 1e9);
+    const int64_t now = fr_monotonic(), limit = (int64_t)(fmax(ISSUE_PART * c->o->timeout_s, ISSUE_S) * 1e9);
     for (int r = 0; r < c->ranks; r++) {
         fr_error why;
         char at[96];
@@ -130,9 +133,23 @@ fr_status fr_conduct_listen(fr_conductor *c, int64_t ns) {
     return watch(c);
 }
 
-fr_status fr_conduct_ready(fr_conductor *c) {
-    while (c->ready < c->ranks) FR_TRY(fr_conduct_listen(c, LISTEN_NS));
+/* Fails the world for a rank that has not carried out its command. */
+static void too_long(fr_conductor *c, const char *what, double seconds) {
+    fr_error why;
+    int rank = 0;
+    while (rank < c->ranks - 1 && c->answered[rank]) rank++;
+    fr_fail(&why, FR_FAILED, "rank %d has not %s within %.3g s", rank, what, seconds);
+    fr_world_fail(c->o->world, rank, &why);
+}
+
+fr_status fr_conduct_ready(fr_conductor *c, const char *what, double seconds) {
+    const int64_t deadline = fr_monotonic() + (int64_t)(seconds * 1e9);
+    while (c->ready < c->ranks) {
+        FR_TRY(fr_conduct_listen(c, LISTEN_NS));
+        if (c->ready < c->ranks && fr_monotonic() > deadline) too_long(c, what, seconds);
+    }
     c->ready = 0;
+    memset(c->answered, 0, (size_t)c->ranks * sizeof *c->answered);
     return FR_OK;
 }
 
@@ -260,6 +277,7 @@ static void open_tables(fr_conductor *c) {
     c->workers = fr_alloc(ranks * sizeof *c->workers);
     c->gone = fr_alloc(ranks * sizeof *c->gone);
     c->asked = fr_alloc(ranks * sizeof *c->asked);
+    c->answered = fr_alloc(ranks * sizeof *c->answered);
     c->unissued = fr_alloc(ranks * sizeof *c->unissued);
     c->busy = fr_alloc(ranks * sizeof *c->busy);
     c->traffic = fr_alloc(ranks * sizeof *c->traffic);
@@ -284,7 +302,7 @@ static fr_status open_ranks(fr_conductor *c) {
                                      .inject = &c->o->inject};
         FR_TRY(fr_worker_open(&o, &c->workers[r], c->err));
     }
-    return fr_conduct_ready(c);
+    return fr_conduct_ready(c, "been opened", OPEN_S);
 }
 
 /* Forwards count from 0 again, as the simulator's do; the ranks take the new plan over. */
@@ -295,7 +313,7 @@ static fr_status replan(fr_conductor *c) {
     c->plan = NULL;
     FR_TRY(open_planner(c));
     for (int r = 0; r < c->ranks; r++) fr_worker_replan(c->workers[r], c->plan, c->o->spans);
-    FR_TRY(fr_conduct_ready(c));
+    FR_TRY(fr_conduct_ready(c, "taken its plan over", c->o->timeout_s + GRACE_S));
     fr_planner_close(c->old_planner);
     c->old_planner = NULL;
     for (int u = 0; u < c->units; u++) c->unit[u].given = c->unit[u].last_end = 0;
@@ -309,7 +327,7 @@ static fr_status start_clock(fr_conductor *c) {
     for (int r = 0; r < c->ranks; r++) FR_TRY(fr_worker_compare(c->workers[r], c->err));
     c->epoch = fr_monotonic() + START_NS;
     for (int r = 0; r < c->ranks; r++) fr_worker_start(c->workers[r], c->epoch);
-    FR_TRY(fr_conduct_ready(c));
+    FR_TRY(fr_conduct_ready(c, "started its clock", c->o->timeout_s + GRACE_S));
     const int64_t left = -fr_conduct_now(c);
     const struct timespec rest = {.tv_nsec = (long)fr_max_i64(left, 0)};
     nanosleep(&rest, NULL);
@@ -333,37 +351,52 @@ static fr_status play(fr_conductor *c) {
 static fr_status end(fr_conductor *c) {
     for (int r = 0; r < c->ranks; r++) FR_TRY(fr_worker_compare(c->workers[r], c->err));
     for (int r = 0; r < c->ranks; r++) fr_worker_finish(c->workers[r]);
-    FR_TRY(fr_conduct_ready(c));
+    FR_TRY(fr_conduct_ready(c, "ended its clock", c->o->timeout_s + GRACE_S));
     for (int r = 0; r < c->ranks; r++) fr_worker_facts(c->workers[r], &c->out->facts[r]);
     return FR_OK;
 }
 
-/* Stops the ranks and waits for them; a rank that does not come is left behind, and all that it may still read. */
-static bool close_ranks(fr_conductor *c, bool failed) {
-    int open = 0;
-    for (int r = 0; r < c->ranks; r++) {
-        if (!c->workers[r]) continue;
-        open++;
-        if (failed) fr_worker_release(c->workers[r]); /* its thread may be the one that stands still */
-        fr_worker_stop(c->workers[r]);
-    }
-    const int64_t deadline = fr_monotonic() + (int64_t)((failed ? GRACE_S : c->o->timeout_s + GRACE_S) * 1e9);
+/* Waits for ranks to close, until `deadline` or until `count` have. */
+static void await_closed(fr_conductor *c, int count, int64_t deadline) {
     fr_note n;
-    while (c->closed < open && fr_monotonic() < deadline)
+    while (c->closed < count && fr_monotonic() < deadline)
         if (fr_mailbox_take(c->notes, &n, LISTEN_NS)) {
             if (n.kind == FR_NOTE_CLOSED)
                 take_note(c, &n);
             else
                 fr_note_free(&n);
         }
+}
+
+/*
+ * Stops the ranks and waits for them. After a failure each lets go of its device by itself; for one whose thread stands
+ * still in a call this is done from outside, and it is left behind with all that it may still read.
+ */
+static bool close_ranks(fr_conductor *c, bool failed) {
+    int open = 0;
     for (int r = 0; r < c->ranks; r++) {
         if (!c->workers[r]) continue;
-        if (c->gone[r])
+        open++;
+        fr_worker_stop(c->workers[r]);
+    }
+    const int64_t now = fr_monotonic();
+    const double limit = failed ? ALONE_S : c->o->timeout_s + GRACE_S;
+    await_closed(c, open, now + (int64_t)(limit * 1e9));
+    bool helped = false;
+    for (int r = 0; r < c->ranks; r++)
+        if (c->workers[r] && !c->gone[r]) {
+            fr_worker_release(c->workers[r]);
+            helped = true;
+        }
+    if (helped) await_closed(c, open, fr_monotonic() + (int64_t)(GRACE_S * 1e9));
+    for (int r = 0; r < c->ranks; r++) {
+        if (!c->workers[r]) continue;
+        if (c->gone[r] && !helped)
             fr_worker_close(c->workers[r]);
         else
             fr_worker_abandon(c->workers[r]);
     }
-    return c->closed == open;
+    return c->closed == open && !helped;
 }
 
 static void close_conductor(fr_conductor *c, bool failed) {
@@ -392,6 +425,7 @@ static void close_conductor(fr_conductor *c, bool failed) {
     free(c->workers);
     free(c->gone);
     free(c->asked);
+    free(c->answered);
     free(c->unissued);
     free(c->busy);
     free(c->traffic);

@@ -65,7 +65,8 @@ typedef struct {
     fr_mailbox *notes;
     int ready, closed; /* ranks that have said so */
     bool *gone;        /* [ranks] closed */
-    int64_t *asked;    /* [ranks] when a rank was given something that it has not answered; 0 = nothing */
+    int64_t *asked;    /* [ranks] when a rank was given the forwards that it has not issued; 0 = none */
+    bool *answered;    /* [ranks] has carried out the command at hand */
     int *unissued;     /* [ranks] forwards given and not issued */
     fr_planner *planner, *old_planner;
     fr_plan *plan, *old_plan; /* the ranks': see fr_plan_static; the old one's groups stay in use */
@@ -98,8 +99,9 @@ fr_status fr_conduct_listen(fr_conductor *c, int64_t ns);
 fr_status fr_conduct_give(fr_conductor *c, int unit, const fr_batch *batches, const fr_sched_batch **tickets);
 /* Waits until no forward is out. */
 fr_status fr_conduct_drain(fr_conductor *c);
-/* Waits until every rank has carried out the command that it was sent. */
-fr_status fr_conduct_ready(fr_conductor *c);
+/* Waits until every rank has carried out the command that it was sent; a rank that has "not {what}" by then fails the
+ * world. */
+fr_status fr_conduct_ready(fr_conductor *c, const char *what, double seconds);
 void fr_conduct_asked(fr_conductor *c, int rank);
 
 /* conduct_play.c */

@@ -58,7 +58,7 @@ static fr_status skew(fr_conductor *c, const int64_t *counts) {
         }
         fr_worker_skew(c->workers[r], copy);
     }
-    return fr_conduct_ready(c);
+    return fr_conduct_ready(c, "moved its router bias", c->o->timeout_s + 60);
 }
 
 /* Random weights: measures how tokens fall on experts and corrects the router bias, a few times. */

@@ -183,8 +183,7 @@ static fr_status open_rank(fr_worker *w) {
     return FR_OK;
 }
 
-void fr_worker_release(fr_worker *w) {
-    if (w->remote) return; /* its process hears of the failure */
+static void release(fr_worker *w) {
     pthread_mutex_lock(&w->lock);
     if (w->self && !w->released && !w->closed) {
         w->released = true;
@@ -193,10 +192,21 @@ void fr_worker_release(fr_worker *w) {
     pthread_mutex_unlock(&w->lock);
 }
 
+static void *release_body(void *context) {
+    release(context);
+    return NULL;
+}
+
+/* By a thread of its own: what it calls may wait for the device. */
+void fr_worker_release(fr_worker *w) {
+    pthread_t thread;
+    if (w->remote) return; /* its process hears of the failure */
+    if (pthread_create(&thread, NULL, release_body, w) == 0) pthread_detach(thread);
+}
+
 void fr_worker_where(fr_worker *w, char *out, size_t size) {
     out[0] = 0;
-    if (w->remote) return;
-    pthread_mutex_lock(&w->lock);
+    if (w->remote || pthread_mutex_trylock(&w->lock) != 0) return;
     if (w->self && !w->closed && w->o.kind->where) w->o.kind->where(w->self, out, size);
     pthread_mutex_unlock(&w->lock);
 }
@@ -216,7 +226,7 @@ static void *body(void *context) {
         w->err.status = s;
         fr_world_fail(w->o.world, w->o.rank, &w->err);
         tell(w, FR_NOTE_FAILED, NULL);
-        fr_worker_release(w);
+        release(w);
     }
     const bool answers = close_rank(w, s != FR_OK);
     const fr_note n = {.kind = FR_NOTE_CLOSED, .rank = w->o.rank, .lost = !answers};

@@ -61,8 +61,8 @@ void fr_worker_forward(fr_worker *w, fr_job *job);
 void fr_worker_finish(fr_worker *w);
 void fr_worker_stop(fr_worker *w);
 
-/* From any thread: lets go what waits on the rank's device for other ranks, if its own thread has not done so; what its
- * thread is at ("" = nothing to tell). */
+/* From any thread, without waiting: lets go what waits on the rank's device for other ranks, for a rank whose own
+ * thread stands still and cannot; the worker is then never closed. And what its thread is at ("" = nothing to tell). */
 void fr_worker_release(fr_worker *w);
 void fr_worker_where(fr_worker *w, char *out, size_t size);
 

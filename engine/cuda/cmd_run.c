@@ -433,11 +433,15 @@ static void leave(void) {
 }
 
 fr_status cmd_run(const cli_args *a, fr_error *err) {
-    job j = {0};
+    job *j = fr_alloc(sizeof *j);
     char *exe = cli_exe_dir();
-    fr_status s = run_job(&j, a, exe, err);
-    if (j.out.device_lost) atexit(leave);
-    job_free(&j);
+    fr_status s = run_job(j, a, exe, err);
     free(exe);
+    if (j->out.device_lost) {
+        atexit(leave); /* and threads may be left that read the job */
+        return s;
+    }
+    job_free(j);
+    free(j);
     return s;
 }
