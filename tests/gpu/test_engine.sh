@@ -43,6 +43,8 @@ if has doctor; then if timeout 30 "$engine" doctor; then ok; else bad doctor; fi
 if has logits; then
     if timeout 280 $python "$here/tests/tools/hf_logits.py" --engine "$engine" --dir "$out/hf" >"$out/logits.txt" 2>&1; then ok; else bad logits; fi
     grep -v "Loading weights\|Writing model" "$out/logits.txt"
+    if timeout 120 $python "$here/tests/tools/hf_fp8.py" --engine "$engine" --dir "$out/hf" >"$out/fp8.txt" 2>&1; then ok; else bad fp8; fi
+    grep -v "Loading weights\|Writing model" "$out/fp8.txt"
 fi
 if has failures; then
     refuses 1 "is at op" --model qwen3-30b-a3b --layers 8 --tokens 16K --forwards 2 --timeout 0.001
@@ -54,6 +56,8 @@ big="--model qwen3-235b-a22b --tokens 16K --seq 4K --skew uniform"
 if has speed; then
     measure layer-16k-burst $big --layers 8 --forwards 4 --regime burst
     measure layer-16k-sustained $big --layers 8 --forwards 24
+    measure layer-16k-fp8-burst $big --precision fp8 --layers 8 --forwards 4 --regime burst
+    measure layer-16k-fp8-sustained $big --precision fp8 --layers 8 --forwards 24
     measure layer-16k-skewed $big --layers 8 --forwards 4 --regime burst --skew deepseek-v3
 fi
 if has depth; then

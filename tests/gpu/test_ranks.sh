@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # The engine on two GPUs: every layout gives the logits that one GPU gives on the same sequences.
-#   tests/gpu/test_ranks.sh [ENGINE [OUT]]        PARTS="tp pp ep gather offload weights"  ONLY="@(tp2|ep2-*)"
+#   tests/gpu/test_ranks.sh [ENGINE [OUT]]        PARTS="tp pp ep gather offload weights fp8"  ONLY="@(tp2|ep2-*)"
 # Small random Qwen3-MoE models, so that all of it takes a minute; lengths are mixed, ranks may be empty, routing may be
 # skewed. `same`: bit for bit; `near`: within a tolerance, see below. Every run has a time limit.
 set -u
 shopt -s extglob
 engine=${1:-build/forerun-cuda} out=${2:-build/gpu/ranks}
-parts=${PARTS:-tp pp ep gather offload weights} only=${ONLY:-*}
+parts=${PARTS:-tp pp ep gather offload weights fp8} only=${ONLY:-*}
 python=${PYTHON:-python3} here=$(cd "$(dirname "$0")/../.." && pwd)
 mkdir -p "$out"
 for d in $($python -c 'import os, nvidia; print(*[os.path.join(p, x, "lib") for p in nvidia.__path__ for x in os.listdir(p)])' 2>/dev/null); do
@@ -138,6 +138,16 @@ if has offload; then
     twin offload-hybrid-window 2 $t -- --strategy offload --ep 2 --window 1
     twin offload-hybrid-chunks 2 $t -- --strategy offload --ep 2 --gather-chunk 400000
     twin offload-two-alone 2 $t -- --strategy offload --ep 1
+fi
+if has fp8; then # quantised weights travel with their scales; tp and ep round sums elsewhere, and an e4m3 step is 6 %
+    t="--model $out/tiny.json --candidates -1 --seqs $mixed --forwards 3 --precision fp8"
+    twin asyncep-fp8 2 $t -- --strategy asyncep
+    twin asyncep-fp8-chunks 2 $t -- --strategy asyncep --gather-chunk 300001
+    twin dwdp-fp8 2 $t -- --strategy dwdp
+    twin asyncep-fp8-nccl 2 $t -- --strategy asyncep --gather nccl
+    twin offload-fp8-ahead 1 $t -- --strategy offload
+    twin offload-fp8-2-slots 1 $t -- --strategy offload --slots 2
+    same pp2-fp8 $mixed "${tiny[@]}" --precision fp8 -- --strategy pp --micro-batches 1 --no-kv-cache
 fi
 if has weights; then # a checkpoint's slices: as random weights, every layout reads the same tensors
     for form in "" --stacked; do

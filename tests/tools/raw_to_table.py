@@ -2,7 +2,8 @@
 """Makes a cost table (kernels/measured/FORMAT.md) from the rows that bench_kernels and bench_links write.
 
     tests/tools/raw_to_table.py kernels/measured/raw/h200-2026-11-22.txt kernels/measured/raw/h200x2-2026-11-22.txt \
-        tests/data/seeds/h200.txt kernels/measured/raw/h200-tiles-2026-11-22.txt >kernels/measured/h200.txt
+        tests/data/seeds/h200.txt kernels/measured/raw/h200-tiles-2026-11-22.txt [RAW OF bench_fp8] \
+        >kernels/measured/h200.txt
 
 The third file is an older, seeded table: its header gives the ceilings, and of its rows those stay, marked
 provenance=seeded, that neither bench measures (SEEDS below). Whole layers (layer, layer_*) are never used: they
@@ -91,6 +92,20 @@ def grouped(op, shape):
     return f"{name} precision=bf16 rows={expert_rows(e, mean, words[0])} n={n} k={k}", (name, n, k, words[0])
 
 
+def fp8(op, shape):
+    """Products of bench_fp8; its memory-bound kernels move other bytes for a row than bf16's and are left out."""
+    f, words = fields(shape)
+    n, k = int(f["N"]), int(f["K"])
+    if op == "gemm_fp8":
+        row, series = gemm("gemm", shape)
+        return row.replace("bf16", "fp8"), ("fp8",) + series
+    if op != ("grouped_fp8_cluster" if int(f["rows"]) >= 512 else "grouped_fp8"):
+        return None  # not what fr_k_grouped_fp8_default takes
+    name = {"up": "expert_up", "do": "expert_down"}[shape[:2]]
+    rows = expert_rows(int(f["E"]), int(f["rows"]), words[0])
+    return f"{name} precision=fp8 rows={rows} n={n} k={k}", ("fp8", name, n, k, words[0])
+
+
 def gemm(op, shape):
     """The output projection was measured with its residual added (2 % more bytes), but for one shape."""
     f, _ = fields(shape)
@@ -156,8 +171,10 @@ def other(op, shape):
 
 def convert(op, shape):
     """-> (row up to the regime, series for the power rule or None), or None: not used"""
-    if op.startswith("layer") or op.startswith("dense_own") or op.startswith("grouped_gather") or op.endswith("loop"):
+    if op.startswith(("layer", "quantise", "rmsnorm_fp8", "add_rmsnorm_fp8", "permute_fp8", "dense_own")) or op.startswith("grouped_gather") or op.endswith("loop"):
         return None
+    if op.startswith("grouped_fp8") or op == "gemm_fp8":
+        return fp8(op, shape)
     if op.startswith("grouped"):
         return grouped(op, shape)
     if op.startswith("gemm"):
@@ -274,8 +291,9 @@ def read(path):
 
 def main():
     raw, pair, seeds, variants = sys.argv[1:5]
+    quantised = sys.argv[5:6]
     rows = {}  # (row, regime) -> list of readings
-    for op, shape, regime, *numbers in read(raw):
+    for op, shape, regime, *numbers in [x for path in [raw] + quantised for x in read(path)]:
         made = convert(op, shape)
         if made:
             rows.setdefault((made[0], regime), (made[1], []))[1].append(numbers)
@@ -318,7 +336,7 @@ def main():
     for line in open(seeds, encoding="utf-8"):
         if re.match(r"# (sms|peak_|hbm_|link_|pcie_)", line):
             print(line, end="")
-        elif line[0] not in "#\n" and SEEDS.search(line):
+        elif line[0] not in "#\n" and SEEDS.search(line) and not (quantised and "precision=fp8" in line):
             head, *comment = line.rstrip("\n").split("  ##", 1)
             kept.append(head + " provenance=seeded" + "".join("  ##" + c for c in comment))
     print("""## Made from raw rows: do not edit. Ceilings are datasheet figures; pcie_rate is what pinned memory reaches.
