@@ -320,6 +320,7 @@ fr_status fr_exec_append(fr_exec *x, const fr_fragment *fragment, const fr_cuts 
     f->spans = x->o.spans;
     f->logits_count = 0;
     f->release = fr_exec_now(x);
+    x->known = NULL; /* a fragment's memory may be an earlier one's */
     fr_issue_fragment(x->issue, fragment);
     x->appended++;
     fr_status s = fr_exec_issue_forward(x, f, cuts, batches, err);
