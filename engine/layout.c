@@ -27,6 +27,13 @@ void fr_layout_expert_range(const fr_layout *l, const fr_model *m, int r, int *f
     *end = (int)((int64_t)m->experts * (r + 1) / l->ep);
 }
 
+bool fr_layout_uses_nccl(const fr_layout *l) {
+    const bool gathers = l->experts == FR_EXP_ASYNCEP || l->experts == FR_EXP_DWDP || l->experts == FR_EXP_OFFLOAD;
+    const bool split = l->tp > 1 || l->pp > 1 || (l->experts == FR_EXP_TP && l->dp > 1);
+    const bool weights = gathers && l->ep > 1 && l->gather != FR_GATHER_CE;
+    return split || weights || (l->experts == FR_EXP_EP && l->ep > 1 && l->exchange == FR_EXCHANGE_AGRS);
+}
+
 /* Four layers of shards ahead: the paper does not say k; four is what the sheet's memory table takes (facts:
  * moe-prefill, 2.2 and 2.5). */
 int fr_layout_window(const fr_layout *l) {

@@ -119,6 +119,8 @@ int fr_layout_expert_parts(const fr_layout *l);
 double fr_layout_worst_imbalance(const fr_layout *l);
 /* Routed experts that ep rank r (0 .. ep - 1) holds: contiguous, near-equal (dwdp may be uneven). */
 void fr_layout_expert_range(const fr_layout *l, const fr_model *m, int r, int *first, int *end);
+/* Whether something travels through NCCL: not the pulls of weights by copy engines, nor ep's own exchange. */
+bool fr_layout_uses_nccl(const fr_layout *l);
 /* Shard window of offload with ep > 1, in layers: `window`, or its default. */
 int fr_layout_window(const fr_layout *l);
 

@@ -194,7 +194,7 @@ static void stage_memory(const fr_layout *l, const fr_model *m, const fr_load *l
         out->activations =
             expert_rank ? a.receive + a.up + fr_max_i64(a.permuted, a.down)
                         : a.residual + a.normed + a.router + a.send + fr_max_i64(a.qkv + a.attention_out, a.dense);
-    out->workspace = CONTEXT_BYTES + CUBLAS_BYTES + (l->tp * l->pp * l->ep > 1 ? NCCL_BYTES : 0);
+    out->workspace = CONTEXT_BYTES + CUBLAS_BYTES + (fr_layout_uses_nccl(l) ? NCCL_BYTES : 0);
     out->total = out->attention + out->embedding_head + out->experts + out->gather_buffers + out->first_layer +
                  out->kv + out->activations + out->workspace;
 }

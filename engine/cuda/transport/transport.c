@@ -52,11 +52,6 @@ static bool gathers(const fr_layout *l) {
     return gathering && l->ep > 1 && l->gather != FR_GATHER_CE;
 }
 
-static bool needs_nccl(const fr_layout *l) {
-    const bool split = l->tp > 1 || l->pp > 1 || (l->experts == FR_EXP_TP && l->dp > 1);
-    return split || gathers(l) || (l->experts == FR_EXP_EP && l->ep > 1 && l->exchange == FR_EXCHANGE_AGRS);
-}
-
 /* The communicator that gathers weights by copy engines. */
 static fr_nccl_comm *window_comm(const fr_transport *t) {
     if (!gathers(t->o.layout) || t->o.layout->gather != FR_GATHER_NCCL_CE) return NULL;
@@ -125,7 +120,7 @@ static fr_status connect_groups(fr_transport *t, fr_error *err) {
 static fr_status open_all(fr_transport *t, fr_error *err) {
     if (t->ranks < 2) return FR_OK;
     FR_TRY(meet(t, err));
-    return needs_nccl(t->o.layout) ? connect_groups(t, err) : FR_OK;
+    return fr_layout_uses_nccl(t->o.layout) ? connect_groups(t, err) : FR_OK;
 }
 
 fr_status fr_transport_open(const fr_transport_options *o, fr_transport **out, fr_error *err) {
