@@ -360,6 +360,19 @@ static void test_arrived() {
         std::vector<double> added(x.size());
         for (size_t i = 0; i < x.size(); i++) added[i] = round_bf(bf_to_float(x[i]) + bf_to_float(z[i]));
         compare(name, dz.get(), added, relative(added, 0));
+
+        /* and the next layer's normed rows of the same sums */
+        snprintf(name, sizeof name, "combine + norm of whole rows T=%d H=%d", c.bound, c.H);
+        auto w = random_bf(r, H);
+        Dev<fr_bf16> dw(w), d2(z), normed(x.size());
+        CUDA(fr_k_combine(dx.p, nullptr, nullptr, d2.p, d2.p, dw.p, normed.p, 1e-6f, c.bound, 1, c.H, 0));
+        CUDA(cudaDeviceSynchronize());
+        equal(name, d2.get(), dz.get());
+        std::vector<double> want_norm(x.size());
+        for (int t = 0; t < c.bound; t++)
+            norm_reference(&added[static_cast<size_t>(t) * H], w.data(), 1e-6, c.H,
+                           &want_norm[static_cast<size_t>(t) * H]);
+        compare(name, normed.get(), want_norm, relative(want_norm, 3 * U));
     }
 }
 
