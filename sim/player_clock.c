@@ -16,6 +16,9 @@
 /* What the average lacks is spent GAIN times a window: the limit is met after window / (1 + GAIN). Two keeps kernels
  * of a third of a window from overshooting. */
 #define GAIN 2.0
+/* Clocks move in such steps on Hopper (NVML's list of supported clocks). Ranks that do the same then do it at the same
+ * clock, whatever the last digits of their averages. */
+#define STEP_MHZ 15.0
 /* A kernel longer than this share of the window meets a moving clock: followed in steps of half of it. */
 #define LONG 0.25
 
@@ -65,8 +68,10 @@ static inline void advance(const fr_player *p, fr_clock *c) {
 /* The clock for a kernel that starts now; until a window has passed it judges by itself as well. */
 static inline double choose(const fr_power *w, const fr_clock *c, const fr_price *price) {
     double own = 1 - c->weight;
-    return fr_power_clock(w, w->cap + GAIN * (w->cap - c->heat), c->base + own * price->base,
-                          c->slope + own * price->slope);
+    double x = fr_power_clock(w, w->cap + GAIN * (w->cap - c->heat), c->base + own * price->base,
+                              c->slope + own * price->slope);
+    double steps = (double)(int)(x * w->full_mhz / STEP_MHZ + 0.5);
+    return fmin(1, steps * STEP_MHZ / w->full_mhz);
 }
 
 static inline double speed(const fr_price *price, double x) {
