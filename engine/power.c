@@ -45,20 +45,6 @@ void fr_power_draw(const fr_power *p, fr_op_kind kind, double math, double memor
     out->slope *= correction(p, kind, math, share);
 }
 
-double fr_power_watts(const fr_draw *d, double x) {
-    return d->base + d->slope * x * x;
-}
-
-double fr_power_speed(const fr_draw *d, double x) {
-    return x >= d->full ? 1 : 1 / (1 - d->flex + d->flex * d->full / x);
-}
-
-double fr_power_clock(const fr_power *p, double watts, double base, double slope) {
-    if (slope <= 0) return 1;
-    double square = (watts - p->idle - base) / slope;
-    return square < 0.04 ? 0.2 : square > 1 ? 1 : sqrt(square);
-}
-
 double fr_power_alone(const fr_power *p, const fr_draw *d) {
     return fmin(d->full, fr_power_clock(p, p->cap, d->base, d->slope));
 }

@@ -19,6 +19,8 @@
 
 #include "engine/cost.h"
 
+#include <math.h>
+
 /* A row that the limit held back: its x^2 coefficient over what the least squares say of it. */
 typedef struct {
     uint8_t kind;
@@ -50,11 +52,18 @@ struct fr_power {
  * SM clock `clock` there (0 = not known). */
 void fr_power_draw(const fr_power *p, fr_op_kind kind, double math, double memory, double clock, fr_draw *out);
 /* Beyond idle, W. */
-double fr_power_watts(const fr_draw *d, double x);
+static inline double fr_power_watts(const fr_draw *d, double x) {
+    return d->base + d->slope * x * x;
+}
 /* How fast the op runs at clock x, relative to a burst: 1 at d->full and above. */
-double fr_power_speed(const fr_draw *d, double x);
+static inline double fr_power_speed(const fr_draw *d, double x) {
+    return x >= d->full ? 1 : x / (x + d->flex * (d->full - x));
+}
 /* Clock at which ops whose average draw beyond idle is base + slope * x^2 meet `watts`, at most 1, at least 0.2. */
-double fr_power_clock(const fr_power *p, double watts, double base, double slope);
+static inline double fr_power_clock(const fr_power *p, double watts, double base, double slope) {
+    double left = watts - p->idle - base;
+    return left >= slope ? 1 : left < 0.04 * slope ? 0.2 : sqrt(left / slope);
+}
 /* The clock at which this op alone, back to back, meets the limit; at most its own full clock. */
 double fr_power_alone(const fr_power *p, const fr_draw *d);
 

@@ -16,6 +16,9 @@
 /* What the average lacks is spent GAIN times a window: the limit is met after window / (1 + GAIN). Two keeps kernels
  * of a third of a window from overshooting. */
 #define GAIN 2.0
+/* Averages are brought up to date so many times a window, not at every op: the limit's own reaction is slower. */
+#define FOLD    32
+#define SETTLED 0.99 /* of a window behind them: averages speak for themselves */
 /* Clocks move in such steps on Hopper (NVML's list of supported clocks). Ranks that do the same then do it at the same
  * clock, whatever the last digits of their averages. */
 #define STEP_MHZ 15.0
@@ -27,15 +30,17 @@ enum { KERNEL = 1, TRANSFER = 2 }; /* fr_play_lane.draws; TRANSFER + fr_aggresso
 struct fr_clock {
     double base, slope, heat;           /* averages over the window, W: fr_draw's base and slope; power */
     double weight;                      /* how much of a window the first two stand on, 0..1 */
-    int64_t at;                         /* up to here */
+    int64_t at, told;                   /* averages stand here; what came after is summed up to `told` */
+    int64_t base_ns, slope_ns, draw_ns; /* those sums, mW ns */
+    double x;                           /* clock by the averages as they stand */
     int64_t base_mw, slope_mw, draw_mw; /* of what runs */
     int32_t moving[FR_AGGRESSORS][2];   /* transfers under way, in and out */
     double cycles, busy;                /* sums over kernels: clock * ns, ns */
     bool begun;
 };
 
-static int64_t milliwatts(double w) {
-    return llround(1000 * w);
+static inline int64_t milliwatts(double w) {
+    return (int64_t)(1000 * w + 0.5);
 }
 
 void fr_play_clock_open(fr_player *p) {
@@ -58,11 +63,26 @@ static inline void average(fr_clock *c, double keep, double base, double slope, 
     c->weight = keep * c->weight + (1 - keep);
 }
 
+/* What ran since the last change, at every start and end. */
+static inline void tell(const fr_player *p, fr_clock *c) {
+    int64_t ns = p->now - c->told;
+    c->base_ns += c->base_mw * ns;
+    c->slope_ns += c->slope_mw * ns;
+    c->draw_ns += c->draw_mw * ns;
+    c->told = p->now;
+}
+
+/* Brings the averages up to now, once a FOLDth of the window has passed; at the beginning, always. */
 static inline void advance(const fr_player *p, fr_clock *c) {
-    if (p->now <= c->at) return;
-    double keep = fade((double)(p->now - c->at) / p->power->window_ns);
-    average(c, keep, 1e-3 * (double)c->base_mw, 1e-3 * (double)c->slope_mw, p->power->idle + 1e-3 * (double)c->draw_mw);
+    tell(p, c);
+    int64_t ns = p->now - c->at;
+    if (ns <= 0 || (c->weight > SETTLED && (double)ns * FOLD < p->power->window_ns)) return;
+    double each = 1e-3 / (double)ns;
+    average(c, fade((double)ns / p->power->window_ns), each * (double)c->base_ns, each * (double)c->slope_ns,
+            p->power->idle + each * (double)c->draw_ns);
+    c->base_ns = c->slope_ns = c->draw_ns = 0;
     c->at = p->now;
+    c->x = 0;
 }
 
 /* The clock for a kernel that starts now; until a window has passed it judges by itself as well. */
@@ -101,7 +121,7 @@ static double follow(const fr_player *p, const fr_clock *from, const fr_price *p
 
 static void add(fr_player *p, int rank, int64_t base, int64_t slope, int64_t all) {
     fr_clock *c = &p->clocks[rank];
-    advance(p, c);
+    tell(p, c);
     c->base_mw += base;
     c->slope_mw += slope;
     c->draw_mw += all;
@@ -116,7 +136,8 @@ double fr_play_clock_start(fr_player *p, fr_play_lane *l) {
     if ((double)price->work > LONG * p->power->window_ns) {
         v = follow(p, c, price, &x);
     } else {
-        x = choose(p->power, c, price);
+        if (c->x <= 0 || c->weight <= SETTLED) c->x = choose(p->power, c, price);
+        x = c->x;
         v = speed(price, x);
     }
     x = fmin(x, price->full);
