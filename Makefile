@@ -108,11 +108,14 @@ reference: $(BUILD)/forerun
 .PHONY: gpu-test gpu-bench
 gpu-test: gpu-test-build engine
 	$(BUILD)/gpu/test_kernels
+	$(BUILD)/gpu/test_copies
 	bash tests/gpu/test_transport.sh $(BUILD)/gpu
 	bash tests/gpu/test_engine.sh $(BUILD)/forerun-cuda
+	@[ $$(nvidia-smi -L | wc -l) -lt 2 ] || bash tests/gpu/test_ranks.sh $(BUILD)/forerun-cuda
 gpu-bench: gpu-test-build engine
 	$(BUILD)/forerun-cuda calibrate --quick --out $(BUILD)/gpu-bench-table.txt
 	$(BUILD)/gpu/bench_kernels --out $(BUILD)/gpu-bench.txt
+	@[ $$(nvidia-smi -L | wc -l) -lt 2 ] || bash tests/gpu/bench_ranks.sh $(BUILD)/forerun-cuda
 
 FORMATTED = $(filter-out kernels/% engine/cuda/% tests/gpu/%,$(shell git ls-files '*.c' '*.h'))
 format:
