@@ -97,8 +97,9 @@ static fr_status conduct(const fr_setup *setup, const fr_run_options *o, fr_cond
     if (s == FR_OK) s = fr_world_open_threads(ranks, o->timeout_s, &c->world, err);
     if (s == FR_OK && c->wires) fr_world_spread(c->world);
     if (s == FR_OK) s = fr_conduct(setup, c, &out->c, err);
-    out->device_lost = out->c.lost;
-    if (out->device_lost) return s; /* threads are left that read all of this */
+    /* After a failure the libraries' own ends may wait for a device or a communicator that was given up. */
+    out->device_lost = out->c.lost || (s == FR_FAILED && out->c.ranks > 0);
+    if (out->device_lost) return s; /* threads may be left that read all of this */
     fr_procs_close(procs, o->timeout_s);
     fr_world_close(c->world);
     return s;
