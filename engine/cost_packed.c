@@ -29,16 +29,30 @@ static double plain_ns(const fr_table *t, const fr_row *packed) {
     return 0;
 }
 
+/* Shapes of one length differ by a few percent with their number and the heads: their mean. */
+static void add_ratio(fr_packed *p, int seen[FR_PACKED_POINTS], double length, double ratio) {
+    int at = 0;
+    while (at < p->points && fabs(p->length[at] - length) > 0.5) at++;
+    if (at == FR_PACKED_POINTS - 1) return;
+    if (at == p->points) {
+        p->points++;
+        p->length[at] = length;
+        p->ratio[at] = 0;
+        seen[at] = 0;
+    }
+    seen[at]++;
+    p->ratio[at] += (ratio - p->ratio[at]) / seen[at];
+}
+
 void fr_packed_fit(const fr_source *sources, int count, fr_packed *out) {
+    int seen[FR_PACKED_POINTS];
     out->points = 0;
     for (int k = 0; k < count && out->points == 0; k++) {
         const fr_table *t = sources[k].table;
-        for (uint32_t i = 0; i < t->count && out->points < FR_PACKED_POINTS - 1; i++) {
+        for (uint32_t i = 0; i < t->count; i++) {
             const fr_row *r = &t->rows[i];
             const double plain = r->packed ? plain_ns(t, r) : 0;
-            if (plain <= 0) continue;
-            out->length[out->points] = t->pairs[r->shape.vector].queries;
-            out->ratio[out->points++] = fmax(1, r->ns / plain);
+            if (plain > 0) add_ratio(out, seen, t->pairs[r->shape.vector].queries, fmax(1, r->ns / plain));
         }
     }
     if (out->points == 0) return;

@@ -1,9 +1,9 @@
-# The shipped cost table: what its raw rows make, and said to be part measured, part seeded.
-if command -v python3 >"$out"; then
-    python3 tests/tools/raw_to_table.py kernels/measured/raw/h200-2026-11-22.txt \
-        kernels/measured/raw/h200x2-2026-11-22.txt tests/data/seeds/h200.txt \
-        kernels/measured/raw/h200-tiles-2026-11-22.txt >"$work/h200.txt"
-    same "$work/h200.txt" kernels/measured/h200.txt "h200.txt is what tests/tools/raw_to_table.py makes"
-fi
+# The shipped cost tables: what their journals make, and said to be part measured, part seeded.
+raw=kernels/measured/raw
+expect 0 calibrate --merge --out "$work/h200.txt" $raw/h200x1-2026-11-22.raw \
+    $raw/h200-before-2026-11-22.txt $raw/h200x1-more-2026-11-22.raw
+same "$work/h200.txt" kernels/measured/h200.txt "h200.txt is what its journals make"
+expect 0 calibrate --merge --out "$work/h100.txt" $raw/h100x1-2026-11-22.raw $raw/h100-before-2026-11-22.txt
+same "$work/h100.txt" kernels/measured/h100.txt "h100.txt is what its journals make"
 expect 0 list costs --machine h200x1 && prints "of them seeded"
 expect 0 list costs --machine h200x1 --costs tests/data/seeds && prints ", seeded"

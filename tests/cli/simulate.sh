@@ -42,6 +42,9 @@ for options in "--strategy dp" "--strategy tp" "--strategy ep" "--strategy ep --
         expect 0 simulate $small --skew even $options $fold --json
         sqlite3 :memory: "SELECT json_remove(CAST(readfile('$out') AS TEXT), '\$.ops', '\$.experiment.no-fold')" >"$work/fold$fold.json"
     done
+    case $options in # the clock's steps are rounded at other ranks' events too: nanoseconds apart
+    *asyncep*) sed -i -E 's/(\.[0-9]{5})[0-9]+/\1/g' "$work/fold.json" "$work/fold--no-fold.json" ;;
+    esac
     same "$work/fold.json" "$work/fold--no-fold.json" "folding of $options"
 done
 # what-ifs act, and print both

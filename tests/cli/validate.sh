@@ -41,7 +41,7 @@ json "abs(json_extract(j,'\$.runs[0].error')) < 1e-9" 1
 grep -E '^#|^(gemm|gemm_qkv|gemm_o|expert_up|expert_down|attention) ' kernels/measured/h200.txt | grep -v '^## ' |
     awk '/^#/ {print; next} /regime=burst/ && !/seeded/ {sub(/ *##.*/, ""); for (i = 1; i <= NF; i++) if ($i ~ /^ns=/) {split($i, a, "="); $i = "ns=" int(a[2] * 1.1)} else if ($i ~ /^p[19]0=/) $i = ""; gsub(/  +/, " "); print}' >"$work/anchors.txt"
 expect 0 validate "$work/r.db" --assumed-routing --anchors "$work/anchors.txt" --json
-json "json_extract(j,'\$.runs[0].anchored_error') > 0.06 AND json_extract(j,'\$.runs[0].anchored_error') < 0.13" 1
+json "json_extract(j,'\$.runs[0].anchored_error') > 0.05 AND json_extract(j,'\$.runs[0].anchored_error') < 0.13" 1
 # both timelines in one Perfetto file, under the same ids
 expect 0 validate "$work/v.db" --run 3 --perfetto "$work/twins.json"
 live=$(sqlite3 "$work/v.db" "SELECT count(*) FROM spans WHERE run=3")

@@ -305,7 +305,7 @@ static void monotone(void **state) {
                 bool vector = k == 4;
                 /* sustained: a wave that is better filled by more rows takes as long and draws more, so the clock moves
                  * against it by a hair */
-                double slack = vector ? 0.995 : regime == FR_SUSTAINED ? 0.999 : 1;
+                double slack = vector ? 0.995 : regime == FR_SUSTAINED ? 0.998 : 1;
                 if ((double)now[k] < (double)last[k] * slack)
                     fail_msg("m %d, curve %d: %ld after %ld", m, k, (long)now[k], (long)last[k]);
                 last[k] = now[k];
@@ -343,7 +343,8 @@ static void attention_packed(void **state) {
             varied[i] = (fr_pair){length - i % 2, 0};
         }
         double ratio = (double)attention_ns(c, varied, 64, 0) / (double)attention_ns(c, equal, 64, 0);
-        if (length == 256) assert_true(fabs(ratio - 1.243) < 0.02); /* measured: 299.2 and 240.6 us */
+        if (length == 256)
+            assert_true(fabs(ratio - 1.243) < 0.05); /* 300.4 and 241.2 us; others of this length 1.20 to 1.34 */
         if (length > 2048) assert_true(ratio > 0.97 && ratio < 1.04);
         equal[0].prefix = 1; /* something before it: masks are needed */
         if (length == 512) assert_true(attention_ns(c, equal, 64, 0) > attention_ns(c, varied, 64, 0) * 97 / 100);

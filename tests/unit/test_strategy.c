@@ -539,7 +539,7 @@ static void balanced_chunks_shrink_with_context(void **state) {
             assert_true((double)high > 1.5 * (double)low);
         } else {
             assert_true(chunks > 8);
-            assert_true((double)high < 1.1 * (double)low);
+            assert_true((double)high < 1.15 * (double)low); /* measured attention has steps */
         }
         fr_fragment_free(f);
         fr_planner_close(p);
