@@ -196,9 +196,9 @@ static void facts(void *self, fr_rank_facts *out) {
 
 static void release(void *self) {
     const device_rank *d = self;
-    cudaSetDevice(d->device); /* any thread may come here */
+    fr_transport_abort(d->transport); /* first: its communicators are let go without asking the device */
+    cudaSetDevice(d->device);         /* any thread may come here */
     if (d->exec) fr_exec_release(d->exec);
-    fr_transport_abort(d->transport);
 }
 
 static void where(void *self, char *out, size_t size) {

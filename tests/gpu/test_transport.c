@@ -3,7 +3,7 @@
  * every collective against what it must give, even and uneven rows, in place, ranks without rows, several arrays at
  * once; then a peer that does not come; then latency and bandwidth.
  *
- * usage: test_transport [check] [bench] [ce] [fault]      (default: all)
+ * usage: test_transport [check] [bench] [ce] [fault | storm]      (default: all but storm)
  * ce: gathers weights by kernels and by copy engines, and shows which needs SMs: beside a kernel that has them all.
  * LD_PRELOAD=.../no_multicast.so makes it fail where anything creates a multicast object.
  */
@@ -204,6 +204,14 @@ static void check_all(one *o) {
     if (o->rank == 0) printf("check: %s\n", failures ? "FAILED" : "ok"), fflush(stdout);
 }
 
+static one all[MOST];
+static pthread_t breaker;
+static void *give_up(void *context) {
+    usleep(200000);
+    for (int q = 0; q < ranks; q++) fr_transport_abort(all[q].t);
+    return context;
+}
+
 /* ---- a peer that does not come ------------------------------------------------------------------------------------*/
 
 static void fault(one *o) {
@@ -225,6 +233,35 @@ static void fault(one *o) {
         fr_transport_abort(o->t);
     }
     fflush(stdout);
+    barrier(o);
+}
+
+/* Another thread gives both transports up while their own threads launch without pause. */
+static void storm(one *o) {
+    const int64_t rows[MOST] = {40, 40, 40, 40, 40, 40, 40, 40};
+    fr_error err;
+    fr_collective c = op(FR_OP_ALLREDUCE, rows);
+    c.in[0] = c.out[0] = o->in;
+    barrier(o);
+    if (o->rank == 0) pthread_create(&breaker, NULL, give_up, NULL);
+    const double start = now();
+    long launched = 0;
+    while (fr_transport_launch(o->t, &c, o->stream, &err) == FR_OK) {
+        launched++;
+        if (now() - start > 15) DIE("rank %d: launches go on 15 s after the transport was given up", o->rank);
+        if (launched % 64 == 0) cudaStreamQuery(o->stream);
+    }
+    const double end = now() + 10;
+    cudaError_t e;
+    while ((e = cudaStreamQuery(o->stream)) == cudaErrorNotReady && now() < end) usleep(1000);
+    if (e == cudaErrorNotReady) DIE("rank %d: the device still waits after its transport was given up", o->rank);
+    barrier(o);
+    if (o->rank == 0) {
+        pthread_join(breaker, NULL);
+        printf("storm: given up by another thread after %ld launches, all ended after %.2f s\n", launched,
+               now() - start);
+        fflush(stdout);
+    }
     barrier(o);
 }
 
@@ -401,19 +438,19 @@ static void *run(void *context) {
         copy_engines(o, FR_GATHER_NCCL_CE);
     }
     if (strstr(which, "fault")) fault(o);
+    if (strstr(which, "storm")) storm(o);
     fr_transport_close(o->t, faulty);
     return NULL;
 }
 
 int main(int argc, char **argv) {
-    one all[MOST] = {0};
     pthread_t threads[MOST];
     int16_t members[MOST];
     char text[128] = "";
     fr_error err;
     for (int i = 1; i < argc; i++) snprintf(text + strlen(text), sizeof text - strlen(text), "%.20s ", argv[i]);
     which = argc > 1 ? text : "check bench ce fault";
-    faulty = strstr(which, "fault") != NULL;
+    faulty = strstr(which, "fault") || strstr(which, "storm");
     FR(fr_device_environment(&err));
     FR(fr_device_count(&ranks, &err));
     if (ranks > MOST) ranks = MOST;

@@ -13,5 +13,6 @@ timeout 100 "$bin/test_exchange" check || exit 1
 log=$(mktemp)
 LD_PRELOAD=$(realpath "$bin/no_multicast.so") timeout 100 "$bin/test_transport" ce check fault 2>"$log" || { cat "$log"; exit 1; }
 cat "$log"
+timeout 60 "$bin/test_transport" storm || exit 1
 grep -q "looked up [1-9]" "$log" || { echo "FAILED: no_multicast.so was passed by"; exit 1; }
 rm -f "$log"

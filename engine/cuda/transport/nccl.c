@@ -8,6 +8,8 @@
 #include <string.h>
 #include <time.h>
 
+#define ABORT_S 3.0 /* that a caller waits for the library to give a communicator up */
+
 /* X(field, symbol, parameters): what is used of the library; all return ncclResult_t. */
 #define FUNCTIONS(X)                                                                                                   \
     X(version, ncclGetVersion, (int *))                                                                                \
@@ -44,7 +46,8 @@ struct fr_nccl_comm {
     ncclComm_t comm;
     int ranks, me;
     bool copy_engines;
-    atomic_bool aborted;
+    pthread_mutex_t lock; /* of the library's communicator */
+    atomic_bool aborted, gone;
 };
 
 static fr_status check(const fr_nccl *n, ncclResult_t r, const char *call, fr_error *err) {
@@ -238,6 +241,7 @@ fr_status fr_nccl_connect(const fr_nccl_request *r, fr_nccl_comm **out, fr_error
         c->ranks = a->comm.ranks;
         c->me = a->comm.me;
         c->copy_engines = a->comm.copy_engines;
+        pthread_mutex_init(&c->lock, NULL);
         *out = c;
     } else if (err) {
         *err = a->err;
@@ -246,21 +250,55 @@ fr_status fr_nccl_connect(const fr_nccl_request *r, fr_nccl_comm **out, fr_error
     return s;
 }
 
-void fr_nccl_abort(fr_nccl_comm *c) {
-    if (c && !atomic_exchange(&c->aborted, true)) c->lib->abort(c->comm);
+/* ---- giving up ----------------------------------------------------------------------------------------------------*/
+
+static bool lock_within(pthread_mutex_t *lock, double s) {
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += (time_t)s;
+    return pthread_mutex_timedlock(lock, &until) == 0;
+}
+
+/* The library frees the communicator, so the rank's thread must be out of it; one that stands still in it for long will
+ * not come back unless this is done. */
+static void *abort_thread(void *context) {
+    fr_nccl_comm *c = context;
+    const bool alone = lock_within(&c->lock, 1);
+    c->lib->abort(c->comm);
+    if (alone) pthread_mutex_unlock(&c->lock);
+    atomic_store(&c->gone, true);
+    return NULL;
+}
+
+void fr_nccl_abort(fr_nccl_comm *const *comms, uint32_t count) {
+    for (uint32_t i = 0; i < count; i++) { /* all at once: what runs on one may wait for what runs on another */
+        pthread_t thread;
+        if (!comms[i] || atomic_exchange(&comms[i]->aborted, true)) continue;
+        if (pthread_create(&thread, NULL, abort_thread, comms[i]) == 0) pthread_detach(thread);
+    }
+    const double end = seconds() + ABORT_S;
+    for (uint32_t i = 0; i < count; i++)
+        while (comms[i] && !atomic_load(&comms[i]->gone) && seconds() < end)
+            nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
 }
 
 void fr_nccl_close(fr_nccl_comm *c, bool abort) {
     if (!c) return;
-    if (abort) fr_nccl_abort(c);
-    if (!atomic_load(&c->aborted)) c->lib->destroy(c->comm);
+    if (abort) fr_nccl_abort(&c, 1);
+    if (!atomic_load(&c->aborted))
+        c->lib->destroy(c->comm);
+    else if (!atomic_load(&c->gone))
+        return; /* a thread is still at it */
+    pthread_mutex_destroy(&c->lock);
     free(c);
 }
 
 fr_status fr_nccl_check(fr_nccl_comm *c, fr_error *err) {
-    ncclResult_t now = ncclSuccess;
-    if (atomic_load(&c->aborted)) return fr_fail(err, FR_FAILED, "the communicator was given up");
-    FR_TRY(check(c->lib, c->lib->async(c->comm, &now), "ncclCommGetAsyncError", err));
+    ncclResult_t now = ncclSuccess, asked = ncclSuccess;
+    if (pthread_mutex_trylock(&c->lock) != 0) return FR_OK; /* in use: another time */
+    if (!atomic_load(&c->aborted)) asked = c->lib->async(c->comm, &now);
+    pthread_mutex_unlock(&c->lock);
+    FR_TRY(check(c->lib, asked, "ncclCommGetAsyncError", err));
     return check(c->lib, now, "an NCCL collective", err);
 }
 
@@ -348,8 +386,14 @@ static ncclResult_t run_array(const fr_nccl_comm *c, const fr_collective *op, in
 fr_status fr_nccl_run(fr_nccl_comm *c, const fr_collective *op, int peer, cudaStream_t stream, fr_error *err) {
     const fr_nccl *n = c->lib;
     const bool grouped = !c->copy_engines; /* they carry one collective at a time */
+    pthread_mutex_lock(&c->lock);
+    if (atomic_load(&c->aborted)) {
+        pthread_mutex_unlock(&c->lock);
+        return fr_fail(err, FR_FAILED, "the communicator was given up");
+    }
     ncclResult_t r = grouped ? n->start() : ncclSuccess, end = ncclSuccess;
     for (int a = 0; a < op->arrays && r == ncclSuccess; a++) r = run_array(c, op, a, peer, stream);
     if (grouped) end = n->end();
+    pthread_mutex_unlock(&c->lock);
     return check(n, r == ncclSuccess ? end : r, fr_op_name(op->kind), err);
 }

@@ -31,8 +31,9 @@ typedef struct {
  * the timeout or the world fails.
  */
 fr_status fr_nccl_connect(const fr_nccl_request *r, fr_nccl_comm **out, fr_error *err);
-/* Ends what runs on it; any thread, also while another one launches. NULL is allowed. */
-void fr_nccl_abort(fr_nccl_comm *c);
+/* Ends what runs on them, within some seconds whatever the library does; any thread, also while another one launches.
+ * Entries may be NULL. */
+void fr_nccl_abort(fr_nccl_comm *const *comms, uint32_t count);
 void fr_nccl_close(fr_nccl_comm *c, bool abort); /* NULL is allowed */
 
 /* `peer`: member index, of SEND and RECV. */

@@ -278,6 +278,6 @@ fr_status fr_transport_check(fr_transport *t, fr_error *err) {
 
 void fr_transport_abort(fr_transport *t) {
     if (!t || atomic_exchange(&t->aborted, true)) return;
+    fr_nccl_abort(t->comms, t->groups); /* first: it alone needs nothing of a device that may stand still */
     if (t->exchanges) fr_exchanges_release(t->exchanges);
-    for (uint32_t g = 0; g < t->groups; g++) fr_nccl_abort(t->comms[g]);
 }
