@@ -57,6 +57,8 @@ struct fr_cost_model {
     double anchor[FR_CLASS_COUNT];    /* of the GPU at hand over the tables; 0 = none */
     double slowdown[FR_CLASS_COUNT][FR_AGGRESSORS];
     double held_back[FR_CLASS_COUNT];
+    double gap[2]; /* ns that a kernel takes in a chain of others beyond its own back to back: plain, timed */
+    bool timed;
     fr_capacity capacity;
     bool from_folder; /* a table of the folder that was asked for is in use */
     uint64_t hash;
@@ -141,11 +143,11 @@ static fr_status open_tables(fr_cost_model *c, fr_error *err) {
 }
 
 /* The row's ns of the first source that has one of this type. */
-static double floor_of(const fr_cost_model *c) {
+static double row_of(const fr_cost_model *c, fr_row_type type, double otherwise) {
     for (int s = 0; s < c->source_count; s++)
         for (uint32_t i = 0; i < c->sources[s].table->count; i++)
-            if (c->sources[s].table->rows[i].type == FR_ROW_FLOOR) return c->sources[s].table->rows[i].ns;
-    return FLOOR_NS;
+            if (c->sources[s].table->rows[i].type == type) return c->sources[s].table->rows[i].ns;
+    return otherwise;
 }
 
 static bool differs(double a, double b) {
@@ -155,7 +157,9 @@ static bool differs(double a, double b) {
 static void set_ceilings(fr_cost_model *c) {
     const fr_machine *m = &c->machine;
     const fr_what_if *w = &c->options.what_if;
-    double floor_ns = floor_of(c);
+    double floor_ns = row_of(c, FR_ROW_FLOOR, FLOOR_NS);
+    c->gap[0] = row_of(c, FR_ROW_GAP, 0);
+    c->gap[1] = row_of(c, FR_ROW_GAP_TIMED, c->gap[0]);
     c->ceilings = (fr_ceilings){.hbm = m->hbm_rate * w->hbm,
                                 .link = m->link_rate * w->link,
                                 .pcie = m->pcie_rate * w->pcie,
@@ -416,6 +420,16 @@ double fr_cost_slowdown(const fr_cost_model *c, fr_op_class victim, fr_aggressor
 
 const fr_power *fr_cost_power(const fr_cost_model *c) {
     return &c->power;
+}
+
+double fr_cost_gap(const fr_cost_model *c, fr_op_kind kind) {
+    fr_op_class class = fr_op_class_of(kind);
+    if (class < FR_CLASS_MEMORY || class > FR_CLASS_GROUPED) return 0;
+    return c->gap[0] * (kind == FR_OP_SORT ? 3 : 1) + (c->timed ? c->gap[1] - c->gap[0] : 0);
+}
+
+void fr_cost_time_ops(fr_cost_model *c, bool timed) {
+    c->timed = timed;
 }
 
 fr_regime fr_cost_regime(const fr_cost_model *c) {

@@ -100,6 +100,17 @@ fr_regime fr_cost_regime(const fr_cost_model *c);
 fr_status fr_cost_anchor(fr_cost_model *c, const char *text, const char *where, double ratio[FR_CLASS_COUNT],
                          fr_error *err);
 
+/*
+ * ns that a kernel takes beyond its cost, which is that of many in a row of its own: in a chain of different ones its
+ * code and operands are not at hand. Sorting is three kernels (kernels/kernels.h: fr_k_route).
+ */
+double fr_cost_gap(const fr_cost_model *c, fr_op_kind kind);
+/*
+ * Whether ops are timed one by one, as `run` does unless told not to: each then has an event behind it (rows gap and
+ * gap_timed). Before the model is shared between threads.
+ */
+void fr_cost_time_ops(fr_cost_model *c, bool timed);
+
 /* Capacities for sharing, per rank, bytes/s: what kernels and links reach together. */
 typedef struct {
     double hbm, link_out, link_in, pcie_h2d, pcie_d2h, host, network;

@@ -8,9 +8,10 @@ bool fr_row_kind(const char *name, fr_row *row) {
         const char *name;
         fr_row_type type;
         fr_op_kind kind;
-    } extra[] = {{"gemm", FR_ROW_GENERIC, FR_OP_GEMM_DENSE}, {"grouped", FR_ROW_GENERIC, FR_OP_EXPERT_UP},
-                 {"memory", FR_ROW_GENERIC, FR_OP_NORM},     {"kernel_floor", FR_ROW_FLOOR, FR_OP_NONE},
-                 {"event", FR_ROW_EVENT, FR_OP_NONE},        {"slowdown", FR_ROW_SLOWDOWN, FR_OP_NONE}};
+    } extra[] = {{"gemm", FR_ROW_GENERIC, FR_OP_GEMM_DENSE},  {"grouped", FR_ROW_GENERIC, FR_OP_EXPERT_UP},
+                 {"memory", FR_ROW_GENERIC, FR_OP_NORM},      {"kernel_floor", FR_ROW_FLOOR, FR_OP_NONE},
+                 {"event", FR_ROW_EVENT, FR_OP_NONE},         {"gap", FR_ROW_GAP, FR_OP_NONE},
+                 {"gap_timed", FR_ROW_GAP_TIMED, FR_OP_NONE}, {"slowdown", FR_ROW_SLOWDOWN, FR_OP_NONE}};
     for (size_t i = 0; i < sizeof extra / sizeof *extra; i++)
         if (strcmp(extra[i].name, name) == 0) {
             row->type = (uint8_t)extra[i].type;
@@ -27,6 +28,8 @@ bool fr_row_kind(const char *name, fr_row *row) {
 const char *fr_row_name(const fr_row *r) {
     if (r->type == FR_ROW_FLOOR) return "kernel_floor";
     if (r->type == FR_ROW_EVENT) return "event";
+    if (r->type == FR_ROW_GAP) return "gap";
+    if (r->type == FR_ROW_GAP_TIMED) return "gap_timed";
     if (r->type == FR_ROW_SLOWDOWN) return "slowdown";
     if (r->type == FR_ROW_OP) return fr_op_name((fr_op_kind)r->shape.kind);
     switch (fr_op_class_of((fr_op_kind)r->shape.kind)) {
@@ -51,7 +54,7 @@ bool fr_row_plain(const fr_row *r) {
 
 bool fr_row_same(const fr_table *ta, const fr_row *a, const fr_table *tb, const fr_row *b, bool with_regime) {
     if (a->key != b->key || a->type != b->type || (with_regime && a->regime != b->regime)) return false;
-    if (a->type == FR_ROW_FLOOR || a->type == FR_ROW_EVENT) return true;
+    if (a->type == FR_ROW_FLOOR || (a->type >= FR_ROW_GAP && a->type <= FR_ROW_EVENT)) return true;
     if (a->ways != b->ways || a->tile != b->tile || a->packed != b->packed || a->at_ms != b->at_ms ||
         a->duty < b->duty || a->duty > b->duty)
         return false;

@@ -317,7 +317,7 @@ static fr_status read_field(const reader *r, fr_row *row, field_id f, char *text
 /* Which fields a row needs and which it may have besides ALWAYS_OPTIONAL. */
 static void row_fields(const fr_row *row, uint64_t *need, uint64_t *may) {
     *may = 0;
-    if (row->type == FR_ROW_FLOOR || row->type == FR_ROW_EVENT) {
+    if (row->type == FR_ROW_FLOOR || (row->type >= FR_ROW_GAP && row->type <= FR_ROW_EVENT)) {
         *need = TIMED;
         return;
     }

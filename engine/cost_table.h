@@ -8,11 +8,13 @@
 #include "engine/cost.h"
 
 typedef enum {
-    FR_ROW_OP = 0,   /* shape.kind was measured */
-    FR_ROW_GENERIC,  /* "gemm", "grouped", "memory": any kind of the class; shape.kind stands for it */
-    FR_ROW_FLOOR,    /* "kernel_floor": the shortest kernel, start to end on the device */
-    FR_ROW_SLOWDOWN, /* "slowdown": a victim alone and beside an aggressor */
-    FR_ROW_EVENT,    /* "event": from a kernel's end to the start of one on another stream that waits for it */
+    FR_ROW_OP = 0,    /* shape.kind was measured */
+    FR_ROW_GENERIC,   /* "gemm", "grouped", "memory": any kind of the class; shape.kind stands for it */
+    FR_ROW_FLOOR,     /* "kernel_floor": the shortest kernel, start to end on the device */
+    FR_ROW_SLOWDOWN,  /* "slowdown": a victim alone and beside an aggressor */
+    FR_ROW_GAP,       /* "gap": what a kernel takes beyond its own back to back, in a chain of different ones */
+    FR_ROW_GAP_TIMED, /* "gap_timed": the same with an event behind each that takes its time */
+    FR_ROW_EVENT,     /* "event": from a kernel's end to the start of one on another stream that waits for it */
 } fr_row_type;
 
 typedef struct {

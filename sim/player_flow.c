@@ -116,12 +116,13 @@ void fr_play_prices(fr_player *p, fr_run *run) {
             p->o.price(p->o.context, s, f->pairs, &c);
         else
             fr_cost_op(p->o.cost, s, f->pairs, &c);
-        out->ns = out->work = c.ns > 0 ? c.ns : 0;
-        out->low = c.low;
-        out->high = c.high;
+        int64_t gap = p->o.price || c.ns <= 0 ? 0 : llround(fr_cost_gap(p->o.cost, (fr_op_kind)s->kind));
+        out->ns = out->work = c.ns > 0 ? c.ns + gap : 0;
+        out->low = c.low + gap;
+        out->high = c.high + gap;
         out->provenance = (uint8_t)c.provenance;
         if (p->clocks && c.draw.slope > 0) {
-            out->work = c.burst_ns;
+            out->work = c.burst_ns + gap;
             out->base = (float)c.draw.base;
             out->slope = (float)c.draw.slope;
             out->full = (float)c.draw.full;

@@ -321,7 +321,8 @@ static fr_status anchor(fr_validation *v, const fr_validate_options *o, const st
     return FR_OK;
 }
 
-static fr_status open_twin(fr_validation *v, const fr_validate_options *o, const stored_run *r, fr_error *err) {
+static fr_status open_twin(fr_validation *v, const fr_validate_options *o, const stored_run *r, bool timed,
+                           fr_error *err) {
     fr_experiment e;
     FR_TRY(fr_experiment_from_json(r->config, "stored configuration", &e, err));
     e.ignore_memory = true; /* it ran */
@@ -333,6 +334,7 @@ static fr_status open_twin(fr_validation *v, const fr_validate_options *o, const
     v->mfu = r->mfu;
     v->ttft_s = r->ttft_s;
     make_label(v);
+    fr_cost_time_ops(v->setup.cost, timed);
     return o->assumed_routing ? FR_OK : use_routing(v, r, err);
 }
 
@@ -345,7 +347,7 @@ fr_status fr_validate_run(fr_store *s, const char *path, int64_t run, const fr_v
     played p = {0};
     fr_status status = read_run(s, path, run, &r, err);
     if (status == FR_OK) status = read_records(s, run, &f, &q, err);
-    if (status == FR_OK) status = open_twin(v, o, &r, err);
+    if (status == FR_OK) status = open_twin(v, o, &r, has_spans(s, run), err);
     if (status == FR_OK) status = play(v, o, &q, &v->spans[0], &p, &v->predicted, err);
     if (status == FR_OK) status = name_lanes(v, s, err);
     if (status == FR_OK) compare(v, &r, &p, &f, &q);
