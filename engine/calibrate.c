@@ -493,7 +493,7 @@ static fr_status add_exchanges(maker *m, fr_error *err) {
             row.shape.bytes = k ? 2 * (int64_t)model.hidden * leaving : 0;
             const bool coarse = tokens == 1 || tokens == 64 || tokens == 512 || tokens == 4096 || tokens == 16384;
             if (m->mode != FR_CAL_FULL && !coarse) continue;
-            fr_cal_item *it = add(m, FR_CAL_EXCHANGE, 2, row);
+            fr_cal_item *it = add(m, FR_CAL_EXCHANGE, 0, row);
             it->tokens = tokens;
             it->leaving = leaving;
         }

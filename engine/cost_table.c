@@ -76,11 +76,18 @@ static const char *const field_names[F_COUNT] = {
 #define ALWAYS_OPTIONAL                                                                                                \
     (BIT(F_P10) | BIT(F_P90) | BIT(F_SAMPLES) | BIT(F_CLOCK) | BIT(F_WATTS) | BIT(F_CAPPED) | BIT(F_PROVENANCE))
 
+/* Rows by their keys: open addressing, 1 + the row's number, 0 = free. */
+typedef struct {
+    uint32_t *slots;
+    uint32_t size; /* a power of two, at least twice the rows */
+} row_index;
+
 typedef struct {
     const char *where;
     int line;
     fr_error *err;
     fr_table *t;
+    row_index *index;
 } reader;
 
 static fr_status bad(const reader *r, const char *field, const char *expected) {
@@ -362,6 +369,31 @@ static void row_fields(const fr_row *row, uint64_t *need, uint64_t *may) {
     }
 }
 
+static void index_row(row_index *x, const fr_table *t, uint32_t row) {
+    uint64_t at = t->rows[row].key;
+    while (x->slots[at & (x->size - 1)]) at++;
+    x->slots[at & (x->size - 1)] = row + 1;
+}
+
+/* Room for one row more than the table has. */
+static void grow_index(row_index *x, const fr_table *t) {
+    if (2 * ((uint64_t)t->count + 1) <= x->size) return;
+    free(x->slots);
+    while (x->size < 2 * ((uint64_t)t->count + 1)) x->size = x->size ? 2 * x->size : 1024;
+    x->slots = fr_alloc(x->size * sizeof *x->slots);
+    for (uint32_t i = 0; i < t->count; i++) index_row(x, t, i);
+}
+
+/* The row of the table that measured the same, NULL = none. */
+static const fr_row *find_row(row_index *x, const fr_table *t, const fr_row *row) {
+    grow_index(x, t);
+    for (uint64_t at = row->key; x->slots[at & (x->size - 1)]; at++) {
+        const fr_row *other = &t->rows[x->slots[at & (x->size - 1)] - 1];
+        if (fr_row_same(t, row, t, other, true)) return other;
+    }
+    return NULL;
+}
+
 static fr_status check_row(const reader *r, fr_row *row, uint64_t seen) {
     uint64_t need, may;
     row_fields(row, &need, &may);
@@ -387,12 +419,12 @@ static fr_status check_row(const reader *r, fr_row *row, uint64_t seen) {
     if (row->shape.head_dim && !row->shape.v_head_dim) row->shape.v_head_dim = (int16_t)row->shape.head_dim;
     if (row->shape.hosts == 0) row->shape.hosts = 1;
     row->key = fr_row_key(r->t, row);
-    for (uint32_t i = 0; i < r->t->count; i++)
-        if (fr_row_same(r->t, row, r->t, &r->t->rows[i], true)) {
-            char text[96];
-            snprintf(text, sizeof text, "a second row for the shape of line %d", r->t->rows[i].line);
-            return bad(r, fr_row_name(row), text);
-        }
+    const fr_row *other = find_row(r->index, r->t, row);
+    if (other) {
+        char text[96];
+        snprintf(text, sizeof text, "a second row for the shape of line %d", other->line);
+        return bad(r, fr_row_name(row), text);
+    }
     return FR_OK;
 }
 
@@ -419,6 +451,7 @@ static fr_status read_row(const reader *r, char *line) {
     if (t->count >= ROW_LIMIT) return bad(r, "op", "more than 16384 rows");
     FR_GROW(t->rows, t->cap, t->count + 1);
     t->rows[t->count++] = row;
+    index_row(r->index, t, t->count - 1);
     t->seeds += row.provenance == FR_FROM_SEEDED;
     return FR_OK;
 }
@@ -498,7 +531,8 @@ static fr_status read_line(const reader *r, char *line, uint32_t *needed, uint32
 }
 
 fr_status fr_table_parse(const char *text, size_t length, const char *where, fr_table *t, fr_error *err) {
-    reader r = {.where = where, .err = err, .t = t};
+    row_index index = {0};
+    reader r = {.where = where, .err = err, .t = t, .index = &index};
     uint32_t needed = 0, seen = 0;
     bool rows = false;
     t->seeded = false;
@@ -520,6 +554,7 @@ fr_status fr_table_parse(const char *text, size_t length, const char *where, fr_
         }
         at += n + 1;
     }
+    free(index.slots);
     free(line);
     r.line++;
     if (t->ceilings.grouped_tile == 0) t->ceilings.grouped_tile = 128;
