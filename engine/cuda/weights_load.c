@@ -10,14 +10,16 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
 
-#define STAGING ((int64_t)8 << 20) /* bytes a buffer: a copy of 8 MiB runs at the link's rate */
-#define READERS 8 /* threads: a core copies some 8 to 10 GB/s out of the page cache, the link takes 55 */
+#define STAGING ((int64_t)4 << 20) /* bytes a buffer: two for each of several threads keep the link busy */
+#define READERS 16 /* threads at most: a core reads 4 to 5 GB/s out of the page cache, the link takes 55 */
+_Static_assert(8 * 2 * FR_K_MAX_HIDDEN <= STAGING, "a block of eight rows fits a buffer");
 
 /*
  * `bytes` from `from` in a file, rows of `row` bytes, of each of which `wanted` from `column` on go to `to`, packed.
@@ -41,6 +43,8 @@ typedef struct {
     int device;
     /* shared by the readers */
     pthread_mutex_t lock;
+    char *pinned; /* two buffers a reader */
+    int64_t readers;
     uint32_t next;
     fr_status status;
     fr_error *err;
@@ -340,7 +344,7 @@ static void list_all(load *l) {
 /* ---- the readers --------------------------------------------------------------------------------------------------*/
 
 typedef struct {
-    char *staging[2];
+    char *staging[2]; /* of load.pinned */
     cudaStream_t stream;
     cudaEvent_t free[2];
 } reader;
@@ -415,13 +419,12 @@ static cudaError_t send(const job *j, const char *from, cudaStream_t stream) {
     return cudaMemcpy2DAsync(j->to, wanted, from + j->column, row, wanted, bytes / row, cudaMemcpyHostToDevice, stream);
 }
 
-static cudaError_t open_reader(const load *l, reader *r) {
+static cudaError_t open_reader(const load *l, char *staging, reader *r) {
     cudaError_t e = cudaSetDevice(l->device);
     if (!e) e = cudaStreamCreateWithFlags(&r->stream, cudaStreamNonBlocking);
     for (int i = 0; i < 2 && !e; i++) {
-        e = cudaHostAlloc((void **)&r->staging[i], (size_t)fr_max_i64(STAGING, 8 * 2 * (int64_t)FR_K_MAX_HIDDEN),
-                          cudaHostAllocDefault);
-        if (!e) e = cudaEventCreateWithFlags(&r->free[i], cudaEventDisableTiming);
+        r->staging[i] = staging + i * STAGING;
+        e = cudaEventCreateWithFlags(&r->free[i], cudaEventDisableTiming);
     }
     return e;
 }
@@ -429,7 +432,10 @@ static cudaError_t open_reader(const load *l, reader *r) {
 static void *read_jobs(void *context) {
     load *l = context;
     reader r = {0};
-    cudaError_t e = open_reader(l, &r);
+    pthread_mutex_lock(&l->lock);
+    char *staging = l->pinned + 2 * STAGING * l->readers++;
+    pthread_mutex_unlock(&l->lock);
+    cudaError_t e = open_reader(l, staging, &r);
     job j;
     for (int turn = 0; !e && take(l, &j); turn ^= 1) {
         e = cudaEventSynchronize(r.free[turn]); /* an event never recorded is complete */
@@ -440,23 +446,36 @@ static void *read_jobs(void *context) {
     }
     if (!e) e = cudaStreamSynchronize(r.stream);
     if (e) fail_cuda(l, e, "copying weights");
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < 2; i++)
         if (r.free[i]) cudaEventDestroy(r.free[i]);
-        if (r.staging[i]) cudaFreeHost(r.staging[i]);
-    }
     if (r.stream) cudaStreamDestroy(r.stream);
     return NULL;
+}
+
+/* One for each CPU that this process may use. */
+static int most_readers(void) {
+    cpu_set_t set;
+    const int cpus = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : READERS;
+    return cpus < READERS ? cpus : READERS;
 }
 
 static void run_readers(load *l) {
     pthread_t threads[READERS];
     int started = 0;
+    const int most = most_readers();
     cudaGetDevice(&l->device);
+    const cudaError_t e = cudaHostAlloc((void **)&l->pinned, (size_t)(2 * STAGING * most), cudaHostAllocDefault);
+    if (e != cudaSuccess) {
+        l->status = fr_fail(l->err, FR_FAILED, "cudaHostAlloc of %lld bytes failed: %s",
+                            (long long)(2 * STAGING * most), cudaGetErrorString(e));
+        return;
+    }
     pthread_mutex_init(&l->lock, NULL);
-    while (started < READERS && pthread_create(&threads[started], NULL, read_jobs, l) == 0) started++;
+    while (started < most && pthread_create(&threads[started], NULL, read_jobs, l) == 0) started++;
     if (!started) note(l, fr_fail(l->err, FR_FAILED, "cannot start a thread that reads weights"));
     for (int i = 0; i < started; i++) pthread_join(threads[i], NULL);
     pthread_mutex_destroy(&l->lock);
+    cudaFreeHost(l->pinned);
 }
 
 static void open_files(load *l) {

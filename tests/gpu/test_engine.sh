@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # The engine on one Hopper GPU: what it stands on, its logits against transformers, how it fails, then its speed.
-#   tests/gpu/test_engine.sh [ENGINE [OUT]]       PARTS="doctor logits failures speed depth lengths idle trace comparators"
+#   tests/gpu/test_engine.sh [ENGINE [OUT]]       PARTS="doctor logits failures keep load speed depth lengths idle trace comparators"
 # The libraries are those of CUDA 13 that the program was built against; where PyTorch brings them, its folders come first.
 set -u
 engine=${1:-build/forerun-cuda} out=${2:-build/gpu/engine}
-parts=${PARTS:-doctor logits failures speed depth lengths idle trace comparators}
+parts=${PARTS:-doctor logits failures keep load speed depth lengths idle trace comparators}
 python=${PYTHON:-python3} here=$(cd "$(dirname "$0")/../.." && pwd)
 mkdir -p "$out"
 for d in $($python -c 'import os, nvidia; print(*[os.path.join(p, x, "lib") for p in nvidia.__path__ for x in os.listdir(p)])' 2>/dev/null); do
@@ -51,6 +51,31 @@ if has failures; then
     refuses 1 "are free: --resident-layers" --machine b200x8 --gpus 1 --model qwen3-235b-a22b --layers 31 --tokens 1K --seq 1K
     refuses 1 "does not fit" --model qwen3-235b-a22b
     NCCL_NVLS_ENABLE=1 refuses 2 "NCCL_NVLS_ENABLE" --model qwen3-30b-a3b --layers 1
+fi
+if has keep; then # what a run leaves behind: records, timeline, routing that the simulator plays, predicted beside measured
+    cell="--model qwen3-30b-a3b --machine h200x1 --strategy dp --layers 4 --tokens 4K --seq 1K --forwards 3 --regime burst"
+    db=$out/keep.db
+    rm -f "$db" "$out/routing.txt"
+    if timeout 60 "$engine" run $cell --skew deepseek-v3 --record-routing "$out/routing.txt" --db "$db" --perfetto "$out/keep.json" \
+        --csv "$out/keep.csv" >"$out/keep.txt" 2>&1; then ok; else bad "keep: $(tail -n 2 "$out/keep.txt")"; fi
+    if timeout 30 "$engine" simulate $cell --routing "$out/routing.txt" --db "$db" >"$out/keep-sim.txt" 2>&1; then ok; else bad "routing: $(tail -n 2 "$out/keep-sim.txt")"; fi
+    if timeout 30 "$engine" validate "$db" --against 2 >"$out/keep-validate.txt" 2>&1 && grep -q expert_up "$out/keep-validate.txt"; then ok; else bad "validate: $(tail -n 2 "$out/keep-validate.txt")"; fi
+    spans=$(grep -c ',expert_up,' "$out/keep.csv") events=$(grep -o '"name":"expert_up[^"]*"' "$out/keep.json" | wc -l)
+    timeout 30 "$engine" trace "$db" --run 1 -o "$out/again.json"
+    again=$(grep -o '"name":"expert_up[^"]*"' "$out/again.json" | wc -l)
+    if [ "$events" -gt 0 ] && [ "$events" -eq "$again" ]; then ok; else bad "timeline: $events expert_up events written, $again stored"; fi
+    if [ "$spans" -eq 12 ]; then ok; else bad "$spans expert_up spans of 3 forwards and 4 layers"; fi
+    grep -E "forward|expert_up|attention" "$out/keep-validate.txt" | head -n 6
+fi
+if has load; then # 18 layers of Qwen3-30B's shape, 23.7 GB in 8 shards, in memory where there is room
+    at=${LOAD_DIR:-/dev/shm}/fr_checkpoint.$$
+    if timeout 100 $python "$here/tests/tools/make_checkpoint.py" --config "$here/engine/builtin/models/qwen3-30b-a3b.json" --layers 18 --dir "$at"; then
+        for turn in 1 2 3; do
+            if timeout 60 "$engine" run --weights "$at" --machine h200x1 --strategy dp --tokens 512 --seq 512 --forwards 2 --regime burst --no-predict >"$out/load.txt" 2>&1; then ok; else bad "load: $(tail -n 2 "$out/load.txt")"; fi
+            grep weights "$out/load.txt" | head -n 1
+        done
+    else bad "make_checkpoint"; fi
+    rm -rf "$at"
 fi
 big="--model qwen3-235b-a22b --tokens 16K --seq 4K --skew uniform"
 if has speed; then

@@ -8,12 +8,14 @@ For each model: transformers in fp32 is the reference, transformers in bf16 sets
 two runs. Requests whose last token has, in any layer of the reference, less than 2^-7 between the router logits of the
 last expert chosen and the first one left out are counted apart: their routing can flip with rounding.
 
-Arg-max. It flips when the errors of two logits differ by more than the reference's margin between them, so the error
-that a margin has to exceed is that of a difference of two logits: with errors of rms e and no correlation sqrt(2) e, and
-being noise it has no sharp edge: at a margin of 1 e a quarter of all requests flip whatever computes them in bf16.
-So two things are asked: no flip where the margin is above 3 e (2.1 deviations of a difference); and over all requests
-no more flips than noise of that size explains, counted with the normal distribution over all rivals of the top token.
-Both counts are printed for transformers in bf16 too.
+Arg-max. It flips when the errors of two logits differ by more than the reference's margin between them. So the error that
+a margin has to exceed is that of a difference of two logits, sqrt(2) e for uncorrelated errors of rms e; it is noise, and
+at a margin of 1 e a quarter of all requests flip, whatever computes them in bf16. And it is the error of that request:
+where the routing of some token in its context flips, the whole request is off by several times the usual error. Two
+things are therefore asked, e being a request's own rms error: no flip where the margin is above 3 e (2.1 deviations of a
+difference); and over all requests no more flips than noise of that size explains, counted with the normal distribution
+over all rivals of the top token. Both are printed for transformers in bf16 too, with the flips above 1 and 3 times the
+rms error of all requests together.
 """
 import argparse
 import json
@@ -121,20 +123,22 @@ def rms(x):
 
 
 def flips(got, full):
-    """rms error e; the flips above 1 e and above 3 e; all flips, and how many noise as large would make: the sum over
-    requests and rivals of the probability that the rms error of differences exceeds their distance to the top."""
+    """Flips: all; how many noise would make, the sum over requests and rivals of the probability that a difference as
+    noisy as those of the request exceeds the rival's distance to the top; with a margin above 3 times the request's own
+    rms error; above 1 and above 3 times that of all requests."""
     top = full.argmax(1, keepdim=True)
     wrong = (got.argmax(1, keepdim=True) != top).squeeze(1)
     distance = full.gather(1, top) - full
     rival = torch.ones_like(full, dtype=torch.bool).scatter(1, top, False)
-    error = got - full
-    difference = (error.gather(1, top) - error)[rival]
-    noise = max(rms(difference), 1e-12)
-    expected = float((0.5 * torch.erfc(distance[rival].double() / noise / math.sqrt(2))).sum())
-    e = rms(error)
+    error = (got - full).double()
+    difference = torch.where(rival, error.gather(1, top) - error, 0.0)
+    noise = (difference.pow(2).sum(1, keepdim=True) / (full.shape[1] - 1)).sqrt().clamp(min=1e-12)
+    expected = float((0.5 * torch.erfc(distance / noise / math.sqrt(2)))[rival].sum())
+    e, own = rms(error), error.pow(2).mean(1).sqrt()
     gap = full.topk(2).values
     margin = gap[:, 0] - gap[:, 1]
-    return e, int((wrong & (margin > e)).sum()), int((wrong & (margin > 3 * e)).sum()), int(wrong.sum()), expected
+    count = [int((wrong & (margin > t)).sum()) for t in (3 * own, e, 3 * e)]
+    return int(wrong.sum()), expected, *count
 
 
 def check(name, config, args):
@@ -160,7 +164,8 @@ def check(name, config, args):
     top = full.topk(2).values
     gap, same = top[:, 0] - top[:, 1], ours.argmax(1) == full.argmax(1)
     answered = torch.tensor([first[f"r{i}"]["argmax"] for i in range(len(rows))])
-    clear = (gap > 3 * error) & ~apart
+    own = (ours - full).pow(2).mean(1).sqrt()
+    clear = (gap > 3 * own) & ~apart
     with open(answers + ".1", "rb") as a, open(answers + ".2", "rb") as b:
         identical = a.read() == b.read()
     counted = [flips(x[~apart], full[~apart]) for x in (ours, half)]
@@ -168,7 +173,7 @@ def check(name, config, args):
         "finite": bool(torch.isfinite(ours).all()),
         "rms": error <= 1.5 * allowed,
         "argmax": bool(same[clear].all()) and bool((answered == ours.argmax(1)).all()),
-        "flips": counted[0][3] <= counted[0][4] + 3 * math.sqrt(counted[0][4]) + 1,
+        "flips": counted[0][0] <= counted[0][1] + 3 * math.sqrt(counted[0][1]) + 1,
         "bits": identical,
     }
     print(f"  rms error {error:.5f}, transformers bf16 {allowed:.5f} (ratio {error / allowed:.3f}, at most 1.5); "
@@ -176,11 +181,11 @@ def check(name, config, args):
     if apart.any():
         print(f"  apart {int(apart.sum())} of {len(rows)}: ours {rms((ours - full)[apart]):.5f}, "
               f"transformers bf16 {rms((half - full)[apart]):.5f}")
-    print(f"  arg-max equal {int(same.sum())} of {len(rows)}; with a margin above 3x the error "
+    print(f"  arg-max equal {int(same.sum())} of {len(rows)}; with a margin above 3x the request's error "
           f"{int(same[clear].sum())} of {int(clear.sum())}")
-    for who, (e, one, three, every, expected) in zip(("ours", "transformers bf16"), counted):
+    for who, (every, expected, clearly, one, three) in zip(("ours", "transformers bf16"), counted):
         print(f"  arg-max of {who}: {every} of {int((~apart).sum())} differ, {expected:.1f} expected of noise; with a margin "
-              f"above 1x its own error {one}, above 3x {three}")
+              f"above 3x the request's own error {clearly}; above 1x the error of all {one}, 3x {three}")
     worst = sorted(((rms(ours[i] - full[i]), len(rows[i])) for i in range(len(rows))), reverse=True)[:4]
     print("  worst requests (rms, tokens):", ", ".join(f"{e:.4f} {n}" for e, n in worst))
     for what, extra in (("cut in chunks", ["--chunk-tokens", "192", "--budget", "700"]),
@@ -190,6 +195,7 @@ def check(name, config, args):
             return False
         theirs = torch.tensor([other[f"r{i}"]["logits"] for i in range(len(rows))], dtype=torch.float32)
         their_error = rms((theirs - full)[~apart])
+        clear = (gap > 3 * (theirs - full).pow(2).mean(1).sqrt()) & ~apart
         good[what] = their_error <= 1.5 * allowed and bool((theirs.argmax(1) == full.argmax(1))[clear].all())
         print(f"  {what}: rms error {their_error:.5f} (ratio {their_error / allowed:.3f})")
     print("  two runs:", "identical bits" if identical else "DIFFERENT BITS")
