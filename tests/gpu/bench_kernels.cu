@@ -269,6 +269,19 @@ static void part_attention(bool quick) {
         }
 }
 
+/* Equal lengths without masks and packed, alternately: from which length on packed is to be taken (engine/op.h). */
+static void part_attention_pairs() {
+    Arena qkv(32768ull * 9216, 1, 1), o(32768ull * 8192, 2, 1);
+    Attention a;
+    for (int turn = 0; turn < 2; turn++)
+        for (int length : {1024, 2048, 4096, 8192})
+            for (bool uniform : {true, false})
+                attention_one(a, 16384 / length, length, 64, 4, uniform, "burst1s", qkv, o);
+    hold_seconds = 4;
+    for (int turn = 0; turn < 2; turn++)
+        for (bool uniform : {true, false}) attention_one(a, 4, 4096, 64, 4, uniform, "sustained", qkv, o);
+}
+
 /* ---- memory-bound operations over tokens ---- */
 static void part_memory(bool quick) {
     const int k = 8, E = 128, D = 128;
@@ -551,6 +564,8 @@ int main(int argc, char **argv) {
             part_memory(p != "memory");
         else if (p == "dense" || p == "dense-quick")
             part_dense(p != "dense");
+        else if (p == "attention-pairs")
+            part_attention_pairs();
         else if (p == "attention" || p == "attention-quick")
             part_attention(p != "attention");
         else if (p == "grouped")
