@@ -188,7 +188,7 @@ static expert_place place_of(const fr_weights *w, const fr_model *m, int held, i
     char *at[FR_RUN_PARTS] = {0};
     for (int i = 0; i < w->run.parts; i++)
         at[i] = own ? fr_weights_expert(w, held, i, e - s->expert_first)
-                       : w->first + fr_run_offset(&w->run, fr_shard_slot_experts(s, m), i, fr_shard_slot_place(s, e));
+                    : w->first + fr_run_offset(&w->run, fr_shard_slot_experts(s, m), i, fr_shard_slot_place(s, e));
     return (expert_place){at[0], at[1], (float *)(void *)at[2], (float *)(void *)at[3]};
 }
 
