@@ -60,3 +60,7 @@ damage none '{"base": {"strategy": "tp"}, "cells": []}'
 printf '\0\377\376' >"$work/binary.json"
 expect 2 simulate "$work/binary.json" && says binary.json
 expect 2 simulate "$work" && says "$work"
+# lists of lengths
+refuse --tokens --strategy dp --seqs 1,2 # $small says --tokens
+for list in 0 1,,2 5x0 abc 1/2/3/4/5/6/7/8/9; do expect 2 simulate --machine h200x8 --strategy dp --replicas 8 --model qwen3-30b-a3b --layers 2 --seqs "$list" && says --seqs; done
+refuse --seqs --strategy dp --trace azure-code --seqs 1,2

@@ -99,3 +99,8 @@ expect 0 plan $small --strategy ep && prints "memory per GPU" && prints alltoall
 expect 0 plan $small --strategy ep --all --rank 7 && prints "f0.r7.l7."
 expect 2 plan $small --strategy ep --layer 8 && says --layer
 expect 1 plan --model qwen3-235b-a22b --strategy dp && prints "does not fit"
+# lists of lengths: the same sequences whoever takes them, and idle ranks
+lists="--machine h200x2 --model qwen3-30b-a3b --layers 2 --forwards 4 --json"
+expect 0 simulate $lists --strategy dp --seqs 1,37,512/2K && prints '"tokens": 10392'
+expect 0 simulate $lists --strategy ep --seqs "1,37,512/2K;/9x3" && prints '"tokens": 5250'
+expect 0 simulate $lists --strategy dp --seqs 700/ && prints '"idle_ranks": 1'
