@@ -222,6 +222,8 @@ static void *body(void *context) {
     fr_worker *w = context;
     fr_status s = open_rank(w);
     if (s == FR_OK) s = serve(w);
+    /* Told to stop because another rank failed: what this one waits for on its device does not come. */
+    if (s == FR_OK && fr_world_failed(w->o.world, NULL, &w->err)) s = FR_FAILED;
     if (s != FR_OK) {
         w->err.status = s;
         fr_world_fail(w->o.world, w->o.rank, &w->err);

@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 enum { OUT = 16 };
 
@@ -27,12 +28,14 @@ typedef struct {
     int64_t busy_until, last_number;
     float logits[4096];
     fr_float_run run;
+    bool released;
     bool hang; /* its device never ends a forward, until it is released */
 } pretended;
 
 typedef struct {
     double ms;
-    int hang_rank; /* -1 = none */
+    int hang_rank;     /* -1 = none */
+    int stick_forward; /* rank 1's thread stands still in that timed forward until it is released; 0 = none */
     int opened, closed, released, wrong;
     int32_t trims;
 } stage;
@@ -82,6 +85,9 @@ static fr_status append(void *self, const fr_job *job, fr_error *err) {
     if (job->number != ++p->last_number || job->unit != p->place.unit || p->out == OUT)
         __atomic_add_fetch(&the->wrong, 1, __ATOMIC_SEQ_CST);
     __atomic_add_fetch(&the->trims, (int32_t)job->batches[p->place.slot].trims_count, __ATOMIC_SEQ_CST);
+    while (the->stick_forward && p->rank == 1 && job->number == the->stick_forward && p->epoch &&
+           !__atomic_load_n(&p->released, __ATOMIC_SEQ_CST))
+        nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
     const int64_t now = fr_monotonic(), from = now > p->busy_until ? now : p->busy_until;
     const bool work = job->batches[p->place.slot].count > 0;
     p->busy_until = from + (int64_t)(work ? the->ms * 1e6 : 0);
@@ -149,6 +155,7 @@ static void facts(void *self, fr_rank_facts *out) {
 
 static void release(void *self) {
     ((pretended *)self)->hang = false;
+    __atomic_store_n(&((pretended *)self)->released, true, __ATOMIC_SEQ_CST);
     __atomic_add_fetch(&the->released, 1, __ATOMIC_SEQ_CST);
 }
 

@@ -132,6 +132,35 @@ static void test_faults(void **unused) {
     faults("stall:1:3", "stands still at op the pretended one", 1, 4, 3);
 }
 
+/* In a process of its own, as it leaves a thread and memory behind: a rank whose thread is caught in a call is let go
+ * from outside, and the run ends with its name in a few seconds. */
+static void test_a_rank_caught_in_a_call(void **unused) {
+    (void)unused;
+    const pid_t child = fork();
+    if (child == 0) {
+        const char *flags[] = {TINY, "strategy", "dp", "gpus", "3", "tokens", "64", "seq", "64", "forwards", "9", NULL};
+        fr_experiment e;
+        fr_setup s;
+        fr_error err;
+        fr_conducted out;
+        stage st = {.ms = 1, .hang_rank = -1, .stick_forward = 4};
+        fr_conduct_options o = {.kind = &kind, .timeout_s = 1.2};
+        the = &st;
+        fr_experiment_defaults(&e);
+        for (int i = 0; flags[i]; i += 2)
+            if (fr_experiment_set(&e, flags[i], flags[i + 1], &err) != FR_OK) _exit(2);
+        if (fr_setup_open(&e, &s, &err) != FR_OK || fr_world_open_threads(3, 1.2, &o.world, &err) != FR_OK) _exit(3);
+        const int64_t before = fr_monotonic();
+        const bool named =
+            fr_conduct(&s, &o, &out, &err) == FR_FAILED && strstr(err.text, "rank 1 has not issued") != NULL;
+        const bool soon = fr_monotonic() - before < 12000000000;
+        _exit(named && soon && out.lost && out.forwards_count >= 4 ? 0 : 4);
+    }
+    int how = 0;
+    assert_int_equal(waitpid(child, &how, 0), child);
+    assert_int_equal(how, 0);
+}
+
 static void test_a_slow_rank_is_waited_for(void **unused) {
     (void)unused;
     const char *flags[] = {TINY, "strategy", "dp", "gpus", "2", "tokens", "64", "seq", "64", "forwards", "6", NULL};
@@ -285,6 +314,7 @@ int main(void) {
         cmocka_unit_test(test_an_empty_rank),
         cmocka_unit_test(test_a_pipeline_fills),
         cmocka_unit_test(test_faults),
+        cmocka_unit_test(test_a_rank_caught_in_a_call),
         cmocka_unit_test(test_a_slow_rank_is_waited_for),
         cmocka_unit_test(test_inject_is_parsed),
         cmocka_unit_test(test_a_trace),
