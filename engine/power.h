@@ -48,6 +48,10 @@ struct fr_power {
 #define FR_FLEX_ALL 0.57
 #define FR_STREAMS  0.87
 
+/* What the average lacks of the limit is spent so many times a window (sim/player_clock.c): the limit is met after
+ * window / (1 + gain). Two keeps kernels of a third of a window from overshooting. */
+#define FR_POWER_GAIN 2.0
+
 /* The work of an op that reaches these shares of the tensor cores' peak and of the HBM's datasheet rate in a burst, at
  * SM clock `clock` there (0 = not known). */
 void fr_power_draw(const fr_power *p, fr_op_kind kind, double math, double memory, double clock, fr_draw *out);

@@ -6,8 +6,8 @@
 /* NVML between the bursts of an H200, clocks up and contexts open: 119 to 150 W (kernels/measured/raw). */
 #define IDLE_W 125.0
 /* The limit set in some 50 ms into a burst of products (kernels/measured/README.md) that draws 950 W where 700 are
- * allowed: tau = 50 ms / ln((P - idle) / (P - cap)) = 42 ms. Rows with at_ms replace it. */
-#define WINDOW_NS 42e6
+ * allowed: 50 ms / ln(825 / (250 * 1.25)) = 50 ms, see fit_window. Rows with at_ms replace it. */
+#define WINDOW_NS 50e6
 /* Clocks nearer than this to the full one are full: NVML steps by 15 MHz. */
 #define FULL 0.985
 
@@ -160,8 +160,9 @@ static double half_way(const fr_table *t, const fr_row *first) {
     return at * 1e6;
 }
 
-/* From rest the average rises as 1 - exp(-t / window): it meets the limit when the burst's power has
- * ln((P - idle) / (P - cap)) windows behind it. */
+/* From rest the average rises as 1 - exp(-t / window). The clock is half of the way down when power allowed, cap + gain
+ * (cap - average), is half of the way from the burst's P to the cap: average = cap - (P - cap) / (2 gain), after
+ * ln((P - idle) / ((P - cap) (1 + 1 / (2 gain)))) windows. */
 static void fit_window(const fr_table *t, fr_power *p) {
     double sum = 0;
     int n = 0;
@@ -177,7 +178,7 @@ static void fit_window(const fr_table *t, fr_power *p) {
         double x = clock_of(p, r), burst = p->peak;
         if (x > 0) burst = p->idle + p->active * x * x + p->math * math * x + p->memory * memory;
         if (burst < 1.02 * p->cap) continue;
-        sum += half / log((burst - p->idle) / (burst - p->cap));
+        sum += half / log((burst - p->idle) / ((burst - p->cap) * (1 + 0.5 / FR_POWER_GAIN)));
         n++;
     }
     if (n) p->window_ns = sum / n;

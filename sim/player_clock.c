@@ -13,9 +13,6 @@
 #include "engine/power.h"
 #include "sim/player_state.h"
 
-/* What the average lacks is spent GAIN times a window: the limit is met after window / (1 + GAIN). Two keeps kernels
- * of a third of a window from overshooting. */
-#define GAIN 2.0
 /* Averages are brought up to date so many times a window, not at every op: the limit's own reaction is slower. */
 #define FOLD    32
 #define SETTLED 0.99 /* of a window behind them: averages speak for themselves */
@@ -88,7 +85,7 @@ static inline void advance(const fr_player *p, fr_clock *c) {
 /* The clock for a kernel that starts now; until a window has passed it judges by itself as well. */
 static inline double choose(const fr_power *w, const fr_clock *c, const fr_price *price) {
     double own = 1 - c->weight;
-    double x = fr_power_clock(w, w->cap + GAIN * (w->cap - c->heat), c->base + own * price->base,
+    double x = fr_power_clock(w, w->cap + FR_POWER_GAIN * (w->cap - c->heat), c->base + own * price->base,
                               c->slope + own * price->slope);
     double steps = (double)(int)(x * w->full_mhz / STEP_MHZ + 0.5);
     return fmin(1, steps * STEP_MHZ / w->full_mhz);
