@@ -433,8 +433,11 @@ static void add_host(maker *m) {
     row = blank(FR_OP_NONE);
     row.type = FR_ROW_FLOOR;
     add(m, FR_CAL_HOST, 0, row);
-    row.type = FR_ROW_EVENT;
-    add(m, FR_CAL_HOST, 0, row);
+    static const fr_row_type types[] = {FR_ROW_EVENT, FR_ROW_GAP, FR_ROW_GAP_TIMED};
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
+        row.type = (uint8_t)types[i];
+        add(m, FR_CAL_HOST, 0, row);
+    }
 }
 
 static void add_copies(maker *m, bool pair) {

@@ -12,8 +12,9 @@
 #define ACTIVATIONS (INT64_C(524288) * 4096)
 #define WEIGHTS     (INT64_C(128) * 3072 * 4096)
 #define X_WIDTH     4096
-#define SCALES      (ACTIVATIONS / 128) /* at least ceil(K / 128) a row for every shape that fits: K are multiples of 128 \
-                                         */
+#define SCALES                                                                                                         \
+    (ACTIVATIONS / 128) /* at least ceil(K / 128) a row for every shape that fits: K are multiples of 128              \
+                         */
 #define VOCABULARY 151936
 #define WORKSPACE  ((size_t)256 << 20)
 #define HOST_BYTES (INT64_C(1) << 30)
@@ -579,6 +580,16 @@ fr_status fr_bench_prepare(fr_bench *b, const fr_table *t, const fr_row *row, co
     default:
         return fr_fail(err, FR_FAILED, "%s is not measured by itself", fr_row_name(row));
     }
+}
+
+void fr_bench_switch(fr_bench *b, const fr_row *row, int top_k, int head_dim) {
+    const int64_t each = (int64_t)row->shape.n * row->shape.k;
+    b->row = *row;
+    b->top_k = top_k;
+    b->head_dim = head_dim;
+    b->residual = row->shape.kind == FR_OP_GEMM_O;
+    b->fp8 = b->quantise = false;
+    b->copies = each > 0 ? (int)fr_min_i64(COPIES, WEIGHTS / each) : 1;
 }
 
 fr_status fr_bench_run(void *bench, cudaStream_t stream, fr_error *err) {

@@ -19,6 +19,9 @@ bool fr_bench_knows(const fr_row *row);
 
 /* Makes ready what fr_bench_run then launches: choices, compiled kernels, tables on the device. */
 fr_status fr_bench_prepare(fr_bench *b, const fr_table *t, const fr_row *row, const fr_cal_item *item, fr_error *err);
+/* Goes over to another product or memory-bound op whose tokens and experts are those of the row prepared last: nothing
+ * is made, so launches can follow one another. */
+void fr_bench_switch(fr_bench *b, const fr_row *row, int top_k, int head_dim);
 fr_status fr_bench_run(void *bench, cudaStream_t stream, fr_error *err); /* an fr_work */
 bool fr_bench_hot(const fr_row *row);                                    /* draws power: products and attention */
 
