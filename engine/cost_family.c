@@ -117,8 +117,7 @@ static fr_regime grid_regime(const fr_source *sources, int count, fr_op_class cl
  * grouped products of 256 rows an expert, which do run into the power limit, need 0.57. */
 #define HBM_BOUND 0.67
 
-#define HOT_SPREAD                                                                                                     \
-    0.03 /* what first deciles of cool turns repeat within, three times over (tests/tools/raw_to_table.py) */
+#define HOT_SPREAD 0.03 /* what first deciles of cool turns repeat within, three times over */
 
 static void add_sample(item_list *list, const fr_source *src, const fr_row *r, double scale, bool same_regime) {
     fr_base base;

@@ -1,7 +1,7 @@
 /*
  * bench_kernels: how fast each kernel is, against what it could be.
  *
- * usage: bench_kernels [--out FILE] PART...   PART: grouped own dense attention memory misc sustained layer layers
+ * usage: bench_kernels [--out FILE] PART...   PART: grouped variants own held ratio dense layer layers
  * (default: all)
  *
  * Bursts and sustained runs, and the rows of FILE: bench.h. Inputs are random; small inputs stay in L2, as they do in a
@@ -19,8 +19,6 @@ struct Product {
 };
 static const Product up235 = {"up235", 128, 3072, 4096, true}, down235 = {"down235", 128, 4096, 1536, false};
 static const Product plain235 = {"plain235", 128, 3072, 4096, false};
-static const Product up30 = {"up30", 128, 1536, 2048, true}, down30 = {"down30", 128, 2048, 768, false};
-static const Product upmix = {"upmix", 8, 28672, 4096, true}, downmix = {"downmix", 8, 4096, 14336, false};
 
 static double grouped_bytes(const Product &p, double rows, int live) {
     return 2 * (rows * p.K + static_cast<double>(live) * p.N * p.K + rows * (p.swiglu ? p.N / 2 : p.N));
@@ -90,17 +88,6 @@ static void part_variants() {
     for (int v : {0, 2}) grouped_one(up235, 1024, MULTINOMIAL, v, true, "burst1s", a, b, c);
 }
 
-/* Every variant over rows an expert, each after a short rest: what the cost model chooses by (raw_to_table.py). */
-static void part_tiles() {
-    Arena a(262144ull * 4096, 1, 1), b(128ull * 3072 * 4096, 2, 0.02f), c(262144ull * 4096, 3, 1);
-    for (const Product &p : {up235, down235, up30, down30})
-        for (int m : {32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048})
-            for (int v = 0; v < FR_K_GROUPED_VARIANTS; v++) {
-                usleep(120000);
-                grouped_one(p, m, MULTINOMIAL, v, false, "burst", a, b, c);
-            }
-}
-
 /* Weights in one array and in two places, in turns. */
 static void part_own() {
     Arena a(131072ull * 4096, 1, 1), b(128ull * 3072 * 4096, 2, 0.02f), c(131072ull * 4096, 3, 1);
@@ -149,13 +136,6 @@ static void part_grouped() {
         grouped_loop(plain235, m, MULTINOMIAL, a, b, c);
         grouped_loop(down235, m, MULTINOMIAL, a, b, c);
     }
-    for (const Product &p : {up235, down235, up30, down30})
-        for (int m : {8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096}) {
-            grouped_one(p, m, EQUAL, d, false, "burst", a, b, c);
-            if (m >= 32) grouped_one(p, m, MULTINOMIAL, d, false, "burst", a, b, c);
-        }
-    for (const Product &p : {upmix, downmix})
-        for (int m : {32, 128, 512, 2048, 4096}) grouped_one(p, m, EQUAL, d, false, "burst", a, b, c);
 }
 
 /* ---- dense ---- */
@@ -188,7 +168,7 @@ static void dense_own(int64_t M, int N, int K, const Arena &x, const Arena &w, c
     }
 }
 
-static void part_dense(bool quick) {
+static void part_dense() {
     Arena x(32768ull * 8192, 1, 1), w(9216ull * 8192, 2, 0.02f), o(2 * 32768ull * 9216, 3, 1);
     Dev<uint8_t> ws(32 << 20);
     fr_gemm *g;
@@ -200,15 +180,6 @@ static void part_dense(bool quick) {
     dense_own(8192, 8192, 8192, x, w, o);
     dense_own(16384, 9216, 4096, x, w, o);
     dense_own(16384, 4096, 8192, x, w, o);
-    if (!quick)
-        for (int64_t M = 128; M <= 32768; M *= 2) {
-            dense_one(g, "gemm", M, 9216, 4096, false, false, "burst", x, w, o, ws.p);
-            dense_one(g, "gemm_add", M, 4096, 8192, false, true, "burst", x, w, o, ws.p);
-            dense_one(g, "gemm", M, 5120, 2048, false, false, "burst", x, w, o, ws.p);
-            dense_one(g, "gemm_add", M, 2048, 4096, false, true, "burst", x, w, o, ws.p);
-            dense_one(g, "gemm_f32", M, 128, 4096, true, false, "burst", x, w, o, ws.p);
-            dense_one(g, "gemm_f32", M, 128, 2048, true, false, "burst", x, w, o, ws.p);
-        }
     fr_gemm_close(g);
 }
 
@@ -236,163 +207,6 @@ struct Attention {
 
 static double attention_flops(double b, double length, double heads, double D) {
     return 2 * 2 * b * heads * D * length * length / 2;
-}
-
-static void attention_one(Attention &a, int b, int length, int hq, int hk, bool uniform, const char *regime,
-                          const Arena &qkv, const Arena &o) {
-    fr_attention_args x = a.args(b, length, hq, hk, 128, qkv.p, o.p);
-    if (uniform) x.meta = nullptr;
-    const double t0 = now();
-    FR(fr_attention_run(a.a, &x, stream, &err));
-    const double first = now() - t0;
-    auto run = [&] { FR(fr_attention_run(a.a, &x, stream, &err)); };
-    const bool hold = !strcmp(regime, "sustained");
-    const Stat s = hold ? sustained(run) : burst(run, !strcmp(regime, "burst1s"));
-    report(uniform ? "attention_uniform" : "attention_packed",
-           format("b=%d,len=%d,heads=%d/%d,D=128", b, length, hq, hk), hold ? "sustained" : "burst", s,
-           attention_flops(b, length, hq, 128), 2.0 * b * length * 128 * (2 * hq + 2 * hk));
-    if (!hold && first > 5e-5) printf("    first call of this shape: %.2f ms of host time\n", first * 1e3);
-}
-
-static void part_attention(bool quick) {
-    Arena qkv(32768ull * 9216, 1, 1), o(32768ull * 8192, 2, 1);
-    Attention a;
-    for (int length : {256, 1024, 4096, 16384})
-        for (bool uniform : {true, false}) attention_one(a, 16384 / length, length, 64, 4, uniform, "burst1s", qkv, o);
-    if (quick) return;
-    for (bool uniform : {true, false})
-        for (int length = 128; length <= 32768; length *= 2) {
-            attention_one(a, 1, length, 64, 4, uniform, "burst", qkv, o);
-            attention_one(a, 1, length, 32, 4, uniform, "burst", qkv, o);
-            if (length < 32768) attention_one(a, 32768 / length, length, 64, 4, uniform, "burst", qkv, o);
-            if (length <= 4096) attention_one(a, 4096 / length, length, 32, 4, uniform, "burst", qkv, o);
-        }
-}
-
-/* Equal lengths without masks and packed, alternately: from which length on packed is to be taken (engine/op.h). */
-static void part_attention_pairs() {
-    Arena qkv(32768ull * 9216, 1, 1), o(32768ull * 8192, 2, 1);
-    Attention a;
-    for (int turn = 0; turn < 2; turn++)
-        for (int length : {1024, 2048, 4096, 8192})
-            for (bool uniform : {true, false})
-                attention_one(a, 16384 / length, length, 64, 4, uniform, "burst1s", qkv, o);
-    hold_seconds = 4;
-    for (int turn = 0; turn < 2; turn++)
-        for (bool uniform : {true, false}) attention_one(a, 4, 4096, 64, 4, uniform, "sustained", qkv, o);
-}
-
-/* ---- memory-bound operations over tokens ---- */
-static void part_memory(bool quick) {
-    const int k = 8, E = 128, D = 128;
-    Arena x(32768ull * 4096, 1, 1), y(32768ull * 4096, 2, 1), z(32768ull * 4096, 3, 1), w(16384, 4, 1);
-    Arena rows(static_cast<size_t>(quick ? 131072 : 262144) * 4096, 5, 1), qkv(32768ull * 9216, 6, 1),
-        table(151936ull * 4096, 7, 1);
-    Dev<float> rope(32768ull * 128);
-    CUDA(fr_k_rope_table(rope.p, 32768, D, 1e6f, stream));
-    Random r(8);
-    std::vector<float> l(32768ull * E);
-    for (auto &v : l) v = static_cast<float>(r.uniform() + r.uniform() + r.uniform() - 1.5) * 2;
-    Dev<float> logits(l), weights(32768 * k), candidate(4096);
-    std::vector<int32_t> pos(32768), tok(32768);
-    for (int i = 0; i < 32768; i++)
-        pos[static_cast<size_t>(i)] = i % 4096, tok[static_cast<size_t>(i)] = r.below(151936);
-    Dev<int32_t> position(pos), ids(tok), expert(32768 * k), offsets(E + 1), slot(32768 * k), token(32768 * k);
-    Dev<uint8_t> ws(fr_k_route_workspace(32768 * k, E));
-    for (int T = 128; T <= 32768; T *= 2) {
-        if (quick && T != 16384) continue;
-        CUDA(fr_k_router(logits.p, nullptr, expert.p, weights.p, T, E, k, true, stream));
-        CUDA(fr_k_route(expert.p, T, k, 0, E, offsets.p, slot.p, token.p, ws.p, stream));
-        for (int H : {4096, 2048}) {
-            const std::string s = format("T=%d,H=%d", T, H), sk = format("T=%d,H=%d,k=%d", T, H, k);
-            const double n = 2.0 * T * H;
-            auto mem = [&](const char *op, const std::string &shape, double bytes, const std::function<void()> &run) {
-                report(op, shape, "burst", burst(run), 0, bytes);
-            };
-            mem("embedding", s, 2 * n, [&] { CUDA(fr_k_embedding(table.p, ids.p, x.p, T, H, 151936, stream)); });
-            mem("rmsnorm", s, 2 * n, [&] { CUDA(fr_k_rmsnorm(x.p, w.p, nullptr, y.p, T, H, 1e-6f, stream)); });
-            mem("add_rmsnorm", s, 4 * n, [&] { CUDA(fr_k_add_rmsnorm(z.p, x.p, w.p, y.p, T, H, 1e-6f, stream)); });
-            if (static_cast<size_t>(T) * k * static_cast<size_t>(H) <= rows.n) {
-                mem("permute", sk, n * (1 + k), [&] { CUDA(fr_k_permute(x.p, slot.p, rows.p, T, k, H, stream)); });
-                mem("combine", sk, n * (2 + k), [&] {
-                    CUDA(fr_k_combine(rows.p, slot.p, weights.p, x.p, y.p, nullptr, nullptr, 0, T, k, H, stream));
-                });
-                mem("combine_norm", sk, n * (3 + k),
-                    [&] { CUDA(fr_k_combine(rows.p, slot.p, weights.p, x.p, y.p, w.p, z.p, 1e-6f, T, k, H, stream)); });
-            }
-            const int hq = H == 4096 ? 64 : 32, hk = 4;
-            fr_k_qk_args g = {};
-            g.qkv = g.q_out = qkv.p, g.k_out = qkv.p + static_cast<int64_t>(hq) * D, g.q_weight = w.p,
-            g.k_weight = w.p + 128;
-            g.position = position.p, g.rope = rope.p, g.q_stride = g.kv_stride = (hq + 2 * hk) * D, g.T = T;
-            g.heads_q = hq, g.heads_kv = hk, g.D = D, g.eps = 1e-6f;
-            mem("qk_norm_rope", format("T=%d,heads=%d/%d,D=%d", T, hq, hk, D), 4.0 * T * (hq + hk) * D,
-                [&] { CUDA(fr_k_qk_norm_rope(&g, stream)); });
-        }
-        report("router", format("T=%d,E=%d,k=%d", T, E, k), "burst",
-               burst([&] { CUDA(fr_k_router(logits.p, nullptr, expert.p, weights.p, T, E, k, true, stream)); }), 0,
-               4.0 * T * (E + 2 * k));
-        report("route", format("T=%d,E=%d,k=%d", T, E, k), "burst",
-               burst([&] { CUDA(fr_k_route(expert.p, T, k, 0, E, offsets.p, slot.p, token.p, ws.p, stream)); }), 0,
-               4.0 * T * k * 4);
-        for (int I : {1536, 768})
-            report("swiglu", format("rows=%d,I=%d", T, I), "burst",
-                   burst([&] { CUDA(fr_k_swiglu(rows.p, x.p, T, I, true, stream)); }), 0, 6.0 * T * I);
-    }
-    for (int n : {16, 256, 2048})
-        report("candidate_logits", format("n=%d,H=4096", n), "burst", burst([&] {
-                   CUDA(fr_k_candidate_logits(x.p, table.p, position.p, ids.p, candidate.p, n, 4096, 151936, stream));
-               }),
-               0, 2.0 * n * 4096 * 2);
-}
-
-/* ---- launches and copies ---- */
-static void part_misc() {
-    Dev<uint8_t> a(1ull << 30), b(1ull << 30);
-    Arena x(4096, 1, 1), y(4096, 2, 1);
-    auto tiny = [&] { CUDA(fr_k_rmsnorm(x.p, x.p, nullptr, y.p, 1, 64, 1e-6f, stream)); };
-    for (int i = 0; i < 100; i++) tiny();
-    CUDA(cudaStreamSynchronize(stream));
-    const int n = 2000;
-    std::vector<double> host, device;
-    for (int turn = 0; turn < 9; turn++) {
-        const double t0 = now();
-        for (int i = 0; i < n; i++) tiny();
-        host.push_back((now() - t0) * 1e9 / n);
-        CUDA(cudaStreamSynchronize(stream));
-        device.push_back((now() - t0) * 1e9 / n);
-    }
-    report("launch_host", "one_block", "burst", stat_of(host, nvml.mhz(), nvml.watts()), 0, 0);
-    report("launch_stream", "one_block", "burst", stat_of(device, nvml.mhz(), nvml.watts()), 0, 0);
-    report("launch_graph", "one_block", "burst", burst(tiny), 0, 0);
-    void *pinned;
-    CUDA(cudaMallocHost(&pinned, 256 << 20));
-    memset(pinned, 1, 256 << 20);
-    for (size_t bytes : {size_t(4) << 10, size_t(64) << 10, size_t(1) << 20, size_t(16) << 20, size_t(256) << 20}) {
-        const double d = static_cast<double>(bytes);
-        report("copy_h2d", format("bytes=%zu", bytes), "burst",
-               burst([&] { CUDA(cudaMemcpyAsync(a.p, pinned, bytes, cudaMemcpyHostToDevice, stream)); }), 0, d);
-        report("copy_d2h", format("bytes=%zu", bytes), "burst",
-               burst([&] { CUDA(cudaMemcpyAsync(pinned, a.p, bytes, cudaMemcpyDeviceToHost, stream)); }), 0, d);
-    }
-    for (size_t bytes : {size_t(1) << 20, size_t(16) << 20, size_t(256) << 20, size_t(1) << 30})
-        report("copy_d2d", format("bytes=%zu", bytes), "burst",
-               burst([&] { CUDA(cudaMemcpyAsync(b.p, a.p, bytes, cudaMemcpyDeviceToDevice, stream)); }), 0,
-               2.0 * static_cast<double>(bytes));
-    CUDA(cudaFreeHost(pinned));
-}
-
-static void part_sustained() {
-    Arena a(131072ull * 4096, 1, 1), b(128ull * 3072 * 4096, 2, 0.02f), c(131072ull * 4096, 3, 1);
-    grouped_one(up235, 1024, MULTINOMIAL, -1, false, "sustained", a, b, c);
-    grouped_one(down235, 1024, MULTINOMIAL, -1, false, "sustained", a, b, c);
-    Dev<uint8_t> ws(32 << 20);
-    fr_gemm *g;
-    FR(fr_gemm_open(&g, &err));
-    dense_one(g, "gemm", 8192, 8192, 8192, false, false, "sustained", a, b, c, ws.p);
-    fr_gemm_close(g);
-    Attention t;
-    attention_one(t, 4, 4096, 64, 4, false, "sustained", a, c);
 }
 
 /* ---- one layer of Qwen3-235B-A22B ---- */
@@ -542,7 +356,7 @@ int main(int argc, char **argv) {
             parts.push_back(argv[i]);
         }
     }
-    if (parts.empty()) parts = {"misc", "memory", "dense", "attention", "grouped", "layers", "layer", "sustained"};
+    if (parts.empty()) parts = {"dense", "grouped", "variants", "layers", "layer"};
     cudaDeviceProp prop;
     int driver = 0, runtime = 0;
     CUDA(cudaGetDeviceProperties(&prop, 0));
@@ -558,20 +372,10 @@ int main(int argc, char **argv) {
     if (out) fprintf(out, "%s\n# op shape regime median_ns p10_ns p90_ns sm_mhz watts flops bytes\n", head.c_str());
     for (auto &p : parts) {
         const double t0 = now();
-        if (p == "misc")
-            part_misc();
-        else if (p == "memory" || p == "memory-quick")
-            part_memory(p != "memory");
-        else if (p == "dense" || p == "dense-quick")
-            part_dense(p != "dense");
-        else if (p == "attention-pairs")
-            part_attention_pairs();
-        else if (p == "attention" || p == "attention-quick")
-            part_attention(p != "attention");
+        if (p == "dense")
+            part_dense();
         else if (p == "grouped")
             part_grouped();
-        else if (p == "tiles")
-            part_tiles();
         else if (p == "variants")
             part_variants();
         else if (p == "own")
@@ -580,8 +384,6 @@ int main(int argc, char **argv) {
             part_held();
         else if (p == "ratio")
             part_ratio();
-        else if (p == "sustained")
-            part_sustained();
         else if (p == "layer-quick") {
             for (int turn = 0; turn < 2; turn++)
                 for (int v = 0; v < FR_K_GROUPED_VARIANTS; v++) layer_one(4, 4096, v, v, false, v == 0 && turn, false);
