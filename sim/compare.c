@@ -130,6 +130,7 @@ static entry *entries(const fr_side *s, const uint8_t *same, int64_t most, uint3
     *count = 0;
     for (uint32_t i = 0; i < s->spans->count; i++) {
         const fr_span *span = &s->spans->spans[i];
+        if (fr_op_class_of((fr_op_kind)span->kind) == FR_CLASS_HOST) continue; /* live: its waiting for room, too */
         if (number_of(span->id) < most && same[number_of(span->id)]) e[(*count)++] = (entry){span->id, span};
     }
     qsort(e, *count, sizeof *e, by_id);

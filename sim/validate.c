@@ -347,6 +347,7 @@ fr_status fr_validate_run(fr_store *s, const char *path, int64_t run, const fr_v
     played p = {0};
     fr_status status = read_run(s, path, run, &r, err);
     if (status == FR_OK) status = read_records(s, run, &f, &q, err);
+    v->replay = q.n > 1 && q.v[q.n - 1].arrival > q.v[0].arrival;
     if (status == FR_OK) status = open_twin(v, o, &r, has_spans(s, run), err);
     if (status == FR_OK) status = play(v, o, &q, &v->spans[0], &p, &v->predicted, err);
     if (status == FR_OK) status = name_lanes(v, s, err);

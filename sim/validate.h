@@ -20,6 +20,7 @@ typedef struct {
     char label[128]; /* "qwen3-30b-a3b tp 2 GPUs, 16384 tokens of 4096, uniform" */
     fr_setup setup;
     bool own_routing; /* the run's */
+    bool replay;      /* a trace whose requests did not all come at once */
     fr_result predicted;
     /* measured, as the store has it; NaN where it says nothing */
     double forward_s, elapsed_s, tokens_per_s, mfu;

@@ -76,7 +76,7 @@ void fr_validate_summarise(const fr_validation *v, int count, fr_validate_summar
         const fr_result *p = &v[i].predicted;
         e[0][n[0]++] = p->forward_s / v[i].forward_s - 1;
         if (v[i].anchored) e[1][n[1]++] = v[i].anchored_forward_s / v[i].forward_s - 1;
-        if (v[i].setup.experiment.trace[0] && !v[i].setup.experiment.offline) {
+        if (v[i].setup.experiment.trace[0] && v[i].replay) {
             e[2][n[2]++] = p->tokens_per_s / v[i].tokens_per_s - 1;
             if (v[i].ttft_s.mean > 0) e[3][n[3]++] = p->ttft_s.mean / v[i].ttft_s.mean - 1;
             if (v[i].ttft_s.p99 > 0) e[4][n[4]++] = p->ttft_s.p99 / v[i].ttft_s.p99 - 1;
