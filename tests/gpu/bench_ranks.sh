@@ -85,6 +85,9 @@ PY
 fi
 if has sustained; then
     for t in 16K 32K; do LAYOUTS=asyncep pair "sustained-$t" --regime sustained --warmup "$warm" --tokens $t --seq 4K --forwards 24; done
+    # pulls at a lower rate, spread over the layer
+    cell sustained-16K-chunks $big --machine h200x2 --strategy asyncep --gather-chunk 8M --regime sustained --warmup "$warm" --tokens 16K --seq 4K --forwards 24 &&
+        line sustained-16K-chunks sustained-16K-dp
 fi
 if has lengths; then
     shape="--model qwen3-235b-a22b --layers 4 --skew uniform --fit-rounds 0 --no-kv-cache --no-predict --timeout 20 --json"
