@@ -381,7 +381,7 @@ static void collectives(void **state) {
     fr_shape s = {.kind = FR_OP_ALLREDUCE, .bytes = INT64_C(1) << 30, .ranks = 8, .transport = 1};
     fr_cost x = cost(c, s, NULL);
     assert_true(fabs(x.link_bytes - 2.0 * 7 / 8 * (double)s.bytes) < 1);
-    assert_true(x.low <= x.ns * 3 / 4 && x.high >= x.ns * 5 / 4);
+    assert_true(x.low <= x.ns * 3 / 4 + 1 && x.high >= x.ns * 5 / 4 - 1);
     s.kind = FR_OP_ALLGATHER;
     fr_cost g = cost(c, s, NULL);
     assert_true(fabs(g.link_bytes - 7.0 / 8 * (double)s.bytes) < 1);
@@ -452,8 +452,8 @@ static void what_if(void **state) {
 static void slowdowns(void **state) {
     (void)state;
     fr_cost_model *b = h200(FR_BURST), *s = h200(FR_SUSTAINED);
-    /* raw/h200x2: GEMM, grouped GEMM, attention; NCCL all the time, at 189, 114 and 242 of 293 GB/s */
-    const double full_clock[] = {0.067, 0.088, 0.056}, nccl[] = {0.295, 0.111, 0.205}, held[] = {0.594, 1.582, 0.205};
+    /* raw/h200x2-calibrate: GEMM, grouped GEMM, attention; NCCL all the time, at 192, 115 and 242 of 293 GB/s */
+    const double full_clock[] = {0.0687, 0.0793, 0.052}, nccl[] = {0.302, 0.104, 0.196}, held[] = {0.526, 1.541, 0.207};
     const fr_op_class victims[] = {FR_CLASS_GEMM, FR_CLASS_GROUPED, FR_CLASS_ATTENTION};
     for (int i = 0; i < 3; i++) {
         assert_true(fabs(fr_cost_slowdown(b, victims[i], FR_AGGRESSOR_PULL) - full_clock[i]) < 0.001);
@@ -463,7 +463,7 @@ static void slowdowns(void **state) {
         assert_true(fabs(fr_cost_slowdown(b, victims[i], FR_AGGRESSOR_NCCL) - nccl[i]) < 0.01);
         assert_true(fabs(fr_cost_held_back(b, victims[i]) - held[i]) < 0.02);
     }
-    /* sharing HBM explains what pulls cost a memory-bound kernel: 23.1 % in a burst */
+    /* sharing HBM explains what pulls cost a memory-bound kernel: 19 % in a burst */
     assert_true(fr_cost_slowdown(b, FR_CLASS_MEMORY, FR_AGGRESSOR_PULL) < 0.02);
     assert_true(fr_cost_slowdown(b, FR_CLASS_COPY, FR_AGGRESSOR_NCCL) == 0);
     fr_cost_close(b);
