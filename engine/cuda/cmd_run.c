@@ -377,6 +377,7 @@ static fr_status keep_part(const job *j, const cli_args *a, fr_status played, co
 static fr_status predict(job *j, const cli_args *a, const char *exe, fr_error *err) {
     if (cli_value(a, "no-predict") || cli_value(a, "prompts")) return FR_OK;
     const fr_drive_options o = {.exe_dir = exe};
+    fr_cost_time_ops(j->setup.cost, j->options.spans);
     FR_TRY(fr_drive(&j->setup, &o, &j->predicted, err));
     j->has_prediction = true;
     const double s = (double)j->predicted.elapsed_ns * 1e-9;
