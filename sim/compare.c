@@ -62,19 +62,23 @@ static double forward_ns(const fr_forward_record *f, int64_t at) {
     return (double)(f[at].end - from);
 }
 
-/* Forwards that both sides have with the same tokens: marks their numbers in *same (by forward, for the ops' join). */
-static void join_forwards(const fr_side *p, const fr_side *m, fr_compare *c, uint8_t *same, int64_t most) {
+/*
+ * The n-th forward of a unit on either side, where the tokens agree. Numbers run over all units in the order of
+ * planning, which differs where ranks drift: twin[measured number] = predicted number, -1 = none.
+ */
+static void join_forwards(const fr_side *p, const fr_side *m, fr_compare *c, int64_t *twin, int64_t most) {
     fr_forward_record *x = sorted_forwards(p), *y = sorted_forwards(m);
     c->forwards = fr_alloc(((size_t)m->forwards_count + 1) * sizeof *c->forwards);
-    for (int64_t i = 0, k = 0; k < m->forwards_count; k++) {
-        while (i < p->forwards_count && by_unit(&x[i], &y[k]) < 0) i++;
-        bool joined = i < p->forwards_count && by_unit(&x[i], &y[k]) == 0 && x[i].tokens == y[k].tokens &&
-                      x[i].cached == y[k].cached;
-        if (!joined) {
+    for (int64_t i = 0; i < most; i++) twin[i] = -1;
+    for (int64_t i = 0, k = 0; k < m->forwards_count; k++, i++) {
+        if (k > 0 && y[k].unit != y[k - 1].unit) /* a new unit: from its first forward */
+            for (i = 0; i < p->forwards_count && x[i].unit < y[k].unit;) i++;
+        if (i >= p->forwards_count || x[i].unit != y[k].unit || x[i].tokens != y[k].tokens ||
+            x[i].cached != y[k].cached) {
             c->other_batches++;
             continue;
         }
-        if (y[k].forward < most) same[y[k].forward] = 1;
+        twin[y[k].forward] = x[i].forward;
         fr_pair_ns pair = {forward_ns(x, i), forward_ns(y, k)};
         if (pair.measured > 0) c->forwards[c->forwards_count++] = pair;
     }
@@ -125,13 +129,16 @@ static int64_t number_of(uint64_t id) {
     return (int64_t)(id >> 44);
 }
 
-static entry *entries(const fr_side *s, const uint8_t *same, int64_t most, uint32_t *count) {
+/* Spans of forwards that have a twin, by id, under the predicted side's numbers: `twin` maps this side's to those. */
+static entry *entries(const fr_side *s, const int64_t *twin, int64_t most, uint32_t *count) {
     entry *e = fr_alloc(((size_t)s->spans->count + 1) * sizeof *e);
     *count = 0;
     for (uint32_t i = 0; i < s->spans->count; i++) {
         const fr_span *span = &s->spans->spans[i];
-        if (fr_op_class_of((fr_op_kind)span->kind) == FR_CLASS_HOST) continue; /* live: its waiting for room, too */
-        if (number_of(span->id) < most && same[number_of(span->id)]) e[(*count)++] = (entry){span->id, span};
+        int64_t number = number_of(span->id), to = number < most ? twin[number] : -1;
+        if (fr_op_class_of((fr_op_kind)span->kind) == FR_CLASS_HOST || to < 0) continue;
+        uint64_t rest = span->id & ((UINT64_C(1) << 44) - 1);
+        e[(*count)++] = (entry){(uint64_t)to << 44 | rest, span};
     }
     qsort(e, *count, sizeof *e, by_id);
     return e;
@@ -204,9 +211,16 @@ static void rows_by_lane(fr_compare *c, const fr_side *m, const joint *j, uint32
     free(at);
 }
 
-static void join_ops(const fr_side *p, const fr_side *m, fr_compare *c, const uint8_t *same, int64_t most) {
+static void join_ops(const fr_side *p, const fr_side *m, fr_compare *c, const int64_t *twin, int64_t most) {
     uint32_t np, nm, n = 0, i = 0;
-    entry *x = entries(p, same, most, &np), *y = entries(m, same, most, &nm);
+    int64_t all = 0;
+    for (int64_t k = 0; k < most; k++) all = fr_max_i64(all, twin[k] + 1);
+    int64_t *own = fr_alloc(((size_t)all + 1) * sizeof *own); /* predicted numbers that are a twin */
+    for (int64_t k = 0; k < all; k++) own[k] = -1;
+    for (int64_t k = 0; k < most; k++)
+        if (twin[k] >= 0) own[twin[k]] = twin[k];
+    entry *x = entries(p, own, all, &np), *y = entries(m, twin, most, &nm);
+    free(own);
     joint *j = fr_alloc(((size_t)nm + 1) * sizeof *j);
     for (uint32_t k = 0; k < nm; k++) {
         for (; i < np && x[i].id < y[k].id; i++) c->only_predicted++;
@@ -308,12 +322,12 @@ void fr_compare_run(const fr_side *p, const fr_side *m, fr_compare *c) {
         .predicted = p->parts, .measured = m->parts, .clock_predicted = p->clock_mhz, .clock_measured = m->clock_mhz};
     int64_t most = 0;
     for (int64_t i = 0; i < m->forwards_count; i++) most = fr_max_i64(most, m->forwards[i].forward + 1);
-    uint8_t *same = fr_alloc((size_t)most + 1);
-    join_forwards(p, m, c, same, most);
+    int64_t *twin = fr_alloc(((size_t)most + 1) * sizeof *twin);
+    join_forwards(p, m, c, twin, most);
     join_requests(p, m, c);
-    join_ops(p, m, c, same, most);
+    join_ops(p, m, c, twin, most);
     find_causes(c);
-    free(same);
+    free(twin);
 }
 
 void fr_compare_free(fr_compare *c) {

@@ -1,11 +1,11 @@
 /*
  * compare: a measured run beside the simulated one of the same cell. Knows records and timelines, no files.
  *
- * Errors are predicted / measured - 1. Ops are joined by their structural id, requests by theirs, forwards by (unit,
- * number); in trace mode the two executors may form different batches, so a forward and its ops are joined only where
- * its new and cached tokens agree. Host ops are left out: a live launch takes in the wait for room in the driver's
- * queue. A forward's time is its end less the later of its start and the end of the forward
- * before it on its unit: what it adds to a stream.
+ * Errors are predicted / measured - 1. Ops are joined by their structural id, requests by theirs, forwards by their
+ * turn on their unit; in trace mode the two executors may form different batches, so a forward and its ops are joined
+ * only where its new and cached tokens agree. Host ops are left out: a live launch takes in the wait for room in the
+ * driver's queue. A forward's time is its end less the later of its start and the end of the forward before it on its
+ * unit: what it adds to a stream.
  */
 #ifndef FR_COMPARE_H
 #define FR_COMPARE_H

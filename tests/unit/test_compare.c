@@ -158,8 +158,28 @@ static void what_does_not_join(void **state) {
     fr_timeline_free(&m.t);
 }
 
+/* Ranks drift: unit 1's forward was planned second here and third there. The n-th of a unit meets the n-th. */
+static void units_drift(void **state) {
+    (void)state;
+    side p, m;
+    make(&p, 1000, 1000, 4000, 0);
+    make(&m, 1000, 1000, 4000, 0);
+    p.f[1].unit = 1;
+    m.f[2].unit = 1;
+    fr_side x = as_side(&p, NAN), y = as_side(&m, NAN);
+    fr_compare c;
+    fr_compare_run(&x, &y, &c);
+    assert_int_equal(c.other_batches + c.only_predicted + c.only_measured, 0);
+    assert_int_equal(c.forward.count, FORWARDS);
+    assert_int_equal(c.ops, FORWARDS * LAYERS * OPS);
+    fr_compare_free(&c);
+    fr_timeline_free(&p.t);
+    fr_timeline_free(&m.t);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(errors), cmocka_unit_test(known_factors),
-                                       cmocka_unit_test(clock_explains), cmocka_unit_test(what_does_not_join)};
+                                       cmocka_unit_test(clock_explains), cmocka_unit_test(what_does_not_join),
+                                       cmocka_unit_test(units_drift)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
