@@ -17,7 +17,7 @@ typedef struct {
     double forward_s, elapsed_s, tokens_per_s, mfu, clock_mhz;
     double parts_s[6]; /* compute, exposed_comm, wait, bubble, idle, hidden_comm: per forward in batch mode */
     fr_quantiles ttft_s;
-    bool found;
+    bool found, live; /* live: on a device, whose ops were timed one by one if there are spans */
 } stored_run;
 
 static double number(const char *text) {
@@ -29,7 +29,7 @@ static double number(const char *text) {
 static bool take_run(void *context, int columns, const char *const *v, const char *const *names) {
     stored_run *r = context;
     (void)names;
-    if (columns < 16 || !v[0]) return false;
+    if (columns < 17 || !v[0]) return false;
     r->found = true;
     r->config = fr_strdup(v[0]);
     r->forward_s = number(v[1]);
@@ -39,6 +39,7 @@ static bool take_run(void *context, int columns, const char *const *v, const cha
     for (int i = 0; i < 6; i++) r->parts_s[i] = number(v[5 + i]);
     r->ttft_s = (fr_quantiles){number(v[11]), number(v[12]), number(v[13]), number(v[14])};
     r->clock_mhz = number(v[15]);
+    r->live = v[16] != NULL;
     return false;
 }
 
@@ -57,7 +58,8 @@ static fr_status read_run(fr_store *s, const char *path, int64_t run, stored_run
         s,
         "SELECT config, forward_s, elapsed_s, tokens_per_s, mfu, compute_s, exposed_comm_s, wait_s, bubble_s, idle_s, "
         "hidden_comm_s, ttft_mean_s, ttft_p50_s, ttft_p90_s, ttft_p99_s, coalesce(json_extract(result,'$.clock_mhz'), "
-        "json_extract(result,'$.device.sm_mhz')) FROM runs WHERE id=?1+0 AND kind='run'",
+        "json_extract(result,'$.device.sm_mhz')), json_extract(result,'$.device.gpu') FROM runs WHERE id=?1+0 AND "
+        "kind='run'",
         id, take_run, r, err));
     if (!r->found) return fr_fail(err, FR_BAD_INPUT, "%s: run %s is no measured run", path, id);
     if (!(r->forward_s > 0)) return fr_fail(err, FR_BAD_INPUT, "%s: run %s has no result", path, id);
@@ -348,7 +350,7 @@ fr_status fr_validate_run(fr_store *s, const char *path, int64_t run, const fr_v
     fr_status status = read_run(s, path, run, &r, err);
     if (status == FR_OK) status = read_records(s, run, &f, &q, err);
     v->replay = q.n > 1 && q.v[q.n - 1].arrival > q.v[0].arrival;
-    if (status == FR_OK) status = open_twin(v, o, &r, has_spans(s, run), err);
+    if (status == FR_OK) status = open_twin(v, o, &r, r.live && has_spans(s, run), err);
     if (status == FR_OK) status = play(v, o, &q, &v->spans[0], &p, &v->predicted, err);
     if (status == FR_OK) status = name_lanes(v, s, err);
     if (status == FR_OK) compare(v, &r, &p, &f, &q);
