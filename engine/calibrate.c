@@ -440,7 +440,9 @@ static void add_host(maker *m) {
     }
 }
 
-static void add_copies(maker *m, bool pair) {
+/* A pair pulls one way and both; more GPUs all at once, which loads every link both ways. */
+static void add_copies(maker *m, int devices) {
+    const bool pair = devices > 1;
     static const fr_op_kind kinds[] = {FR_OP_H2D, FR_OP_D2H, FR_OP_DRAIN};
     for (int64_t bytes = 4096; bytes <= INT64_C(1) << 30; bytes *= 4)
         for (int k = 0; k < 3 && !pair; k++)
@@ -452,15 +454,17 @@ static void add_copies(maker *m, bool pair) {
                     add(m, FR_CAL_COPY, ways == 1 ? 1 : 3, row);
             }
     for (int64_t bytes = 4096; bytes <= INT64_C(1) << 32 && pair; bytes *= 4)
-        for (int ways = 1; ways <= 2; ways++) {
+        for (int ways = devices > 2 ? 2 : 1; ways <= 2; ways++) {
             fr_row row = blank(FR_OP_PULL);
             row.shape.bytes = bytes;
+            row.shape.ranks = (int16_t)(devices > 2 ? devices : 0); /* 0 = a pair */
             row.ways = (uint8_t)ways;
             add(m, FR_CAL_PULL, 0, row);
         }
 }
 
-static void add_collectives(maker *m) {
+/* Every rank's part of what is gathered is whole rows of 512 bytes (engine/cuda/calibrate_pair.c). */
+static void add_collectives(maker *m, int devices) {
     static const struct {
         fr_op_kind kind;
         fr_gather transport;
@@ -469,15 +473,18 @@ static void add_collectives(maker *m) {
                  {FR_OP_ALLGATHER, FR_GATHER_NCCL, 0},
                  {FR_OP_REDUCESCATTER, FR_GATHER_NCCL, 0},
                  {FR_OP_SEND, FR_GATHER_NCCL, 0}};
-    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
-        for (int64_t bytes = 1024; bytes <= INT64_C(1) << 30; bytes *= 2) {
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
+        bool coarse = false;                                      /* every other size */
+        if (kinds[i].kind == FR_OP_SEND && devices > 2) continue; /* a pair's, whatever group it belongs to */
+        for (int64_t bytes = INT64_C(512) * devices; bytes <= INT64_C(1) << 30; bytes *= 2) {
             fr_row row = blank(kinds[i].kind);
             row.shape.bytes = bytes;
-            row.shape.ranks = 2;
+            row.shape.ranks = (int16_t)devices;
             row.shape.transport = (uint8_t)kinds[i].transport;
-            const bool coarse = (bytes & INT64_C(0x55555555555)) != 0; /* every other power of two */
+            coarse = !coarse;
             if (coarse || m->mode == FR_CAL_FULL) add(m, FR_CAL_COLLECTIVE, kinds[i].tier + !coarse, row);
         }
+    }
 }
 
 /* Tokens to the ranks of their experts and back, under even routing over two ranks: bytes as engine/strategy/
@@ -590,16 +597,17 @@ static void sort(fr_cal_grid *g) {
 
 static fr_status fill(maker *m, int devices, fr_error *err) {
     if (m->mode == FR_CAL_ANCHORS) return add_anchors(m, err);
-    if (devices == 2) {
-        add_copies(m, true);
-        add_collectives(m);
+    if (devices > 1) {
+        add_copies(m, devices);
+        add_collectives(m, devices);
+        if (devices > 2) return FR_OK;
         FR_TRY(add_exchanges(m, err));
         add_beside(m);
         return FR_OK;
     }
     add_host(m);
     FR_TRY(add_anchors(m, err));
-    add_copies(m, false);
+    add_copies(m, devices);
     add_generic(m);
     FR_TRY(add_plans(m, err));
     FR_TRY(add_all_experts(m, err));
@@ -611,10 +619,12 @@ fr_status fr_cal_grid_open(fr_cal_mode mode, int devices, const fr_machine *mach
                            fr_error *err) {
     fr_cost_model *cost = NULL;
     *out = NULL;
-    if (devices < 1 || devices > 2) return fr_fail(err, FR_BAD_INPUT, "calibration takes 1 or 2 GPUs, not %d", devices);
+    if (devices < 1 || devices > FR_CAL_DEVICES)
+        return fr_fail(err, FR_BAD_INPUT, "calibration takes 1 to %d GPUs, not %d", FR_CAL_DEVICES, devices);
     FR_TRY(fr_cost_open(machine, NULL, &cost, err));
     fr_cal_grid *g = fr_alloc(sizeof *g);
     snprintf(g->gpu, sizeof g->gpu, "%s", machine->gpu);
+    g->devices = devices;
     maker m = {.g = g, .machine = machine, .mode = mode, .limit_s = limit_s};
     fr_status status = fill(&m, devices, err);
     for (uint32_t i = 0; i < g->count && status == FR_OK; i++) g->items[i].seconds = estimate(g, i, cost);
@@ -687,6 +697,8 @@ void fr_cal_grid_list(const fr_cal_grid *g, double limit, bool rows, fr_text *ou
         if (count[w]) fr_text_add(out, "%-16s %5" PRIu32 " %7.1f s\n", whats[w], count[w], sum[w]);
     for (int t = 0; t < TIERS + 4; t++)
         if (tiers[t]) fr_text_add(out, "value %d          %5" PRIu32 " %7.1f s\n", t, tiers[t], tier[t]);
+    if (g->devices > 2 && count[FR_CAL_COLLECTIVE])
+        fr_text_add(out, "skipped: sends, exchanges and interference are measured on two GPUs (--device N,M)\n");
     const double left = fr_cal_grid_seconds(g, limit, &fit);
     fr_text_add(out, "%-16s %5" PRIu32 " %7.1f s; %" PRIu32 " to do in %.1f of %.0f s\n", "all", g->count, total, fit,
                 left, limit);

@@ -24,9 +24,9 @@ typedef enum {
     FR_CAL_RAMP,      /* back to back from rest: a row for each time of fr_cal_ramp */
     FR_CAL_HOST,      /* host and event overheads, the shortest kernel, read-back */
     FR_CAL_COPY,      /* copies of one GPU, both ways too */
-    FR_CAL_PULL,      /* two GPUs from here on */
+    FR_CAL_PULL,      /* two GPUs or more from here on */
     FR_CAL_COLLECTIVE,
-    FR_CAL_EXCHANGE, /* of routed tokens */
+    FR_CAL_EXCHANGE, /* of routed tokens; two GPUs only, from here on */
     FR_CAL_BESIDE,   /* a victim beside an aggressor */
     FR_CAL_WHATS
 } fr_cal_what;
@@ -50,8 +50,12 @@ typedef struct {
     fr_table table; /* rows[i] belongs to items[i]; ns, alone and beside are 0 */
     fr_cal_item *items;
     uint32_t count, cap;
+    int devices;
     char gpu[32];
 } fr_cal_grid;
+
+/* GPUs that one calibration takes, at most. */
+enum { FR_CAL_DEVICES = 16 };
 
 /* The model whose tokens are exchanged, and the most of them. */
 #define FR_CAL_EXCHANGE_MODEL "qwen3-235b-a22b"
@@ -61,8 +65,10 @@ enum { FR_CAL_EXCHANGE_TOKENS = 32768 };
 enum { FR_CAL_RAMP_STEPS = 11 };
 extern const int32_t fr_cal_ramp[FR_CAL_RAMP_STEPS + 1];
 
-/* The grid for `machine`'s GPU with 1 or 2 devices, ordered and with estimates. `limit_s`: the time that there is:
- * sustained measurements take a share of it, 10 s each where the whole is 8 minutes. */
+/* The grid for `machine`'s GPU with 1 .. FR_CAL_DEVICES devices (else FR_BAD_INPUT), ordered and with estimates. One:
+ * its ops; two: what they do with each other; more: collectives and pulls of all at once, ranks = devices in their
+ * rows. `limit_s`: the time that there is: sustained measurements take a share of it, 10 s each where the whole is 8
+ * minutes. */
 fr_status fr_cal_grid_open(fr_cal_mode mode, int devices, const fr_machine *machine, double limit_s, fr_cal_grid **out,
                            fr_error *err);
 void fr_cal_grid_close(fr_cal_grid *g);

@@ -124,7 +124,7 @@ static void merge_header(const char *const *texts, const size_t *lengths, const 
     }
     fr_text uuids = {0};
     for (int i = 0; i < count; i++) {
-        char uuid[256];
+        char uuid[1024]; /* of FR_CAL_DEVICES GPUs */
         header_value(texts[i], lengths[i], "uuid", uuid, sizeof uuid);
         if (uuid[0] && (!uuids.text || !strstr(uuids.text, uuid)))
             fr_text_add(&uuids, "%s%s", uuids.length ? ", " : "", uuid);

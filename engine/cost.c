@@ -355,12 +355,12 @@ void fr_cost_op(const fr_cost_model *c, const fr_shape *shape, const fr_pair *pa
         e.ns *= factor, e.low *= factor, e.high *= factor;
         if (factor > 1 && e.provenance == FR_FROM_MEASURED) e.provenance = FR_FROM_INTERPOLATED;
     }
-    /* Two ranks that pull from each other were measured; how more share a switch is a law. */
-    bool crowd = (s.kind == FR_OP_PULL || s.kind == FR_OP_PUSH) && s.ranks > 2;
+    /* Two ranks that pull from each other were measured; how more share a switch is a law, unless a table has rows of
+     * so many (engine/cost_family.c). */
+    bool crowd = (s.kind == FR_OP_PULL || s.kind == FR_OP_PUSH) && s.ranks > 2 && e.provenance >= FR_FROM_EXTRAPOLATED;
     /* Inside the grid what was measured stands, under a what-if too: L2 serves small tensors faster than HBM could. */
     if (e.provenance > FR_FROM_INTERPOLATED && e.ns < base.bound) e.ns = base.bound;
     if (c->scaled && e.provenance < FR_FROM_EXTRAPOLATED) e.provenance = FR_FROM_EXTRAPOLATED;
-    if (crowd && e.provenance < FR_FROM_EXTRAPOLATED) e.provenance = FR_FROM_EXTRAPOLATED;
     widen(&e, least_width[e.provenance]);
     if (crowd) widen(&e, 0.25);
     if (c->anchor[class] > 0) scale(&e, c->anchor[class]);

@@ -238,8 +238,9 @@ static double distance(const fr_family_key *f, const fr_family_key *want) {
         if (want->kind == FR_OP_GATHER_WEIGHTS && f->transport != want->transport) return -1;
         return log_distance(f->ranks, want->ranks) + 3 * fabs((double)f->hosts - want->hosts);
     case FR_CLASS_COPY:
-        return f->kind == want->kind ? (f->ways != want->ways) + (want->ranks ? log_distance(f->ranks, want->ranks) : 0)
-                                     : -1;
+        if (f->kind != want->kind) return -1;
+        /* pulls of more than two GPUs at once always go both ways */
+        return (f->ranks <= 2 && f->ways != want->ways) + (want->ranks ? log_distance(f->ranks, want->ranks) : 0);
     default:
         return -1;
     }

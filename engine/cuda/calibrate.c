@@ -91,9 +91,10 @@ static fr_status open_devices(fr_cal_run *r, fr_error *err) {
                            "GPU %d is a %s: the kernels are made for Hopper (compute capability 9.0)", o->device[d],
                            r->facts[d].name);
     }
-    if (o->devices == 2 && (!r->facts[0].peer[o->device[1]] || !r->facts[1].peer[o->device[0]]))
-        return fr_fail(err, FR_BAD_INPUT, "GPUs %d and %d cannot reach each other's memory", o->device[0],
-                       o->device[1]);
+    for (int d = 0; d < o->devices; d++)
+        for (int e = 0; e < o->devices; e++)
+            if (d != e && !r->facts[d].peer[o->device[e]])
+                return fr_fail(err, FR_BAD_INPUT, "GPU %d cannot reach GPU %d's memory", o->device[d], o->device[e]);
     return find_machine(r, err);
 }
 
@@ -104,7 +105,7 @@ static fr_status version_text(int64_t v, char out[32]) {
 
 static fr_status header(fr_cal_run *r, fr_text *out, fr_error *err) {
     fr_versions v, built;
-    char cuda[32], lt[32], dnn[32], nccl[32], date[32], clocks[96], uuid[128];
+    char cuda[32], lt[32], dnn[32], nccl[32], date[32], clocks[96], uuid[FR_CAL_DEVICES * 50] = "";
     FR_TRY(fr_device_versions(&v, &built, err));
     snprintf(cuda, sizeof cuda, "%d.%d", (int)(v.runtime / 1000), (int)(v.runtime % 1000 / 10));
     version_text(v.cublaslt, lt);
@@ -115,8 +116,10 @@ static fr_status header(fr_cal_run *r, fr_text *out, fr_error *err) {
     gmtime_r(&now, &utc);
     strftime(date, sizeof date, "%Y-%m-%d %H:%M UTC", &utc);
     snprintf(clocks, sizeof clocks, "as found: up to %d MHz, %.0f W", r->facts[0].max_sm_mhz, r->facts[0].limit_watts);
-    snprintf(uuid, sizeof uuid, "%s%s%s", r->facts[0].uuid, r->options->devices == 2 ? ", " : "",
-             r->options->devices == 2 ? r->facts[1].uuid : "");
+    for (int d = 0; d < r->options->devices; d++) {
+        const size_t at = strlen(uuid);
+        snprintf(uuid + at, sizeof uuid - at, "%s%s", d ? ", " : "", r->facts[d].uuid);
+    }
     const fr_cal_head head = {.name = r->facts[0].name,
                               .uuid = uuid,
                               .driver = v.driver_text,
@@ -187,12 +190,14 @@ static fr_status open_run(fr_cal_run *r, fr_error *err) {
 }
 
 static bool lost(const fr_cal_run *r) {
-    return (r->measure[0] && fr_measure_lost(r->measure[0])) || (r->measure[1] && fr_measure_lost(r->measure[1]));
+    for (int d = 0; d < FR_CAL_DEVICES; d++)
+        if (r->measure[d] && fr_measure_lost(r->measure[d])) return true;
+    return false;
 }
 
 static void close_run(fr_cal_run *r) {
     const bool gone = lost(r);
-    for (int d = 0; d < 2; d++) {
+    for (int d = 0; d < FR_CAL_DEVICES; d++) {
         fr_bench_close(r->bench[d], gone);
         fr_measure_close(r->measure[d]);
     }
@@ -249,7 +254,7 @@ fr_status fr_calibrate(const fr_cal_options *o, fr_cal_result *out, fr_error *er
     fr_cal_run r = {.options = o, .journal = -1, .began = fr_cal_now(), .result = out};
     fr_status status = open_run(&r, err);
     if (status == FR_OK)
-        status = o->devices == 2 && o->mode != FR_CAL_ANCHORS ? fr_cal_pair_run(&r, err) : run_items(&r, err);
+        status = o->devices > 1 && o->mode != FR_CAL_ANCHORS ? fr_cal_pair_run(&r, err) : run_items(&r, err);
     if (status == FR_OK) status = write_table(&r, err);
     close_run(&r);
     out->seconds = fr_cal_now() - r.began;

@@ -6,10 +6,10 @@
 
 typedef struct {
     fr_cal_mode mode;
-    int device[2], devices;
-    const char *machine; /* datasheet figures; NULL = those of the GPU found */
-    const char *out;     /* the table; NULL = GPU.txt; the journal is out + ".raw" */
-    bool resume;         /* what the journal holds isn't measured again; else it begins anew */
+    int device[FR_CAL_DEVICES], devices; /* different ones */
+    const char *machine;                 /* datasheet figures; NULL = those of the GPU found */
+    const char *out;                     /* the table; NULL = GPU.txt; the journal is out + ".raw" */
+    bool resume;                         /* what the journal holds isn't measured again; else it begins anew */
     double limit_s;
     void (*progress)(void *context, double share); /* NULL = none */
     void *context;

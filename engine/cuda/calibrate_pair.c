@@ -1,7 +1,7 @@
 /*
- * What two GPUs measure with each other: pulls, collectives, and compute beside transfers. One host thread a GPU; both
- * walk through the grid together and agree before each item. Transfers by themselves stand behind a kernel that holds
- * the stream, so that no host time is in them.
+ * What GPUs measure with each other: pulls, collectives, and of a pair also exchanges and compute beside transfers. One
+ * host thread a GPU; all walk through the grid together and agree before each item. Transfers by themselves stand
+ * behind a kernel that holds the stream, so that no host time is in them.
  */
 #include "engine/cuda/calibrate_exchange.h"
 #include "engine/cuda/calibrate_run.h"
@@ -13,7 +13,7 @@
 #include <stdlib.h>
 #include <time.h>
 
-enum { RANKS = 2, MOST = 60, EVENTS = 8192, ROW_BYTES = 512 };
+enum { MOST_RANKS = FR_CAL_DEVICES, MOST = 60, EVENTS = 8192, ROW_BYTES = 512 };
 #define SIDE      (INT64_C(4) << 30) /* the largest pull */
 #define BIG       (INT64_C(1) << 30) /* of a pull or an all-gather beside compute */
 #define HOST_COPY (INT64_C(256) << 20)
@@ -23,9 +23,9 @@ enum { RANKS = 2, MOST = 60, EVENTS = 8192, ROW_BYTES = 512 };
 #define COVER_NS  1.1e8 /* of transfers beside a burst */
 #define TURN_NS   1e7
 
-typedef struct pair pair;
+typedef struct pair pair; /* or more of them */
 
-/* What a rank tells the other after an item. */
+/* What a rank tells the others after an item. */
 typedef struct {
     double median, p10, p90, clock, watts, capped, rate;
     int count;
@@ -37,9 +37,9 @@ typedef struct {
     fr_measure *measure;
     fr_bench *bench;
     fr_transport *transport;
-    fr_cal_exchange *exchange; /* opened when first wanted */
-    char *src, *dst;           /* SIDE bytes each, for transfers only */
-    void *peer_src;            /* the other's, as seen from here */
+    fr_cal_exchange *exchange;  /* opened when first wanted */
+    char *src, *dst;            /* SIDE bytes each, for transfers only */
+    void *peer_src[MOST_RANKS]; /* the others', as seen from here */
     cudaStream_t copy[2], comm;
     cudaEvent_t *event; /* [EVENTS] of transfers: before and after each */
     /* transfers beside compute */
@@ -49,16 +49,17 @@ typedef struct {
     int first; /* counted from this one on; -1 = not yet */
     int group; /* of a duty cycle */
     double pause_ns, hold_s;
-    said alone[2][FR_CLASS_COUNT][RANKS]; /* victims of both regimes, measured once; count 0 = not yet */
+    said alone[2][FR_CLASS_COUNT][MOST_RANKS]; /* victims of both regimes, measured once; count 0 = not yet */
     fr_status status;
     fr_error err;
 } rank;
 
 struct pair {
     fr_cal_run *run;
+    int ranks;
     fr_world *world;
     fr_plan *plan;
-    rank rank[RANKS];
+    rank rank[MOST_RANKS];
 };
 
 static fr_status check(cudaError_t e, const char *what, fr_error *err) {
@@ -96,31 +97,43 @@ static said of(const fr_reading *x, double rate) {
 
 static said mean(const said *s, int count) {
     said m = s[0];
-    if (count < 2) return m;
-    m.median = (s[0].median + s[1].median) / 2;
-    m.p10 = (s[0].p10 + s[1].p10) / 2;
-    m.p90 = (s[0].p90 + s[1].p90) / 2;
-    m.clock = (s[0].clock + s[1].clock) / 2;
-    m.watts = (s[0].watts + s[1].watts) / 2;
-    m.capped = (s[0].capped + s[1].capped) / 2;
-    m.rate = (s[0].rate + s[1].rate) / 2;
+    for (int i = 1; i < count; i++) {
+        m.median += s[i].median;
+        m.p10 += s[i].p10;
+        m.p90 += s[i].p90;
+        m.clock += s[i].clock;
+        m.watts += s[i].watts;
+        m.capped += s[i].capped;
+        m.rate += s[i].rate;
+    }
+    m.median /= count;
+    m.p10 /= count;
+    m.p90 /= count;
+    m.clock /= count;
+    m.watts /= count;
+    m.capped /= count;
+    m.rate /= count;
     return m;
 }
 
 /* ---- pulls --------------------------------------------------------------------------------------------------------*/
 
-static fr_status pull(rank *r, int64_t bytes, cudaStream_t s, fr_error *err) {
-    const int mine = r->p->run->options->device[r->id], other = r->p->run->options->device[1 - r->id];
-    return check(cudaMemcpyPeerAsync(r->dst, mine, r->peer_src, other, (size_t)bytes, s), "cudaMemcpyPeerAsync", err);
+/* From the rank `away` behind this one; of a pair, always the other. */
+static fr_status pull(rank *r, int away, int64_t bytes, cudaStream_t s, fr_error *err) {
+    const int q = r->p->ranks == 2 ? 1 - r->id : (r->id + away) % r->p->ranks;
+    const int *device = r->p->run->options->device;
+    return check(cudaMemcpyPeerAsync(r->dst, device[r->id], r->peer_src[q], device[q], (size_t)bytes, s),
+                 "cudaMemcpyPeerAsync", err);
 }
 
-/* n pulls over k streams: ns of each one in the middle (k = 1), or of all over n. */
+/* n pulls over k streams, stream i from the rank 1 + i behind: ns of each one in the middle (k = 1), or of all over n.
+ */
 static fr_status pull_round(rank *r, int64_t bytes, int n, int k, double *ns, int *count, fr_error *err) {
-    CU(fr_k_hold(40000 + 8000u * (uint64_t)n, r->copy[0]));
+    CU(fr_k_hold(40000 + 4000u * (uint64_t)(n * r->p->ranks), r->copy[0])); /* threads issue side by side */
     CU(cudaEventRecord(r->event[0], r->copy[0]));
     if (k > 1) CU(cudaStreamWaitEvent(r->copy[1], r->event[0], 0));
     for (int i = 0; i < n; i++) {
-        FR_TRY(pull(r, bytes, r->copy[i % k], err));
+        FR_TRY(pull(r, 1 + i % k, bytes, r->copy[i % k], err));
         if (k == 1) CU(cudaEventRecord(r->event[i + 1], r->copy[0]));
     }
     if (k > 1) {
@@ -140,7 +153,8 @@ static fr_status pull_round(rank *r, int64_t bytes, int n, int k, double *ns, in
 
 /*
  * A row is several pulls in flight over their number, as the engine keeps them; its p90 what a lone one takes, whose
- * events read in steps of some 9 us. Both ways: the mean of both GPUs.
+ * events read in steps of some 9 us. Both ways: the mean of both GPUs; more than two pull all at once, each from the
+ * two behind it, lone ones from the next: the mean of all.
  */
 static fr_status measure_pull(rank *r, uint32_t i, fr_error *err) {
     enum { TURNS = 5 };
@@ -148,7 +162,8 @@ static fr_status measure_pull(rank *r, uint32_t i, fr_error *err) {
     fr_row row = run->grid->table.rows[i];
     const int64_t bytes = row.shape.bytes;
     const int n = (int)fmin(fmax(1.2e7 / (3000 + (double)bytes / 390), 4), MOST) / 2 * 2;
-    const bool mine = r->id < row.ways;
+    const int pullers = r->p->ranks > 2 ? r->p->ranks : row.ways;
+    const bool mine = r->id < pullers;
     double pairs[TURNS], lone[MOST];
     int count = 0, alone = 0;
     for (int t = -1; t < TURNS; t++) {
@@ -160,7 +175,7 @@ static fr_status measure_pull(rank *r, uint32_t i, fr_error *err) {
             FR_TRY(pull_round(r, bytes, n, 2, pairs, &count, err));
         }
     }
-    said all[RANKS], me = {0};
+    said all[MOST_RANKS], me = {0};
     if (mine) {
         const fr_reading a = fr_reading_of(pairs, count), b = fr_reading_of(lone, alone);
         me = of(&a, 0);
@@ -168,11 +183,11 @@ static fr_status measure_pull(rank *r, uint32_t i, fr_error *err) {
     }
     FR_TRY(fr_world_exchange(r->p->world, r->id, &me, sizeof me, all, err));
     if (r->id != 0) return FR_OK;
-    const said m = mean(all, row.ways);
+    const said m = mean(all, pullers);
     row.ns = m.median;
     row.p10 = m.p10;
     row.p90 = m.p90;
-    row.samples = row.ways * TURNS * n;
+    row.samples = pullers * TURNS * n;
     return fr_cal_write(run, &run->grid->table, &row, pairs, count, err);
 }
 
@@ -181,7 +196,9 @@ static fr_status measure_pull(rank *r, uint32_t i, fr_error *err) {
 /* bytes as engine/cost_base.c has them. */
 static fr_status collective(rank *r, fr_op_kind kind, int64_t bytes, cudaStream_t s, fr_error *err) {
     const bool parts = kind == FR_OP_ALLGATHER || kind == FR_OP_REDUCESCATTER || kind == FR_OP_GATHER_WEIGHTS;
-    const int64_t each = parts ? bytes / RANKS : bytes, rows[RANKS] = {each / ROW_BYTES, each / ROW_BYTES};
+    const int64_t each = parts ? bytes / r->p->ranks : bytes;
+    int64_t rows[MOST_RANKS];
+    for (int q = 0; q < r->p->ranks; q++) rows[q] = each / ROW_BYTES;
     char *own = r->dst + (parts ? r->id * each : 0);
     fr_collective c = {.kind = kind,
                        .peer = -1,
@@ -198,18 +215,18 @@ static fr_status collective(rank *r, fr_op_kind kind, int64_t bytes, cudaStream_
     return fr_transport_launch(r->transport, &c, s, err);
 }
 
-/* From the last rank's arrival to the end: of each repetition the lesser of both ranks' times. */
+/* From the last rank's arrival to the end: of each repetition the least of the ranks' times. */
 static fr_status measure_collective(rank *r, uint32_t i, fr_error *err) {
     enum { TURNS = 3 };
     fr_cal_run *run = r->p->run;
     fr_row row = run->grid->table.rows[i];
     const fr_op_kind kind = (fr_op_kind)row.shape.kind;
     const int n = (int)fmin(fmax(1.2e7 / (2e4 + (double)row.shape.bytes / 200), 4), 20);
-    double ns[TURNS * 20] = {0}, both[RANKS][TURNS * 20];
+    double ns[TURNS * 20] = {0}, all[MOST_RANKS][TURNS * 20];
     int count = 0;
     for (int t = -1; t < TURNS; t++) {
         FR_TRY(meet(r, err));
-        CU(fr_k_hold(100000 + 25000u * (uint64_t)n, r->comm));
+        CU(fr_k_hold(100000 + 12500u * (uint64_t)(n * r->p->ranks), r->comm)); /* threads issue side by side */
         for (int k = 0; k <= n; k++) {
             CU(cudaEventRecord(r->event[k], r->comm));
             if (k < n) FR_TRY(collective(r, kind, row.shape.bytes, r->comm, err));
@@ -218,9 +235,10 @@ static fr_status measure_collective(rank *r, uint32_t i, fr_error *err) {
         for (int k = 1; k < n && t >= 0; k++) FR_TRY(between(r, k, k + 1, &ns[count++], err));
     }
     FR_TRY(fr_transport_check(r->transport, err));
-    FR_TRY(fr_world_exchange(r->p->world, r->id, ns, sizeof ns, both, err));
+    FR_TRY(fr_world_exchange(r->p->world, r->id, ns, sizeof ns, all, err));
     if (r->id != 0) return FR_OK;
-    for (int k = 0; k < count; k++) ns[k] = fmin(both[0][k], both[1][k]);
+    for (int q = 1; q < r->p->ranks; q++)
+        for (int k = 0; k < count; k++) ns[k] = fmin(ns[k], all[q][k]);
     const fr_reading x = fr_reading_of(ns, count);
     row = fr_cal_filled(run, i, &x);
     FR_TRY(fr_cal_write(run, &run->grid->table, &row, ns, count, err));
@@ -238,7 +256,7 @@ static fr_status measure_exchange(rank *r, uint32_t i, fr_error *err) {
     fr_cal_run *run = r->p->run;
     const fr_cal_item *item = &run->grid->items[i];
     const fr_op_kind kind = (fr_op_kind)run->grid->table.rows[i].shape.kind;
-    double ns[TIMES], both[RANKS][TIMES];
+    double ns[TIMES], both[MOST_RANKS][TIMES];
     if (!r->exchange)
         FR_TRY(fr_cal_exchange_open(r->p->world, r->id, run->options->device[r->id], r->dst, (size_t)SIDE, &r->exchange,
                                     err));
@@ -274,7 +292,7 @@ static cudaStream_t transfer_stream(const rank *r, fr_aggressor a) {
 }
 
 static fr_status transfer(rank *r, fr_aggressor a, fr_error *err) {
-    if (a == FR_AGGRESSOR_PULL) return pull(r, BIG, r->copy[0], err);
+    if (a == FR_AGGRESSOR_PULL) return pull(r, 1, BIG, r->copy[0], err);
     if (a == FR_AGGRESSOR_NCCL) return collective(r, FR_OP_ALLGATHER, BIG, r->comm, err);
     return check(cudaMemcpyAsync(r->dst, fr_bench_host(r->bench, HOST_COPY), (size_t)HOST_COPY, cudaMemcpyHostToDevice,
                                  r->copy[0]),
@@ -339,7 +357,7 @@ static fr_status keep_queue(void *context, double at_s, bool *stop, fr_error *er
     rank *r = context;
     struct {
         int32_t issue, stop;
-    } mine = {0}, all[RANKS];
+    } mine = {0}, all[MOST_RANKS];
     static const double counted = 0.4; /* fr_measure_hold */
     const int done = ended(r, r->issued - (int)fmin(r->issued, EVENTS / 4));
     const double turn = r->pause_ns > 0 ? r->each_ns + r->pause_ns / r->group : r->each_ns;
@@ -426,7 +444,7 @@ static fr_status write_beside(rank *r, const said *alone, const said *beside, co
 }
 
 /* The victim on both ranks, alone or with its transfers; a burst begins after a second of rest. */
-static fr_status measure_victim(rank *r, const fr_beside *hooks, said out[RANKS], fr_error *err) {
+static fr_status measure_victim(rank *r, const fr_beside *hooks, said out[MOST_RANKS], fr_error *err) {
     const struct timespec second = {.tv_sec = 1};
     fr_reading x;
     double rate = 0;
@@ -447,8 +465,8 @@ static fr_status measure_victim(rank *r, const fr_beside *hooks, said out[RANKS]
 static fr_status measure_beside(rank *r, uint32_t i, fr_error *err) {
     const fr_cal_run *run = r->p->run;
     const fr_beside hooks = {begin_burst, keep_queue, r};
-    said *alone = NULL, beside[RANKS];
-    double rate = 0, rates[RANKS];
+    said *alone = NULL, beside[MOST_RANKS];
+    double rate = 0, rates[MOST_RANKS];
     r->row = &run->grid->table.rows[i];
     alone = r->alone[r->row->regime][r->row->victim];
     FR_TRY(prepare_victim(r, (fr_op_class)r->row->victim, err));
@@ -467,7 +485,7 @@ static fr_status measure_beside(rank *r, uint32_t i, fr_error *err) {
 
 static fr_status open_rank(rank *r, fr_error *err) {
     fr_cal_run *run = r->p->run;
-    static const fr_layout layout = {.experts = FR_EXP_TP, .tp = RANKS, .pp = 1, .ep = 1, .dp = 1, .replicas = 1};
+    const fr_layout layout = {.experts = FR_EXP_TP, .tp = r->p->ranks, .pp = 1, .ep = 1, .dp = 1, .replicas = 1};
     static const fr_model model = {.hidden = ROW_BYTES / 2};
     const fr_transport_options o = {.world = r->p->world,
                                     .rank = r->id,
@@ -477,7 +495,6 @@ static fr_status open_rank(rank *r, fr_error *err) {
                                     .model = &model,
                                     .tokens = 1,
                                     .timeout_s = WAIT_S};
-    void *peers[RANKS];
     CU(cudaSetDevice(o.device));
     for (int i = 0; i < 2; i++) CU(cudaStreamCreateWithFlags(&r->copy[i], cudaStreamNonBlocking));
     CU(cudaStreamCreateWithFlags(&r->comm, cudaStreamNonBlocking));
@@ -489,13 +506,16 @@ static fr_status open_rank(rank *r, fr_error *err) {
     CU(cudaMemset(r->dst, 0, (size_t)SIDE));
     CU(cudaDeviceSynchronize());
     FR_TRY(fr_transport_open(&o, &r->transport, err));
-    FR_TRY(fr_transport_share(r->transport, r->src, (size_t)SIDE, peers, err));
-    r->peer_src = peers[1 - r->id];
-    return r->peer_src ? FR_OK : fr_fail(err, FR_FAILED, "the GPUs cannot reach each other");
+    FR_TRY(fr_transport_share(r->transport, r->src, (size_t)SIDE, r->peer_src, err));
+    for (int q = 0; q < r->p->ranks; q++)
+        if (!r->peer_src[q]) return fr_fail(err, FR_FAILED, "the GPUs cannot reach each other");
+    return FR_OK;
 }
 
 static fr_status one_item(rank *r, uint32_t i, fr_error *err) {
-    switch ((fr_cal_what)r->p->run->grid->items[i].what) {
+    const fr_cal_what what = (fr_cal_what)r->p->run->grid->items[i].what;
+    if (r->p->ranks > 2 && what >= FR_CAL_EXCHANGE) return fr_fail(err, FR_FAILED, "this is measured on two GPUs");
+    switch (what) {
     case FR_CAL_PULL:
         return measure_pull(r, i, err);
     case FR_CAL_COLLECTIVE:
@@ -509,7 +529,7 @@ static fr_status one_item(rank *r, uint32_t i, fr_error *err) {
     }
 }
 
-/* Any failure ends both: half of a pair cannot go on. */
+/* Any failure ends all: part of a group cannot go on. */
 static fr_status all_items(rank *r, fr_error *err) {
     fr_cal_run *run = r->p->run;
     uint32_t fit;
@@ -517,7 +537,7 @@ static fr_status all_items(rank *r, fr_error *err) {
     const double total = fr_cal_grid_seconds(run->grid, run->options->limit_s, &fit);
     FR_TRY(open_rank(r, err));
     for (uint32_t i = 0; i < run->grid->count; i++) {
-        int32_t go = !run->grid->items[i].done && fr_cal_room(run, i), all[RANKS];
+        int32_t go = !run->grid->items[i].done && fr_cal_room(run, i), all[MOST_RANKS];
         FR_TRY(fr_world_exchange(r->p->world, r->id, &go, sizeof go, all, err));
         if (r->id == 0 && !all[0] && !run->grid->items[i].done) run->result->left++;
         if (!all[0]) continue;
@@ -557,14 +577,16 @@ static void *thread(void *context) {
 }
 
 fr_status fr_cal_pair_run(fr_cal_run *run, fr_error *err) {
-    static const int16_t members[RANKS] = {0, 1};
-    pair p = {.run = run};
-    pthread_t threads[RANKS];
-    FR_TRY(fr_world_open_threads(RANKS, WAIT_S, &p.world, err));
-    p.plan = fr_plan_new(RANKS, RANKS);
-    fr_plan_group(p.plan, members, RANKS, RANKS);
+    const int ranks = run->options->devices;
+    int16_t members[MOST_RANKS];
+    pair p = {.run = run, .ranks = ranks};
+    pthread_t threads[MOST_RANKS];
+    for (int i = 0; i < ranks; i++) members[i] = (int16_t)i;
+    FR_TRY(fr_world_open_threads(ranks, WAIT_S, &p.world, err));
+    p.plan = fr_plan_new(ranks, ranks);
+    fr_plan_group(p.plan, members, ranks, ranks);
     int started = 0;
-    for (; started < RANKS; started++) {
+    for (; started < ranks; started++) {
         rank *r = &p.rank[started];
         *r = (rank){.p = &p, .id = started, .measure = run->measure[started], .bench = run->bench[started]};
         if (pthread_create(&threads[started], NULL, thread, r) == 0) continue;

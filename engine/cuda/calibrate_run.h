@@ -6,17 +6,19 @@
 #include "engine/cuda/calibrate.h"
 #include "engine/cuda/device.h"
 
+_Static_assert(FR_CAL_DEVICES <= FR_MAX_DEVICES, "device facts name the peers of all");
+
 typedef struct {
     const fr_cal_options *options;
     fr_machine machine;
-    fr_device_facts facts[2];
+    fr_device_facts facts[FR_CAL_DEVICES];
     fr_cal_grid *grid;
     fr_cost_model *cost;
     int journal; /* file descriptor, -1 = none */
     double began, spent;
     double idle_w;
-    fr_measure *measure[2];
-    fr_bench *bench[2];
+    fr_measure *measure[FR_CAL_DEVICES];
+    fr_bench *bench[FR_CAL_DEVICES];
     fr_cal_result *result;
 } fr_cal_run;
 
@@ -32,7 +34,7 @@ fr_row fr_cal_filled(const fr_cal_run *r, uint32_t i, const fr_reading *reading)
 /* Whether item i still fits into the time. */
 bool fr_cal_room(const fr_cal_run *r, uint32_t i);
 
-/* One GPU: all items of the grid that are not done (calibrate_ops.c). Two GPUs: calibrate_pair.c. */
+/* One GPU: all items of the grid that are not done (calibrate_ops.c). Two or more: calibrate_pair.c. */
 fr_status fr_cal_item_run(fr_cal_run *r, uint32_t i, fr_error *err);
 fr_status fr_cal_pair_run(fr_cal_run *r, fr_error *err);
 

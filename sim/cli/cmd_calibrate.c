@@ -18,7 +18,7 @@ const fr_option cmd_calibrate_options[] = {
     {"anchors", NULL, NULL, "a dozen ops in a minute at most, to compare cards and days by"},
     {"out", "FILE", NULL, "the table; FILE.raw is the journal, with every reading (default: GPU.txt)"},
     {"resume", NULL, NULL, "go on: what FILE.raw holds isn't measured again"},
-    {"device", "N|N,M", NULL, "this GPU (default 0), or what two GPUs do with each other"},
+    {"device", "N|N,M,..", NULL, "this GPU (default 0), or what two or more do with each other"},
     {"limit", "SECONDS", NULL, "stop after so long (default 480; quick 115, anchors 58)"},
     {"machine", "NAME|FILE", NULL, "datasheet figures (default: of the GPU found; dry run: h200x2)"},
     {"dry-run", NULL, NULL, "no GPU: what would be measured, and how long it would take"},
@@ -36,20 +36,23 @@ static fr_status read_mode(const cli_args *a, fr_cal_mode *mode, fr_error *err) 
     return FR_OK;
 }
 
-/* "1" or "0,1" */
-static fr_status read_devices(const char *text, int device[2], int *count, fr_error *err) {
-    char copy[64];
-    if (strlen(text) >= sizeof copy) return fr_fail(err, FR_BAD_INPUT, "--device: expected N or N,M");
+/* "1", "0,1" or "0,1,2,3" */
+static fr_status read_devices(const char *text, int device[FR_CAL_DEVICES], int *count, fr_error *err) {
+    char copy[64], *at = copy;
+    if (strlen(text) >= sizeof copy) return fr_fail(err, FR_BAD_INPUT, "--device: expected N or N,M,...");
     snprintf(copy, sizeof copy, "%s", text);
-    char *comma = strchr(copy, ',');
-    if (comma) *comma = 0;
-    *count = comma ? 2 : 1;
-    for (int i = 0; i < *count; i++) {
+    for (*count = 0; at;) {
+        char *comma = strchr(at, ',');
         int64_t v;
-        FR_TRY(fr_parse_int(i ? comma + 1 : copy, 0, 15, false, "--device", &v, err));
-        device[i] = (int)v;
+        if (comma) *comma = 0;
+        if (*count == FR_CAL_DEVICES)
+            return fr_fail(err, FR_BAD_INPUT, "--device: expected at most %d GPUs", FR_CAL_DEVICES);
+        FR_TRY(fr_parse_int(at, 0, FR_CAL_DEVICES - 1, false, "--device", &v, err));
+        for (int i = 0; i < *count; i++)
+            if (device[i] == v) return fr_fail(err, FR_BAD_INPUT, "--device: GPU %d is named twice", device[i]);
+        device[(*count)++] = (int)v;
+        at = comma ? comma + 1 : NULL;
     }
-    if (*count == 2 && device[0] == device[1]) return fr_fail(err, FR_BAD_INPUT, "--device: expected two GPUs");
     return FR_OK;
 }
 
@@ -119,15 +122,15 @@ static fr_status dry_run(const cli_args *a, fr_cal_mode mode, int devices, fr_er
 }
 
 #ifdef FR_CUDA
-static fr_status measure(const cli_args *a, fr_cal_mode mode, const int device[2], int devices, fr_error *err) {
+static fr_status measure(const cli_args *a, fr_cal_mode mode, const int *device, int devices, fr_error *err) {
     fr_cal_options o = {.mode = mode,
-                        .device = {device[0], device[1]},
                         .devices = devices,
                         .machine = cli_value(a, "machine"),
                         .out = cli_value(a, "out"),
                         .resume = cli_value(a, "resume") != NULL};
     cli_progress bar;
     fr_cal_result result;
+    for (int i = 0; i < devices; i++) o.device[i] = device[i];
     FR_TRY(read_limit(a, mode, &o.limit_s, err));
     cli_progress_start(&bar, "calibrating", true);
     o.progress = cli_progress_update;
@@ -140,7 +143,7 @@ static fr_status measure(const cli_args *a, fr_cal_mode mode, const int device[2
     return FR_OK;
 }
 #else
-static fr_status measure(const cli_args *a, fr_cal_mode mode, const int device[2], int devices, fr_error *err) {
+static fr_status measure(const cli_args *a, fr_cal_mode mode, const int *device, int devices, fr_error *err) {
     (void)mode, (void)device, (void)devices;
     return fr_fail(err, FR_BAD_INPUT,
                    "%s needs GPUs: this build has no CUDA; build it with `make engine` and use build/forerun-cuda "
@@ -151,7 +154,7 @@ static fr_status measure(const cli_args *a, fr_cal_mode mode, const int device[2
 
 fr_status cmd_calibrate(const cli_args *a, fr_error *err) {
     fr_cal_mode mode = FR_CAL_FULL;
-    int device[2] = {0, 1}, devices = 1;
+    int device[FR_CAL_DEVICES] = {0}, devices = 1;
     if (cli_value(a, "merge")) return merge(a, err);
     if (a->count) return fr_fail(err, FR_BAD_INPUT, "%s: files are named for --merge only", a->positional[0]);
     FR_TRY(read_mode(a, &mode, err));

@@ -95,10 +95,37 @@ static void anchors_and_pairs(void **state) {
     fr_machine m = h200();
     fr_cal_grid *none;
     fr_error err;
-    assert_int_equal(fr_cal_grid_open(FR_CAL_FULL, 3, &m, 480, &none, &err), FR_BAD_INPUT);
+    assert_int_equal(fr_cal_grid_open(FR_CAL_FULL, 0, &m, 480, &none, &err), FR_BAD_INPUT);
+    assert_int_equal(fr_cal_grid_open(FR_CAL_FULL, FR_CAL_DEVICES + 1, &m, 480, &none, &err), FR_BAD_INPUT);
     fr_cal_grid_close(g);
     fr_cal_grid_close(full);
     fr_cal_grid_close(two);
+}
+
+/* More than two: what all do at once, under their number; what only a pair measures stays out; every rank's part of a
+ * collective is whole rows of 512 bytes. */
+static void many_ranks(void **state) {
+    (void)state;
+    for (int mode = FR_CAL_FULL; mode <= FR_CAL_QUICK; mode++)
+        for (int ranks = 3; ranks <= FR_CAL_DEVICES; ranks++) {
+            fr_cal_grid *g = open_grid((fr_cal_mode)mode, ranks);
+            int whats[FR_CAL_WHATS] = {0}, kinds[FR_OP_KIND_COUNT] = {0};
+            for (uint32_t i = 0; i < g->count; i++) {
+                const fr_row *r = &g->table.rows[i];
+                whats[g->items[i].what]++;
+                kinds[r->shape.kind]++;
+                assert_int_equal(r->shape.ranks, ranks);
+                if (g->items[i].what == FR_CAL_PULL)
+                    assert_int_equal(r->ways, 2);
+                else
+                    assert_true(r->shape.bytes > 0 && r->shape.bytes % (INT64_C(512) * ranks) == 0);
+            }
+            assert_int_equal(whats[FR_CAL_PULL], 11);
+            assert_int_equal(whats[FR_CAL_PULL] + whats[FR_CAL_COLLECTIVE], g->count);
+            assert_true(kinds[FR_OP_ALLREDUCE] >= 8 && kinds[FR_OP_ALLGATHER] == kinds[FR_OP_ALLREDUCE] &&
+                        kinds[FR_OP_REDUCESCATTER] == kinds[FR_OP_ALLREDUCE] && !kinds[FR_OP_SEND]);
+            fr_cal_grid_close(g);
+        }
 }
 
 static void header(const fr_machine *m, const char *uuid, fr_text *out) {
@@ -130,7 +157,7 @@ static void journal(const fr_cal_grid *g, uint32_t count, double ns, const char 
 
 static void resume(void **state) {
     (void)state;
-    for (int devices = 1; devices <= 2; devices++) {
+    for (int devices = 1; devices <= 4; devices *= 2) {
         fr_cal_grid *g = open_grid(FR_CAL_FULL, devices);
         fr_text text = {0};
         fr_error err;
@@ -275,9 +302,13 @@ static void plans_are_covered(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(grid),     cmocka_unit_test(anchors_and_pairs),
-        cmocka_unit_test(resume),   cmocka_unit_test(rows_as_text),
-        cmocka_unit_test(merge),    cmocka_unit_test(plans_are_covered),
+        cmocka_unit_test(grid),
+        cmocka_unit_test(anchors_and_pairs),
+        cmocka_unit_test(many_ranks),
+        cmocka_unit_test(resume),
+        cmocka_unit_test(rows_as_text),
+        cmocka_unit_test(merge),
+        cmocka_unit_test(plans_are_covered),
         cmocka_unit_test(fp8_rows),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -425,6 +425,39 @@ static void pulls_beyond_the_measured_ranks(void **state) {
     fr_cost_close(c);
 }
 
+/* Rows of four that pull at once, where a table has them: a measurement for four, and the
+ * nearest for eight, a law again; pairs keep theirs. */
+static void pulls_of_many_measured(void **state) {
+    (void)state;
+    char path[] = "/tmp/fr_pulls_XXXXXX";
+    static const char text[] = "# gpu: h200\n# sms: 132\n# peak_bf16: 9.895e14\n# peak_fp8: 1.979e15\n# hbm_rate: "
+                               "4.8e12\n# link_rate: 4.5e11\n# pcie_rate: 5.5e10\n"
+                               "pull bytes=268435456 ways=2 ranks=4 regime=burst ns=900000\n"
+                               "pull bytes=1073741824 ways=2 ranks=4 regime=burst ns=3500000\n";
+    const int fd = mkstemp(path);
+    assert_true(fd >= 0 && write(fd, text, sizeof text - 1) == (ssize_t)sizeof text - 1);
+    close(fd);
+    fr_machine m = machine("h200");
+    m.pcie_rate = 55e9; /* as the table has it */
+    fr_cost_model *plain = open_with(&m, NULL),
+                  *own = open_with(&m, &(fr_cost_options){.extra = path, .what_if = FR_WHAT_IF_NONE});
+    unlink(path);
+    fr_shape pull = {.kind = FR_OP_PULL, .bytes = INT64_C(1) << 30, .ranks = 2};
+    assert_int_equal(cost(own, pull, NULL).ns, cost(plain, pull, NULL).ns);
+    pull.ranks = 4;
+    const fr_cost four = cost(own, pull, NULL);
+    assert_int_equal(four.ns, 3500000);
+    assert_int_equal(four.provenance, FR_FROM_MEASURED);
+    assert_true(four.high < four.ns * 6 / 5);
+    pull.ranks = 8;
+    const fr_cost eight = cost(own, pull, NULL);
+    assert_int_equal(eight.ns, 3500000);
+    assert_int_equal(eight.provenance, FR_FROM_EXTRAPOLATED);
+    assert_true(eight.high >= eight.ns * 5 / 4);
+    fr_cost_close(plain);
+    fr_cost_close(own);
+}
+
 static void what_if(void **state) {
     (void)state;
     fr_machine m = machine("h200");
@@ -686,15 +719,25 @@ static void folder(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(shipped),          cmocka_unit_test(every_kind),
-        cmocka_unit_test(layer_table),      cmocka_unit_test(rows_and_between),
-        cmocka_unit_test(datasheet_bound),  cmocka_unit_test(regimes),
-        cmocka_unit_test(monotone),         cmocka_unit_test(attention_shapes),
-        cmocka_unit_test(attention_packed), cmocka_unit_test(grouped_skew),
-        cmocka_unit_test(collectives),      cmocka_unit_test(pulls_beyond_the_measured_ranks),
-        cmocka_unit_test(what_if),          cmocka_unit_test(slowdowns),
-        cmocka_unit_test(power_rows),       cmocka_unit_test(tiles),
-        cmocka_unit_test(refused),          cmocka_unit_test(own_rows),
+        cmocka_unit_test(shipped),
+        cmocka_unit_test(every_kind),
+        cmocka_unit_test(layer_table),
+        cmocka_unit_test(rows_and_between),
+        cmocka_unit_test(datasheet_bound),
+        cmocka_unit_test(regimes),
+        cmocka_unit_test(monotone),
+        cmocka_unit_test(attention_shapes),
+        cmocka_unit_test(attention_packed),
+        cmocka_unit_test(grouped_skew),
+        cmocka_unit_test(collectives),
+        cmocka_unit_test(pulls_beyond_the_measured_ranks),
+        cmocka_unit_test(pulls_of_many_measured),
+        cmocka_unit_test(what_if),
+        cmocka_unit_test(slowdowns),
+        cmocka_unit_test(power_rows),
+        cmocka_unit_test(tiles),
+        cmocka_unit_test(refused),
+        cmocka_unit_test(own_rows),
         cmocka_unit_test(folder),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
