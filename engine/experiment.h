@@ -9,6 +9,7 @@
 #include "engine/cost.h"
 #include "engine/layout.h"
 #include "engine/sched/sched.h"
+#include "engine/strategy/strategy.h"
 #include "engine/timeline.h"
 
 typedef struct fr_experiment {
@@ -90,6 +91,8 @@ fr_status fr_setup_any_routing(fr_setup *s, fr_error *err);
 /* What its scheduler is made with: budget, chunks, router, prefix cache (what memory leaves where the size is -1). The
  * setup must outlive the scheduler. `queues`: attention groups over all units. */
 void fr_setup_sched(const fr_setup *s, int queues, fr_sched_options *out);
+/* Opens the planner of its layout. The setup must outlive the planner. */
+fr_status fr_setup_planner(const fr_setup *s, bool allow_fold, fr_planner **out, fr_error *err);
 
 /*
  * Sets one option by its long flag name without dashes ("tokens", "16K"): the command line, an experiment's JSON and a

@@ -1,4 +1,4 @@
-/* The scheduler that an experiment asks for, the same for the simulator and the engine. */
+/* The scheduler and the planner that an experiment asks for, the same for the simulator and the engine. */
 #include "engine/experiment.h"
 
 #include <math.h>
@@ -65,4 +65,15 @@ void fr_setup_sched(const fr_setup *s, int queues, fr_sched_options *out) {
                               .threshold = e->route == FR_ROUTE_PREFIX ? saturation_work(s) : 0,
                               .work = request_work,
                               .work_context = s};
+}
+
+fr_status fr_setup_planner(const fr_setup *s, bool allow_fold, fr_planner **out, fr_error *err) {
+    const fr_planner_options o = {.model = &s->model,
+                                  .layout = &s->experiment.layout,
+                                  .machine = &s->machine,
+                                  .routing = s->routing,
+                                  .cost = s->cost,
+                                  .load = s->load,
+                                  .allow_fold = allow_fold};
+    return fr_planner_open(&o, out, err);
 }

@@ -1,5 +1,7 @@
 #include "engine/world_internal.h"
 
+#include <time.h>
+
 int fr_world_ranks(const fr_world *w) {
     return w->ranks;
 }
@@ -25,11 +27,49 @@ void fr_world_fail(fr_world *w, int rank, const fr_error *why) {
 }
 
 bool fr_world_failed(const fr_world *w, int *rank, fr_error *why) {
-    return w->kind->failed(w, rank, why);
+    fr_world *open = (fr_world *)(uintptr_t)w; /* locking is no change that a caller sees */
+    pthread_mutex_lock(&open->lock);
+    const bool yes = w->failed;
+    if (yes && rank) *rank = w->failed_rank;
+    if (yes && why) *why = w->why;
+    pthread_mutex_unlock(&open->lock);
+    return yes;
 }
 
 void fr_world_close(fr_world *w) {
     if (w) w->kind->close(w);
+}
+
+void fr_world_head_open(fr_world *w, const fr_world_kind *kind, int ranks, double timeout_s, bool same_process) {
+    *w = (fr_world){.kind = kind, .ranks = ranks, .timeout_s = timeout_s, .same_process = same_process};
+    pthread_mutex_init(&w->lock, NULL);
+    fr_cond_open(&w->changed);
+}
+
+void fr_world_head_close(fr_world *w) {
+    pthread_cond_destroy(&w->changed);
+    pthread_mutex_destroy(&w->lock);
+}
+
+void fr_world_fail_locked(fr_world *w, int rank, const fr_error *why) {
+    if (w->failed) return;
+    w->failed = true;
+    w->failed_rank = rank;
+    w->why = *why;
+    pthread_cond_broadcast(&w->changed);
+}
+
+fr_status fr_world_relay(const fr_world *w, fr_error *err) {
+    if (err) *err = w->why;
+    return w->why.status != FR_OK ? w->why.status : FR_FAILED;
+}
+
+void fr_cond_open(pthread_cond_t *c) {
+    pthread_condattr_t monotonic;
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+    pthread_cond_init(c, &monotonic);
+    pthread_condattr_destroy(&monotonic);
 }
 
 void fr_world_missing(const bool *here, int ranks, fr_text *out) {

@@ -10,6 +10,8 @@
 
 #include "engine/base.h"
 
+#include <pthread.h>
+
 typedef struct fr_world fr_world; /* threads: shared by all ranks; processes: one per rank */
 
 /* `ranks` >= 1 threads of this process; timeout_s > 0 bounds every wait. */
@@ -36,5 +38,8 @@ fr_status fr_world_exchange(fr_world *w, int rank, const void *mine, size_t byte
 void fr_world_fail(fr_world *w, int rank, const fr_error *why);
 /* Whether a rank has failed; *rank and *why (either may be NULL) then say who was first and what happened. */
 bool fr_world_failed(const fr_world *w, int *rank, fr_error *why);
+
+/* A condition whose waits take deadlines of CLOCK_MONOTONIC: setting the wall clock moves none of them. */
+void fr_cond_open(pthread_cond_t *c);
 
 #endif

@@ -1,15 +1,12 @@
 /* The ranks as threads of one process: a counting barrier with a blob per rank. */
 #include "engine/world_internal.h"
 
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
 typedef struct {
     fr_world head;
-    pthread_mutex_t lock;
-    pthread_cond_t changed;
     bool *here;  /* [ranks]: has come to the current round */
     int arrived; /* of them */
     uint64_t round;
@@ -18,9 +15,6 @@ typedef struct {
      * nobody can be two rounds ahead of them. */
     char *blobs[2];
     size_t blobs_cap[2];
-    bool failed;
-    int failed_rank;
-    fr_error why;
 } threads;
 
 static threads *of(const fr_world *w) {
@@ -40,34 +34,21 @@ static struct timespec deadline(double seconds) {
     return t;
 }
 
-static void fail_locked(threads *t, int rank, const fr_error *why) {
-    if (t->failed) return;
-    t->failed = true;
-    t->failed_rank = rank;
-    t->why = *why;
-    pthread_cond_broadcast(&t->changed);
-}
-
-static fr_status relay(const threads *t, fr_error *err) {
-    if (err) *err = t->why;
-    return t->why.status != FR_OK ? t->why.status : FR_FAILED;
-}
-
 static fr_status late(threads *t, int rank, fr_error *err) {
     fr_error why;
     fr_text names = {0};
     fr_world_missing(t->here, t->head.ranks, &names);
     fr_fail(&why, FR_FAILED, "rank %d waited %.3g s for %s", rank, t->head.timeout_s, names.text);
     fr_text_free(&names);
-    fail_locked(t, rank, &why);
-    return relay(t, err);
+    fr_world_fail_locked(&t->head, rank, &why);
+    return fr_world_relay(&t->head, err);
 }
 
 /* Comes to the round that is open; the last one opens the next. */
 static fr_status meet(threads *t, int rank, const void *mine, size_t bytes, fr_error *err) {
     const uint64_t round = t->round;
     const int half = (int)(round % 2);
-    if (t->failed) return relay(t, err);
+    if (t->head.failed) return fr_world_relay(&t->head, err);
     if (t->arrived == 0) {
         t->bytes = bytes;
         const size_t all = bytes * (size_t)t->head.ranks;
@@ -78,8 +59,8 @@ static fr_status meet(threads *t, int rank, const void *mine, size_t bytes, fr_e
     } else if (bytes != t->bytes) {
         fr_error why;
         fr_fail(&why, FR_FAILED, "rank %d exchanges %zu bytes where others exchange %zu", rank, bytes, t->bytes);
-        fail_locked(t, rank, &why);
-        return relay(t, err);
+        fr_world_fail_locked(&t->head, rank, &why);
+        return fr_world_relay(&t->head, err);
     }
     if (bytes > 0) memcpy(t->blobs[half] + (size_t)rank * bytes, mine, bytes);
     t->here[rank] = true;
@@ -87,47 +68,37 @@ static fr_status meet(threads *t, int rank, const void *mine, size_t bytes, fr_e
         t->arrived = 0;
         memset(t->here, 0, (size_t)t->head.ranks * sizeof *t->here);
         t->round++;
-        pthread_cond_broadcast(&t->changed);
+        pthread_cond_broadcast(&t->head.changed);
         return FR_OK;
     }
     const struct timespec until = deadline(t->head.timeout_s);
-    while (t->round == round && !t->failed)
-        if (pthread_cond_timedwait(&t->changed, &t->lock, &until) != 0 && t->round == round && !t->failed)
+    while (t->round == round && !t->head.failed)
+        if (pthread_cond_timedwait(&t->head.changed, &t->head.lock, &until) != 0 && t->round == round &&
+            !t->head.failed)
             return late(t, rank, err);
-    return t->round == round ? relay(t, err) : FR_OK;
+    return t->round == round ? fr_world_relay(&t->head, err) : FR_OK;
 }
 
 static fr_status exchange(fr_world *w, int rank, const void *mine, size_t bytes, void *all, fr_error *err) {
     threads *t = of(w);
-    pthread_mutex_lock(&t->lock);
+    pthread_mutex_lock(&t->head.lock);
     const int half = (int)(t->round % 2);
     const fr_status s = meet(t, rank, mine, bytes, err);
     if (s == FR_OK && all && bytes > 0) memcpy(all, t->blobs[half], bytes * (size_t)w->ranks);
-    pthread_mutex_unlock(&t->lock);
+    pthread_mutex_unlock(&t->head.lock);
     return s;
 }
 
 static void fail(fr_world *w, int rank, const fr_error *why) {
     threads *t = of(w);
-    pthread_mutex_lock(&t->lock);
-    fail_locked(t, rank, why);
-    pthread_mutex_unlock(&t->lock);
-}
-
-static bool failed(const fr_world *w, int *rank, fr_error *why) {
-    threads *t = of(w);
-    pthread_mutex_lock(&t->lock);
-    const bool yes = t->failed;
-    if (yes && rank) *rank = t->failed_rank;
-    if (yes && why) *why = t->why;
-    pthread_mutex_unlock(&t->lock);
-    return yes;
+    pthread_mutex_lock(&t->head.lock);
+    fr_world_fail_locked(&t->head, rank, why);
+    pthread_mutex_unlock(&t->head.lock);
 }
 
 static void close_threads(fr_world *w) {
     threads *t = of(w);
-    pthread_cond_destroy(&t->changed);
-    pthread_mutex_destroy(&t->lock);
+    fr_world_head_close(&t->head);
     free(t->here);
     free(t->blobs[0]);
     free(t->blobs[1]);
@@ -135,20 +106,14 @@ static void close_threads(fr_world *w) {
 }
 
 fr_status fr_world_open_threads(int ranks, double timeout_s, fr_world **out, fr_error *err) {
-    static const fr_world_kind kind = {exchange, fail, failed, close_threads};
+    static const fr_world_kind kind = {exchange, fail, close_threads};
     *out = NULL;
     if (ranks < 1 || !(timeout_s > 0))
         return fr_fail(err, FR_BAD_INPUT, "a world of %d ranks and a timeout of %g s: both must be positive", ranks,
                        timeout_s);
     threads *t = fr_alloc(sizeof *t);
-    t->head = (fr_world){.kind = &kind, .ranks = ranks, .timeout_s = timeout_s, .same_process = true};
+    fr_world_head_open(&t->head, &kind, ranks, timeout_s, true);
     t->here = fr_alloc((size_t)ranks * sizeof *t->here);
-    pthread_condattr_t monotonic;
-    pthread_condattr_init(&monotonic);
-    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
-    pthread_cond_init(&t->changed, &monotonic);
-    pthread_condattr_destroy(&monotonic);
-    pthread_mutex_init(&t->lock, NULL);
     *out = &t->head;
     return FR_OK;
 }

@@ -376,14 +376,7 @@ static fr_status open_drive(drive *d, fr_setup *s, bool batch) {
     fr_experiment *e = &s->experiment;
     /* Without sharing, pulls in flight would each have the whole link: one at a time is what the link can carry. */
     if (!e->sharing && e->layout.gather_streams == 0) e->layout.gather_streams = 1;
-    fr_planner_options po = {.model = &s->model,
-                             .layout = &s->experiment.layout,
-                             .machine = &s->machine,
-                             .routing = s->routing,
-                             .cost = s->cost,
-                             .load = s->load,
-                             .allow_fold = e->fold && batch && !e->spans && deal_is_even(e)};
-    FR_TRY(fr_planner_open(&po, &d->planner, d->err));
+    FR_TRY(fr_setup_planner(s, e->fold && batch && !e->spans && deal_is_even(e), &d->planner, d->err));
     d->units = fr_planner_units(d->planner);
     d->slots = fr_planner_slots(d->planner);
     d->traffic = fr_alloc((size_t)fr_planner_plan(d->planner)->ranks * sizeof *d->traffic);

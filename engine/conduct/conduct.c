@@ -201,14 +201,7 @@ fr_status fr_conduct_give(fr_conductor *c, int unit, const fr_batch *batches, co
 /* ---- opening ------------------------------------------------------------------------------------------------------*/
 
 static fr_status open_planner(fr_conductor *c) {
-    const fr_setup *s = c->setup;
-    const fr_planner_options po = {.model = &s->model,
-                                   .layout = &s->experiment.layout,
-                                   .machine = &s->machine,
-                                   .routing = s->routing,
-                                   .cost = s->cost,
-                                   .load = s->load};
-    FR_TRY(fr_planner_open(&po, &c->planner, c->err));
+    FR_TRY(fr_setup_planner(c->setup, false, &c->planner, c->err));
     c->plan = fr_plan_static(fr_planner_plan(c->planner));
     return FR_OK;
 }

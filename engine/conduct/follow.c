@@ -64,14 +64,7 @@ static void free_ended(follower *f) {
 }
 
 static fr_status open_planner(follower *f, fr_error *err) {
-    const fr_setup *s = f->setup;
-    const fr_planner_options po = {.model = &s->model,
-                                   .layout = &s->experiment.layout,
-                                   .machine = &s->machine,
-                                   .routing = s->routing,
-                                   .cost = s->cost,
-                                   .load = s->load};
-    FR_TRY(fr_planner_open(&po, &f->planner, err));
+    FR_TRY(fr_setup_planner(f->setup, false, &f->planner, err));
     f->plan = fr_plan_static(fr_planner_plan(f->planner));
     return FR_OK;
 }

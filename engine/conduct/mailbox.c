@@ -1,5 +1,7 @@
 #include "engine/conduct/mailbox.h"
 
+#include "engine/world.h"
+
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,15 +17,11 @@ struct fr_mailbox {
 
 fr_mailbox *fr_mailbox_new(size_t message_bytes) {
     fr_mailbox *m = fr_alloc(sizeof *m);
-    pthread_condattr_t monotonic;
     m->bytes = message_bytes;
     m->room = 16;
     m->ring = fr_alloc(m->room * m->bytes);
     pthread_mutex_init(&m->lock, NULL);
-    pthread_condattr_init(&monotonic);
-    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
-    pthread_cond_init(&m->came, &monotonic);
-    pthread_condattr_destroy(&monotonic);
+    fr_cond_open(&m->came);
     return m;
 }
 

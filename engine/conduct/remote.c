@@ -1,5 +1,7 @@
 #include "engine/conduct/remote.h"
 
+#include "engine/world.h"
+
 #include "engine/conduct/codec.h"
 
 #include <pthread.h>
@@ -136,11 +138,7 @@ fr_status fr_remote_open(const fr_worker_options *o, fr_remote **out, fr_error *
     fr_remote *r = fr_alloc(sizeof *r);
     r->o = *o;
     pthread_mutex_init(&r->lock, NULL);
-    pthread_condattr_t monotonic;
-    pthread_condattr_init(&monotonic);
-    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
-    pthread_cond_init(&r->changed, &monotonic);
-    pthread_condattr_destroy(&monotonic);
+    fr_cond_open(&r->changed);
     *out = NULL;
     if (pthread_create(&r->thread, NULL, body, r) != 0) {
         pthread_cond_destroy(&r->changed);

@@ -48,17 +48,11 @@ static fr_status check_ops(const fr_plan *p, const fr_fragment *f, const fr_layo
 /* The plan of one forward of unit 0, every attention group with one token: what kinds of op does it have? */
 fr_status fr_supports(const fr_setup *s, fr_error *err) {
     const fr_layout *l = &s->experiment.layout;
-    const fr_planner_options po = {.model = &s->model,
-                                   .layout = l,
-                                   .machine = &s->machine,
-                                   .routing = s->routing,
-                                   .cost = s->cost,
-                                   .load = s->load};
     const fr_sequence one = {.queries = 1, .candidates = 1, .kv_prefix = -1};
     fr_planner *p = NULL;
     fr_fragment *f = NULL;
     FR_TRY(fr_weights_supported(&s->model, l, err));
-    FR_TRY(fr_planner_open(&po, &p, err));
+    FR_TRY(fr_setup_planner(s, false, &p, err));
     const int slots = fr_planner_slots(p);
     fr_batch *batches = fr_alloc((size_t)slots * sizeof *batches);
     for (int i = 0; i < slots; i++) batches[i] = (fr_batch){&one, 1};

@@ -5,16 +5,9 @@
 set -u
 engine=${1:-build/forerun-cuda} out=${2:-build/gpu/engine}
 parts=${PARTS:-doctor logits failures keep load speed depth lengths idle trace comparators}
-python=${PYTHON:-python3} here=$(cd "$(dirname "$0")/../.." && pwd)
+here=$(cd "$(dirname "$0")/../.." && pwd)
 mkdir -p "$out"
-for d in $($python -c 'import os, nvidia; print(*[os.path.join(p, x, "lib") for p in nvidia.__path__ for x in os.listdir(p)])' 2>/dev/null); do
-    [ -d "$d" ] && LD_LIBRARY_PATH="$d:${LD_LIBRARY_PATH:-}"
-done
-export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:-}
-passed=0 failed=0
-ok() { passed=$((passed + 1)); }
-bad() { failed=$((failed + 1)); echo "FAILED: $*"; }
-has() { case " $parts " in *" $1 "*) return 0 ;; *) return 1 ;; esac; }
+. "$(dirname "$0")/lib.sh"
 line() { # NAME JSON: one line of the result
     $python - "$1" "$2" <<'PY'
 import json, sys

@@ -6,16 +6,8 @@
 set -u
 engine=${1:-build/forerun-cuda} out=${2:-build/gpu/faults}
 parts=${PARTS:-faults uneven traces processes}
-python=${PYTHON:-python3}
 mkdir -p "$out"
-for d in $($python -c 'import os, nvidia; print(*[os.path.join(p, x, "lib") for p in nvidia.__path__ for x in os.listdir(p)])' 2>/dev/null); do
-    [ -d "$d" ] && LD_LIBRARY_PATH="$d:${LD_LIBRARY_PATH:-}"
-done
-export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:-}
-passed=0 failed=0
-ok() { passed=$((passed + 1)); }
-bad() { failed=$((failed + 1)); echo "FAILED: $*"; }
-has() { case " $parts " in *" $1 "*) return 0 ;; *) return 1 ;; esac; }
+. "$(dirname "$0")/lib.sh"
 model="--model qwen3-30b-a3b --layers 4 --skew uniform --fit-rounds 0 --no-predict --warmup 0 --machine h200x2 --gpus 2"
 layouts="dp tp ep pp asyncep dwdp"
 

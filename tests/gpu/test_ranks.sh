@@ -7,16 +7,9 @@ set -u
 shopt -s extglob
 engine=${1:-build/forerun-cuda} out=${2:-build/gpu/ranks}
 parts=${PARTS:-tp pp ep gather offload weights fp8} only=${ONLY:-*}
-python=${PYTHON:-python3} here=$(cd "$(dirname "$0")/../.." && pwd)
+here=$(cd "$(dirname "$0")/../.." && pwd)
 mkdir -p "$out"
-for d in $($python -c 'import os, nvidia; print(*[os.path.join(p, x, "lib") for p in nvidia.__path__ for x in os.listdir(p)])' 2>/dev/null); do
-    [ -d "$d" ] && LD_LIBRARY_PATH="$d:${LD_LIBRARY_PATH:-}"
-done
-export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:-}
-passed=0 failed=0
-ok() { passed=$((passed + 1)); }
-bad() { failed=$((failed + 1)); echo "FAILED: $*"; }
-has() { case " $parts " in *" $1 "*) return 0 ;; *) return 1 ;; esac; }
+. "$(dirname "$0")/lib.sh"
 
 # tiny: 8 query and 2 KV heads, 16 experts; wide: more ranks than KV heads, 64 experts of which 8 are chosen
 cat >"$out/tiny.json" <<'JSON'

@@ -3,11 +3,8 @@
 # collectives, weights by copy engines and a peer that does not come, all with a library preloaded that ends the program
 # where anything makes a multicast object.   tests/gpu/test_transport.sh [FOLDER OF THE TEST PROGRAMS]
 set -u
-bin=${1:-build/gpu} python=${PYTHON:-python3}
-for d in $($python -c 'import os, nvidia; print(*[os.path.join(p, x, "lib") for p in nvidia.__path__ for x in os.listdir(p)])' 2>/dev/null); do
-    [ -d "$d" ] && LD_LIBRARY_PATH="$d:${LD_LIBRARY_PATH:-}"
-done
-export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:-}
+bin=${1:-build/gpu}
+. "$(dirname "$0")/lib.sh"
 timeout 100 "$bin/test_exchange" check || exit 1
 [ "$(nvidia-smi -L | wc -l)" -ge 2 ] || { echo "one GPU: no test of collectives"; exit 0; }
 log=$(mktemp)
