@@ -58,6 +58,7 @@ static fr_row blank(fr_op_kind kind) {
                     .ways = 1,
                     .duty = 1,
                     .at_ms = -1,
+                    .gap_ms = -1,
                     .shape = {.kind = (uint8_t)kind, .hosts = 1}};
 }
 
@@ -523,7 +524,8 @@ static void add_beside(maker *m) {
                                       .aggressor = (uint8_t)a,
                                       .ways = (uint8_t)ways,
                                       .duty = d ? 0.5 : 1,
-                                      .at_ms = -1};
+                                      .at_ms = -1,
+                                      .gap_ms = -1};
                         if (ways == 1 && (a != FR_AGGRESSOR_PULL || d)) continue; /* the others go both ways */
                         if (d && regime == FR_BURST) continue;
                         const bool first = ways == 2 && !d;

@@ -69,7 +69,8 @@ static int by_shape(const void *a, const void *b) {
     const entry *x = a, *y = b;
     const fr_row *p = x->row, *q = y->row;
     const fr_shape *s = &p->shape, *t = &q->shape;
-    const int64_t plain = (int64_t)(p->at_ms >= 0 || p->duty < 1) - (int64_t)(q->at_ms >= 0 || q->duty < 1);
+    const int64_t plain = (int64_t)(p->at_ms >= 0 || p->gap_ms >= 0 || p->duty < 1) -
+                          (int64_t)(q->at_ms >= 0 || q->gap_ms >= 0 || q->duty < 1);
     const int64_t order[] = {(int64_t)p->type - q->type,
                              (int64_t)fr_op_class_of((fr_op_kind)s->kind) - fr_op_class_of((fr_op_kind)t->kind),
                              (int64_t)s->kind - t->kind,
@@ -86,6 +87,8 @@ static int by_shape(const void *a, const void *b) {
                              (int64_t)s->vector_count * (s->experts == 0) - t->vector_count * (t->experts == 0),
                              s->m - t->m,
                              s->bytes - t->bytes,
+                             (int64_t)p->fill - q->fill,
+                             (int64_t)p->gap_ms - q->gap_ms,
                              (int64_t)p->at_ms - q->at_ms,
                              (int64_t)x->file - y->file,
                              (int64_t)x->at - y->at};

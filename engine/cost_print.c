@@ -116,6 +116,9 @@ void fr_row_print(const fr_table *t, const fr_row *r, fr_text *out) {
     }
     fr_text_add(out, " regime=%s", r->regime == FR_BURST ? "burst" : "sustained");
     if (r->duty < 1) fr_text_add(out, " duty=%.6g", r->duty);
+    if (r->turn_ms) fr_text_add(out, " turn_ms=%" PRId32, r->turn_ms);
+    if (r->gap_ms >= 0) fr_text_add(out, " gap_ms=%" PRId32, r->gap_ms);
+    if (r->fill) fr_text_add(out, " fill=memory");
     if (r->at_ms >= 0) fr_text_add(out, " at_ms=%" PRId32, r->at_ms);
     const struct {
         const char *name;

@@ -48,15 +48,16 @@ const char *fr_tile_name(fr_tile t) {
 }
 
 bool fr_row_plain(const fr_row *r) {
-    return (r->type == FR_ROW_OP || r->type == FR_ROW_GENERIC) && r->duty >= 1 && r->at_ms < 0 && r->tile == 0 &&
-           !r->packed;
+    return (r->type == FR_ROW_OP || r->type == FR_ROW_GENERIC) && r->duty >= 1 && r->at_ms < 0 && r->gap_ms < 0 &&
+           r->tile == 0 && !r->packed;
 }
 
 bool fr_row_same(const fr_table *ta, const fr_row *a, const fr_table *tb, const fr_row *b, bool with_regime) {
     if (a->key != b->key || a->type != b->type || (with_regime && a->regime != b->regime)) return false;
     if (a->type == FR_ROW_FLOOR || (a->type >= FR_ROW_GAP && a->type <= FR_ROW_EVENT)) return true;
     if (a->ways != b->ways || a->tile != b->tile || a->packed != b->packed || a->at_ms != b->at_ms ||
-        a->duty < b->duty || a->duty > b->duty)
+        a->gap_ms != b->gap_ms || a->turn_ms != b->turn_ms || a->fill != b->fill || a->duty < b->duty ||
+        a->duty > b->duty)
         return false;
     if (a->type == FR_ROW_SLOWDOWN) return a->victim == b->victim && a->aggressor == b->aggressor;
     const fr_shape *x = &a->shape, *y = &b->shape;
@@ -79,7 +80,7 @@ uint64_t fr_row_key(const fr_table *t, const fr_row *r) {
         r->type,         r->victim,    r->aggressor, r->ways,     r->at_ms,      (int64_t)(1e6 * r->duty),
         s->kind,         s->precision, s->m,         s->n,        s->k,          s->bytes,
         s->ranks,        s->hosts,     s->transport, s->head_dim, s->v_head_dim, s->window,
-        s->vector_count, r->tile,      r->packed};
+        s->vector_count, r->tile,      r->packed,    r->gap_ms,   r->turn_ms,    r->fill};
     uint64_t h = fr_hash(fields, sizeof fields, FR_HASH_SEED);
     return s->vector_count ? fr_hash(t->pairs + s->vector, s->vector_count * sizeof *t->pairs, h) : h;
 }

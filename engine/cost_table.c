@@ -61,15 +61,19 @@ typedef enum {
     F_WATTS_ALONE,
     F_TILE,
     F_PACKED,
+    F_GAP_MS,
+    F_TURN_MS,
+    F_FILL,
     F_COUNT
 } field_id;
 
 static const char *const field_names[F_COUNT] = {
-    "precision", "regime",   "m",          "n",           "k",           "bytes",      "rows",        "seqs",
-    "heads",     "kv_heads", "head_dim",   "v_head_dim",  "window",      "ranks",      "hosts",       "transport",
-    "ways",      "victim",   "aggressor",  "alone",       "beside",      "overlap",    "hbm_traffic", "ns",
-    "p10",       "p90",      "samples",    "clock_mhz",   "watts",       "provenance", "duty",        "at_ms",
-    "capped",    "rate",     "rate_alone", "clock_alone", "watts_alone", "tile",       "packed"};
+    "precision",   "regime",      "m",        "n",        "k",          "bytes",   "rows",
+    "seqs",        "heads",       "kv_heads", "head_dim", "v_head_dim", "window",  "ranks",
+    "hosts",       "transport",   "ways",     "victim",   "aggressor",  "alone",   "beside",
+    "overlap",     "hbm_traffic", "ns",       "p10",      "p90",        "samples", "clock_mhz",
+    "watts",       "provenance",  "duty",     "at_ms",    "capped",     "rate",    "rate_alone",
+    "clock_alone", "watts_alone", "tile",     "packed",   "gap_ms",     "turn_ms", "fill"};
 
 #define BIT(f) (UINT64_C(1) << (f))
 #define TIMED  (BIT(F_REGIME) | BIT(F_NS))
@@ -263,6 +267,17 @@ static fr_status read_field(const reader *r, fr_row *row, field_id f, char *text
         FR_TRY(read_int(r, name, text, 0, 60000, &v));
         row->at_ms = (int32_t)v;
         return FR_OK;
+    case F_GAP_MS:
+        FR_TRY(read_int(r, name, text, 1, 60000, &v));
+        row->gap_ms = (int32_t)v;
+        return FR_OK;
+    case F_TURN_MS:
+        FR_TRY(read_int(r, name, text, 1, 60000, &v));
+        row->turn_ms = (int32_t)v;
+        return FR_OK;
+    case F_FILL:
+        row->fill = true;
+        return strcmp(text, "memory") == 0 ? FR_OK : bad(r, name, "expected memory");
     case F_CAPPED:
         return read_double(r, name, text, 0, 1, &row->capped);
     case F_RATE:
@@ -330,11 +345,11 @@ static void row_fields(const fr_row *row, uint64_t *need, uint64_t *may) {
     }
     if (row->type == FR_ROW_SLOWDOWN) {
         *need = BIT(F_REGIME) | BIT(F_VICTIM) | BIT(F_AGGRESSOR) | BIT(F_ALONE) | BIT(F_BESIDE);
-        *may = BIT(F_OVERLAP) | BIT(F_HBM_TRAFFIC) | BIT(F_WAYS) | BIT(F_DUTY) | BIT(F_RATE) | BIT(F_RATE_ALONE) |
-               BIT(F_CLOCK_ALONE) | BIT(F_WATTS_ALONE);
+        *may = BIT(F_OVERLAP) | BIT(F_HBM_TRAFFIC) | BIT(F_WAYS) | BIT(F_DUTY) | BIT(F_TURN_MS) | BIT(F_RATE) |
+               BIT(F_RATE_ALONE) | BIT(F_CLOCK_ALONE) | BIT(F_WATTS_ALONE);
         return;
     }
-    *may = BIT(F_DUTY) | BIT(F_AT_MS);
+    *may = BIT(F_DUTY) | BIT(F_AT_MS) | BIT(F_GAP_MS) | BIT(F_TURN_MS) | BIT(F_FILL);
     switch (fr_op_class_of((fr_op_kind)row->shape.kind)) {
     case FR_CLASS_HOST:
         *need = TIMED;
@@ -409,6 +424,9 @@ static fr_status check_row(const reader *r, fr_row *row, uint64_t seen) {
     if (row->type != FR_ROW_SLOWDOWN && row->duty < 1 && row->regime != FR_SUSTAINED)
         return bad(r, "duty", "a pause between launches belongs to regime=sustained");
     if (row->at_ms >= 0 && row->regime != FR_BURST) return bad(r, "at_ms", "belongs to regime=burst");
+    if (row->gap_ms >= 0 && row->regime != FR_BURST) return bad(r, "gap_ms", "belongs to regime=burst");
+    if (row->fill && row->gap_ms < 0) return bad(r, "fill", "says what ran in the pause: needs gap_ms");
+    if (row->turn_ms && row->duty >= 1) return bad(r, "turn_ms", "needs duty: without a pause there are no turns");
     fr_op_class class = fr_op_class_of((fr_op_kind)row->shape.kind);
     if (class == FR_CLASS_COLLECTIVE || class == FR_CLASS_COPY) {
         if (r->t->ceilings.link <= 0 && r->t->ceilings.pcie <= 0)
@@ -430,7 +448,7 @@ static fr_status check_row(const reader *r, fr_row *row, uint64_t seen) {
 
 static fr_status read_row(const reader *r, char *line) {
     char *op = next_token(&line, " \t");
-    fr_row row = {.line = r->line, .ways = 1, .duty = 1, .at_ms = -1};
+    fr_row row = {.line = r->line, .ways = 1, .duty = 1, .at_ms = -1, .gap_ms = -1};
     row.provenance = (uint8_t)(r->t->seeded ? FR_FROM_SEEDED : FR_FROM_MEASURED);
     if (!fr_row_kind(op, &row)) return bad(r, "op", "unknown op (names are those of engine/op.h)");
     uint64_t seen = 0;

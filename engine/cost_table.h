@@ -32,8 +32,12 @@ typedef struct {
     fr_shape shape; /* vector points into the table's pairs */
     double ns, p10, p90;
     double samples, clock_mhz, watts, capped; /* 0 = not recorded; capped: share of samples under the power limit */
-    double duty;   /* share of the time that the op ran (slowdown: the aggressor); 1 = back to back */
-    int32_t at_ms; /* burst: of launches that began this long after an idle second (up to the next row's); -1 = any */
+    double duty;     /* share of the time that the op ran (slowdown: the aggressor); 1 = back to back */
+    int32_t at_ms;   /* burst: of launches that began this long after an idle second (up to the next row's); -1 = any */
+    int32_t gap_ms;  /* burst: ran back to back under the limit, then a pause of this long; -1 = none. With at_ms: of
+                        launches that began so long after the pause; without: just before it */
+    int32_t turn_ms; /* duty: launches and pause together; 0 = some 10 ms */
+    bool fill;       /* gap_ms: streaming kernels ran in the pause */
     double alone, beside, overlap, hbm_traffic; /* slowdown: ns, ns, ns (0 = all the time), bytes/s of the aggressor */
     double rate, rate_alone;                    /* slowdown: bytes/s that the aggressor moved, beside and alone */
     double clock_alone, watts_alone;            /* slowdown: of the victim alone */

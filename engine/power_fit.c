@@ -169,7 +169,7 @@ static void fit_window(const fr_table *t, fr_power *p) {
     p->window_ns = WINDOW_NS;
     for (uint32_t i = 0; i < t->count; i++) {
         const fr_row *r = &t->rows[i];
-        bool first = r->at_ms >= 0;
+        bool first = r->at_ms >= 0 && r->gap_ms < 0;
         for (uint32_t k = 0; k < t->count && first; k++)
             first = t->rows[k].at_ms < 0 || t->rows[k].at_ms >= r->at_ms || !like(t, &t->rows[k], r);
         double math, memory, half = first ? half_way(t, r) : 0;

@@ -179,6 +179,7 @@ static void chain_rows(fr_row rows[CHAIN]) {
             .ways = 1,
             .duty = 1,
             .at_ms = -1,
+            .gap_ms = -1,
             .shape = {
                 .kind = (uint8_t)list[i].kind, .m = list[i].m, .n = list[i].n, .k = list[i].k, .bytes = list[i].bytes}};
 }

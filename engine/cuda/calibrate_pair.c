@@ -371,7 +371,7 @@ static fr_status keep_queue(void *context, double at_s, bool *stop, fr_error *er
 
 /* The victim of a class: what stands for it among the anchors (engine/calibrate.c). */
 static fr_status prepare_victim(rank *r, fr_op_class class, fr_error *err) {
-    fr_row row = {.type = FR_ROW_OP, .duty = 1, .at_ms = -1, .ways = 1};
+    fr_row row = {.type = FR_ROW_OP, .duty = 1, .at_ms = -1, .gap_ms = -1, .ways = 1};
     fr_cal_item item = {.top_k = 8, .head_dim = 128};
     fr_pair pairs[128];
     fr_table t = {.pairs = pairs};

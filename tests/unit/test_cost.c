@@ -513,6 +513,10 @@ static void power_rows(void **state) {
         "gemm precision=bf16 m=4096 n=4096 k=4096 regime=burst at_ms=100 ns=260000 watts=690 capped=0.5\n"
         "gemm precision=bf16 m=4096 n=4096 k=4096 regime=sustained duty=0.25 ns=201000 watts=300\n"
         "gemm precision=bf16 m=4096 n=4096 k=4096 regime=sustained duty=0.5 ns=205000 watts=500\n"
+        "gemm precision=bf16 m=4096 n=4096 k=4096 regime=sustained duty=0.5 turn_ms=100 ns=230000 watts=500\n"
+        "gemm precision=bf16 m=4096 n=4096 k=4096 regime=burst gap_ms=20 ns=260000 clock_mhz=1300\n"
+        "gemm precision=bf16 m=4096 n=4096 k=4096 regime=burst gap_ms=20 at_ms=0 ns=250000 clock_mhz=1330\n"
+        "gemm precision=bf16 m=4096 n=4096 k=4096 regime=burst gap_ms=20 fill=memory at_ms=0 ns=255000\n"
         "event regime=burst ns=1500\n"
         "slowdown victim=gemm aggressor=pull regime=burst ways=1 alone=100 beside=150 rate=3e11 rate_alone=3.9e11\n"
         "slowdown victim=gemm aggressor=pull regime=burst duty=0.5 alone=100 beside=150 clock_alone=1980 "
@@ -619,6 +623,12 @@ static void refused(void **state) {
         {"memory bytes=1 duty=0.5 regime=burst ns=5\n", "duty: a pause"},
         {"memory bytes=1 duty=0 regime=sustained ns=5\n", "duty"},
         {"memory bytes=1 at_ms=5 regime=sustained ns=5\n", "at_ms: belongs to"},
+        {"memory bytes=1 gap_ms=5 regime=sustained ns=5\n", "gap_ms: belongs to"},
+        {"memory bytes=1 fill=memory regime=burst ns=5\n", "fill: says"},
+        {"memory bytes=1 gap_ms=5 fill=gemm regime=burst ns=5\n", "fill: expected memory"},
+        {"memory bytes=1 turn_ms=5 regime=sustained ns=5\n", "turn_ms: needs duty"},
+        {"memory bytes=1 gap_ms=5 at_ms=0 regime=burst ns=5\nmemory at_ms=0 bytes=1 gap_ms=5 regime=burst ns=6\n",
+         "line 8"},
         {"memory bytes=1 rate=5 regime=burst ns=5\n", "rate: does not belong"},
         {"memory bytes=1 capped=2 regime=burst ns=5\n", "capped"},
         {"event m=1 regime=burst ns=5\n", "m: does not belong"},
