@@ -417,15 +417,14 @@ static fr_status run_job(job *j, const cli_args *a, const char *exe, fr_error *e
     const fr_status played = fr_run(&j->setup, &j->options, &j->out, err);
     if (played != FR_OK) return keep_part(j, a, played, err);
     FR_TRY(write_files(j, a, err));
-    if (cli_value(a, "json")) {
-        json_t *o = result_json(j);
-        char *text = fr_report_dump(o);
-        fputs(text, stdout);
-        free(text);
-    } else {
+    if (!cli_value(a, "json") && !a->json_file) {
         print_text(j);
+        return FR_OK;
     }
-    return FR_OK;
+    char *text = fr_report_dump(result_json(j));
+    const fr_status s = cli_put_json(a, text, err);
+    free(text);
+    return s;
 }
 
 /* Runs before the CUDA runtime's own handler, which would wait for the device. Output is flushed by then. */
@@ -433,16 +432,32 @@ static void leave(void) {
     _exit(FR_FAILED);
 }
 
-fr_status cmd_run(const cli_args *a, fr_error *err) {
+/* *stop: the device does not answer any more. */
+static fr_status run_one(const cli_args *a, bool *stop, fr_error *err) {
     job *j = fr_alloc(sizeof *j);
     char *exe = cli_exe_dir();
     fr_status s = run_job(j, a, exe, err);
     free(exe);
-    if (j->out.device_lost) {
+    *stop = j->out.device_lost;
+    if (*stop) {
         atexit(leave); /* and threads may be left that read the job */
         return s;
     }
     job_free(j);
     free(j);
     return s;
+}
+
+/* Processes are made before the first GPU is touched: once. */
+static fr_status run_cells(const cli_args *a, fr_error *err) {
+#ifdef FR_MPI
+    if (fr_mpi_size() > 1) return fr_fail(err, FR_BAD_INPUT, "--cells is not for several processes");
+#endif
+    if (cli_value(a, "procs")) return fr_fail(err, FR_BAD_INPUT, "--cells is not for --procs: run the cells singly");
+    return cli_cells(a, run_one, err);
+}
+
+fr_status cmd_run(const cli_args *a, fr_error *err) {
+    bool stop = false;
+    return cli_value(a, "cells") ? run_cells(a, err) : run_one(a, &stop, err);
 }

@@ -1,11 +1,28 @@
 #!/usr/bin/env bash
-# The set for 4 or 8 GPUs on such a machine: anchors first, then what all GPUs do at once, then the cells; all into OUT.
+# The set for 4 or 8 GPUs on such a machine, into OUT: anchors and what all GPUs do at once, then all cells in one process
+# (OUT/PART.db with timelines and routing, OUT/NAME.json each; cells that are there already are left out).
 #   experiments/large/run.sh ENGINE four|eight OUT [SECONDS]
+# ONLY=REGEX: cells whose names match, all of REGEX; CALIBRATE=no: no anchors, no rows; WARMUP=S: back to back before the clock, 1
 set -u
-here=$(cd "$(dirname "$0")" && pwd) engine=$1 part=$2 out=$3 limit=${4:-500} start=$SECONDS
+here=$(cd "$(dirname "$0")" && pwd) engine=$1 part=$2 out=$3 limit=${4:-500}
+. "$here/../validate/cells.sh"
 mkdir -p "$out"
-timeout 75 "$engine" calibrate --anchors --device 0 --limit 60 --out "$out/anchors.txt" || echo "no anchors" >&2
-gpus=$(nvidia-smi -L | wc -l)
-timeout 120 "$engine" calibrate --quick --device "$(seq -s, 0 $((gpus - 1)))" --limit 90 --out "$out/ranks.txt" || echo "no collectives, no pulls" >&2
-anchors=; [ -s "$out/anchors.txt" ] && anchors=$out/anchors.txt
-SET=$here/set.txt ANCHORS=$anchors exec "$here/../validate/run.sh" "$engine" "$part" "$out" $((limit - SECONDS + start))
+if [ "${CALIBRATE:-yes}" = yes ]; then
+    gpus=$(nvidia-smi -L | wc -l)
+    timeout 75 "$engine" calibrate --anchors --device 0 --limit 60 --out "$out/anchors.txt" || echo "no anchors" >&2
+    timeout 120 "$engine" calibrate --quick --device "$(seq -s, 0 $((gpus - 1)))" --limit 90 --out "$out/ranks.txt" || echo "no collectives, no pulls" >&2
+fi
+anchors=
+[ -s "$out/anchors.txt" ] && anchors="--anchors $out/anchors.txt"
+asked() { # of the set, those that are asked for
+    awk -F'\t' -v only="^(${ONLY:-.*})$" '$1 ~ only { print $1 " | " $2 }' < <(SET=$here/set.txt cells "$part")
+}
+asked >"$out/cells.txt"
+# a cell that hangs ends by its own --timeout; a device that does not answer ends the process: once more for the rest
+for try in 1 2; do
+    room=$((limit - SECONDS))
+    [ $room -lt 10 ] && break
+    # shellcheck disable=SC2086
+    timeout -k 10 $((room + 25)) "$engine" run --machine "$(machine "$part")" --warmup "${WARMUP:-1}" --timeout 20 --no-predict $anchors \
+        --db "$out/$part.db" --cells "$out/cells.txt" --results "$out" --limit $((room - 8)) && break
+done

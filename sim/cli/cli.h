@@ -34,6 +34,7 @@ struct cli_args {
     } * set; /* experiment options in the order given */
     int set_count;
     bool help;
+    const char *json_file; /* of a cell of --cells: where its result goes; NULL = stdout, where --json asks for it */
 };
 
 const cli_command *cli_commands(void); /* NULL name at the end */
@@ -45,6 +46,17 @@ const char *cli_value(const cli_args *a, const char *name); /* NULL = not given;
 
 /* The experiment of a command line: cell 0 of the file named first (if any), then the flags. */
 fr_status cli_experiment(const cli_args *a, fr_experiment *out, fr_error *err);
+
+/*
+ * --cells FILE: a line "NAME | OPTIONS" is a run with those options behind the command line's own; empty lines and
+ * lines that begin with # say nothing. Each is handed to `one`, which writes its result to json_file (--results FOLDER:
+ * FOLDER/NAME.json; where that is there already the run is left out). A run that fails is named and the next one comes,
+ * unless `one` sets *stop. --limit S: none is begun after that many seconds. FR_FAILED when any failed.
+ */
+typedef fr_status cli_cell(const cli_args *cell, bool *stop, fr_error *err);
+fr_status cli_cells(const cli_args *a, cli_cell *one, fr_error *err);
+/* A result in JSON: to its file, or to stdout. */
+fr_status cli_put_json(const cli_args *a, const char *text, fr_error *err);
 
 void cli_help(const cli_command *command, FILE *out);
 void cli_usage(FILE *out);

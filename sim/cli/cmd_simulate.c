@@ -18,6 +18,8 @@ const fr_option cmd_simulate_options[] = {
     {"perfetto", "FILE", NULL, "write the timeline for Perfetto or chrome://tracing (JSON)"},
     {"csv", "FILE", NULL, "write the timeline as CSV"},
     {"progress", NULL, NULL, "show progress also where stderr is no terminal"},
+    {"cells", "FILE", NULL, "a list of cells, a line NAME | OPTIONS each: all of them, one after the other"},
+    {"results", "FOLDER", NULL, "--cells: each result goes to FOLDER/NAME.json; those that are there are left out"},
     {NULL, NULL, NULL, NULL},
 };
 
@@ -85,7 +87,8 @@ static void print_text(const play *p, const fr_critical *why, bool every, const 
     fr_text_free(&text);
 }
 
-static void print_json(const play *p, bool played, const fr_critical *why, const fr_result *base) {
+static fr_status print_json(const play *p, const cli_args *a, bool played, const fr_critical *why,
+                            const fr_result *base, fr_error *err) {
     json_t *o = fr_report_json(&p->setup, played ? &p->result : NULL);
     if (why) json_object_set_new(o, "critical_path", fr_report_critical_json(why));
     if (base)
@@ -93,8 +96,9 @@ static void print_json(const play *p, bool played, const fr_critical *why, const
                             json_pack("{s:f, s:f, s:f}", "forward_s", base->forward_s, "tokens_per_s",
                                       base->tokens_per_s, "speedup", p->result.tokens_per_s / base->tokens_per_s));
     char *text = fr_report_dump(o);
-    fputs(text, stdout);
+    const fr_status s = cli_put_json(a, text, err);
     free(text);
+    return s;
 }
 
 static fr_status keep(const play *p, const cli_args *a, fr_error *err) {
@@ -112,12 +116,12 @@ static fr_status keep(const play *p, const cli_args *a, fr_error *err) {
 }
 
 static fr_status simulate(play *p, const cli_args *a, fr_error *err) {
-    bool json = cli_value(a, "json") != NULL, batch = p->setup.experiment.trace[0] == 0;
+    bool json = cli_value(a, "json") || a->json_file, batch = p->setup.experiment.trace[0] == 0;
     bool files = cli_keeps(a);
     bool show_why = cli_value(a, "why") || (batch && !json);
     if (!p->setup.fits && !p->setup.experiment.ignore_memory) {
         if (json) {
-            print_json(p, false, NULL, NULL);
+            FR_TRY(print_json(p, a, false, NULL, NULL, err));
         } else {
             fr_text text = {0};
             fr_report_layout(&p->setup, &text);
@@ -134,20 +138,28 @@ static fr_status simulate(play *p, const cli_args *a, fr_error *err) {
     FR_TRY(keep(p, a, err));
     fr_critical why;
     if (show_why) fr_critical_path(&p->spans, 0, fr_layout_layers(&p->setup.experiment.layout, &p->setup.model), &why);
+    fr_status s = FR_OK;
     if (json)
-        print_json(p, true, show_why ? &why : NULL, what_if ? &base : NULL);
+        s = print_json(p, a, true, show_why ? &why : NULL, what_if ? &base : NULL, err);
     else
         print_text(p, show_why ? &why : NULL, cli_value(a, "why") != NULL, what_if ? &base : NULL);
     if (show_why) fr_critical_free(&why);
-    return FR_OK;
+    return s;
 }
 
-fr_status cmd_simulate(const cli_args *a, fr_error *err) {
+static fr_status simulate_one(const cli_args *a, bool *stop, fr_error *err) {
     fr_experiment e;
+    (void)stop;
     FR_TRY(cli_experiment(a, &e, err));
     play p = {0};
     FR_TRY(fr_setup_open(&e, &p.setup, err));
     fr_status status = simulate(&p, a, err);
     play_free(&p);
     return status;
+}
+
+fr_status cmd_simulate(const cli_args *a, fr_error *err) {
+    bool stop = false;
+    if (cli_value(a, "cells")) return cli_cells(a, simulate_one, err);
+    return simulate_one(a, &stop, err);
 }

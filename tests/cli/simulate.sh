@@ -104,3 +104,24 @@ lists="--machine h200x2 --model qwen3-30b-a3b --layers 2 --forwards 4 --json"
 expect 0 simulate $lists --strategy dp --seqs 1,37,512/2K && prints '"tokens": 10392'
 expect 0 simulate $lists --strategy ep --seqs "1,37,512/2K;/9x3" && prints '"tokens": 5250'
 expect 0 simulate $lists --strategy dp --seqs 700/ && prints '"idle_ranks": 1'
+# a list of cells in one process: each as it would be alone, what is there already left out, one failing among them
+mkdir "$work/cells"
+printf '%s\n' '# three' '' 'first | --strategy ep' ' bad| --strategy pp --pp 3' 'third|--strategy tp' >"$work/cells.txt"
+timeout 60 "$forerun" simulate $small --cells "$work/cells.txt" --results "$work/cells" >"$out" 2>"$errors" && fail "a failed cell was not told" || pass
+says "1 of 3 cells failed" && prints "bad                      FAILED: --strategy pp" && prints "2 done, 1 failed, 0 left"
+same "$work/cells/first.json" "$work/ep.json" "a cell of a list against the cell alone"
+same "$work/cells/third.json" "$work/tp.json" "a later cell of a list against the cell alone"
+[ -e "$work/cells/bad.json" ] && fail "a failed cell left a file" || pass
+sed -i /bad/d "$work/cells.txt" && rm "$work/cells/third.json"
+expect 0 simulate $small --cells "$work/cells.txt" --results "$work/cells" && prints "1 done, 0 failed"
+rm "$work/cells/third.json"
+echo 'fourth | --tokns 3' >>"$work/cells.txt"
+expect 2 simulate $small --cells "$work/cells.txt" --results "$work/cells" && says "line 5" && says "--tokns"
+[ -e "$work/cells/third.json" ] && fail "a cell ran though the list has a mistake" || pass
+printf 'a/b | --strategy ep\n' >"$work/cells.txt"
+expect 2 simulate --cells "$work/cells.txt" --results "$work/cells" && says "expected a name"
+printf 'a | --strategy ep --cells x\n' >"$work/cells.txt"
+expect 2 simulate --cells "$work/cells.txt" --results "$work/cells" && says "options of one run"
+expect 2 simulate --cells "$work/cells.txt" && says --results
+expect 2 simulate --cells "$work/cells.txt" --results /no/such/folder && says /no/such/folder
+expect 2 simulate --cells /no/such/list --results "$work/cells" && says /no/such/list
