@@ -87,6 +87,9 @@ static const char *overlap_names(int i) {
       1ll << 40, NULL)                                                                                                 \
     X("gather-streams", "N", "Layout", "pulls in flight per GPU; 0 = one per copy engine", T_INT,                      \
       layout.gather_streams, 0, 4, NULL)                                                                               \
+    X("gather-keep", "N", "Layout",                                                                                    \
+      "asyncep, dwdp: experts of other ranks that each GPU holds besides its own, so that fewer travel", T_INT,        \
+      layout.gather_keep, 0, 4096, NULL)                                                                               \
     X("wait", "layer|moe", "Layout", "asyncep: where a layer waits for its weights: at its entry or at its experts",   \
       T_ENUM, layout.wait, 0, 0, wait_names)                                                                           \
     X("ep-exchange", "NAME", "Layout",                                                                                 \

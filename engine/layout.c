@@ -27,6 +27,21 @@ void fr_layout_expert_range(const fr_layout *l, const fr_model *m, int r, int *f
     *end = (int)((int64_t)m->experts * (r + 1) / l->ep);
 }
 
+void fr_layout_held_range(const fr_layout *l, const fr_model *m, int r, int *first, int *end) {
+    fr_layout_expert_range(l, m, r, first, end);
+    const int size = (int)fr_min_i64(m->experts, *end - *first + l->gather_keep);
+    *first = (int)fr_max_i64(0, fr_min_i64(*first - l->gather_keep / 2, m->experts - size));
+    *end = *first + size;
+}
+
+void fr_layout_pull_range(const fr_layout *l, const fr_model *m, int r, int peer, int *first, int *end) {
+    int held, held_end;
+    fr_layout_held_range(l, m, r, &held, &held_end);
+    fr_layout_expert_range(l, m, peer, first, end);
+    if (peer < r) *end = (int)fr_max_i64(*first, fr_min_i64(*end, held));
+    if (peer >= r) *first = (int)fr_min_i64(*end, fr_max_i64(*first, held_end));
+}
+
 bool fr_layout_uses_nccl(const fr_layout *l) {
     const bool gathers = l->experts == FR_EXP_ASYNCEP || l->experts == FR_EXP_DWDP || l->experts == FR_EXP_OFFLOAD;
     const bool split = l->tp > 1 || l->pp > 1 || (l->experts == FR_EXP_TP && l->dp > 1);
@@ -246,8 +261,22 @@ static fr_status check_transfer_options(const fr_layout *l, fr_error *err) {
     return FR_OK;
 }
 
+static fr_status check_keep(const fr_layout *l, const fr_model *m, fr_error *err) {
+    const int remote = m->experts - (int)fr_ceil_div(m->experts, l->ep);
+    if (!l->gather_keep) return FR_OK;
+    if (l->experts != FR_EXP_DWDP && !(l->experts == FR_EXP_ASYNCEP && l->gather == FR_GATHER_CE))
+        REFUSE("--gather-keep: not used by --experts %s with --gather %s", fr_expert_split_name(l->experts),
+               fr_gather_name(l->gather));
+    if (l->gather_keep < 0 || l->gather_keep >= remote)
+        REFUSE("--gather-keep: expected fewer than the %d experts that a rank does not own, got %d (with all of them: "
+               "--strategy dp)",
+               remote, l->gather_keep);
+    return FR_OK;
+}
+
 static fr_status check_options(const fr_layout *l, const fr_model *m, fr_error *err) {
     FR_TRY(check_transfer_options(l, err));
+    FR_TRY(check_keep(l, m, err));
     const char *name = fr_expert_split_name(l->experts);
     if (l->overlap_stages && l->overlap != FR_OVERLAP_EXPERT_GROUPS)
         REFUSE("--overlap-stages: not used by --overlap %s", fr_overlap_name(l->overlap));

@@ -50,6 +50,7 @@ typedef struct fr_layout {
     fr_gather gather;
     int64_t gather_chunk; /* bytes per copy-engine pull; 0 = one pull per peer */
     int gather_streams;   /* pulls that a rank has in flight; 0 = one per copy engine, at most one per peer */
+    int gather_keep;      /* asyncep (copy engines), dwdp: experts of others' that a rank holds besides its own */
     fr_wait_point wait;
     fr_exchange exchange;
     fr_overlap overlap;
@@ -119,6 +120,10 @@ int fr_layout_expert_parts(const fr_layout *l);
 double fr_layout_worst_imbalance(const fr_layout *l);
 /* Routed experts that ep rank r (0 .. ep - 1) holds: contiguous, near-equal (dwdp may be uneven). */
 void fr_layout_expert_range(const fr_layout *l, const fr_model *m, int r, int *first, int *end);
+/* Those, and the `gather_keep` others that lie around them: what travels less for memory that is left. */
+void fr_layout_held_range(const fr_layout *l, const fr_model *m, int r, int *first, int *end);
+/* Of ep rank `peer`'s experts those that rank r does not hold; empty: first = end. */
+void fr_layout_pull_range(const fr_layout *l, const fr_model *m, int r, int peer, int *first, int *end);
 /* Whether something travels through NCCL: not the pulls of weights by copy engines, nor ep's own exchange. */
 bool fr_layout_uses_nccl(const fr_layout *l);
 /* Shard window of offload with ep > 1, in layers: `window`, or its default. */

@@ -131,7 +131,7 @@ static int moe_layers(const fr_model *m, int first, int end) {
 static void expert_items(const fr_layout *l, const fr_model *m, int layers, fr_memory *out) {
     fr_model s = tp_slice(l, m);
     int64_t one = fr_model_expert_bytes(&s, l->precision), full = m->experts * one;
-    int64_t most = fr_ceil_div(m->experts, l->ep), least = m->experts / l->ep;
+    int64_t most = fr_ceil_div(m->experts, l->ep) + l->gather_keep, least = m->experts / l->ep + l->gather_keep;
     bool gathered = l->ep > 1 && layers > 1; /* with one layer the first layer's set is all there is */
     switch (l->experts) {
     case FR_EXP_LOCAL:

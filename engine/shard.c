@@ -31,7 +31,7 @@ static void split_experts(const fr_layout *l, const fr_model *m, fr_shard *s) {
         s->width_first = s->local * each;
         s->width_end = s->width_first + each;
     } else if (l->experts != FR_EXP_LOCAL && l->ep > 1) {
-        fr_layout_expert_range(l, m, s->index, &s->expert_first, &s->expert_end);
+        fr_layout_held_range(l, m, s->index, &s->expert_first, &s->expert_end);
     }
     s->on_host = l->experts == FR_EXP_OFFLOAD;
     s->by_expert = s->on_host && l->slots > 0;

@@ -22,7 +22,7 @@ typedef struct {
     int layers, modulo;         /* distinct layers held; layer i uses the weights of i mod modulo */
     int head_first, heads;      /* query heads */
     int kv_first, kv_heads;     /* KV heads: a copy of the one that its query heads use where tp exceeds their number */
-    int expert_first, expert_end; /* experts that are this rank's own (offload: of the part that it streams) */
+    int expert_first, expert_end; /* experts that this rank holds (offload: of the part that it streams) */
     int width_first, width_end;   /* of each of them */
     bool embedding, head;         /* whole: embedding on the first stage, head and final norm on the last */
     bool by_expert;               /* on_host, moved one by one: each lies as a run of its own, so that it is one copy */

@@ -238,7 +238,7 @@ static const char *peer_run(const fr_pools *g, const fr_fragment *f, const fr_op
     return NULL;
 }
 
-/* The next slice of a peer's shard. */
+/* The next slice of what is pulled from a peer. */
 static fr_status pull(fr_pools *g, const struct fr_issue *issue, const fr_fragment *f, const fr_op *op,
                       cudaStream_t stream, fr_error *err) {
     fr_shard theirs;
@@ -246,11 +246,14 @@ static fr_status pull(fr_pools *g, const struct fr_issue *issue, const fr_fragme
     const uint32_t b = find(g, issue, f, op, FR_USE_WRITE, &slot);
     if (b == FR_NONE || op->peer < 0 || op->peer >= g->ranks) return unknown(op, err);
     fr_shard_of(g->o.layout, g->o.model, op->peer, &theirs);
-    const int count = theirs.expert_end - theirs.expert_first;
+    const fr_shard *mine = &g->o.weights->shard;
+    int first, end;
+    fr_layout_pull_range(g->o.layout, g->o.model, mine->index, theirs.index, &first, &end);
+    const int count = end - first;
     const int64_t bytes = fr_op_shape(f, op)->bytes, all = count * g->run.expert, at = g->pulled[op->peer];
     const char *from = peer_run(g, f, op, &theirs);
-    const fr_run_move move = {count, 0, count, g->pools[b].experts,
-                              fr_shard_slot_place(&g->o.weights->shard, theirs.expert_first)};
+    const fr_run_move move = {theirs.expert_end - theirs.expert_first, first - theirs.expert_first, count,
+                              g->pools[b].experts, fr_shard_slot_place(mine, first)};
     if (!from || at + bytes > all) return unknown(op, err);
     FR_TRY(copy(g, &move, from, slot, at, bytes, stream, err));
     g->pulled[op->peer] = at + bytes < all ? at + bytes : 0;

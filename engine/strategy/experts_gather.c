@@ -11,7 +11,8 @@
  * The first MoE layer's experts are all resident, so every forward starts primed, and the gather of the layer after it
  * depends on nothing but a free slot: it is carried over into the forward before. A rank pulls from rank + 1, rank + 2,
  * ... so that pulls of ranks in step never meet at a source. With copy engines the own shard is read where it lies (a
- * local copy by copy engine is slower than the link: facts/moe-prefill.md 10.1), so (P - 1)/P of a layer travels.
+ * local copy by copy engine is slower than the link: facts/moe-prefill.md 10.1), so (P - 1)/P of a layer travels, less
+ * the experts of others that it holds too (--gather-keep).
  */
 #include "engine/strategy/planner.h"
 
@@ -19,9 +20,15 @@ static bool pulls(const fr_planner *p) {
     return p->layout.experts == FR_EXP_DWDP || p->layout.gather == FR_GATHER_CE;
 }
 
-static int64_t shard_bytes(const fr_planner *p, int index) {
+/* What a rank holds of a layer, and what it has to pull from another. */
+static int64_t held_bytes(const fr_planner *p, int index) {
     int first, end;
-    fr_layout_expert_range(&p->layout, &p->model, index, &first, &end);
+    fr_layout_held_range(&p->layout, &p->model, index, &first, &end);
+    return (end - first) * fr_model_expert_bytes(&p->model, p->layout.precision);
+}
+static int64_t pull_bytes(const fr_planner *p, int index, int peer) {
+    int first, end;
+    fr_layout_pull_range(&p->layout, &p->model, index, peer, &first, &end);
     return (end - first) * fr_model_expert_bytes(&p->model, p->layout.precision);
 }
 
@@ -54,7 +61,7 @@ static void open_streams(fr_planner *p, fr_rank *r) {
 static void open(fr_planner *p, fr_rank *r) {
     if (p->layout.ep == 1) return;
     int64_t all = fr_layer_expert_bytes(p),
-            bytes = p->layout.experts == FR_EXP_DWDP ? all - shard_bytes(p, r->ep_index) : all;
+            bytes = p->layout.experts == FR_EXP_DWDP ? all - held_bytes(p, r->ep_index) : all;
     r->pool = fr_add_buffer(p, r, FR_BUF_GATHER, "gathered layers", bytes, 2);
     fr_add_lane(p, r, pulls(p) ? FR_LANE_COPY : FR_LANE_COMM);
     r->gathered = fr_add_event(p, r, "gathered");
@@ -72,7 +79,7 @@ static void may_begin(fr_walk *w, fr_rank *r) {
 /* Plan rank of the j-th peer after this one, and what to pull from it. In a folded plan it is the rank itself. */
 static fr_rank *peer_of(fr_planner *p, fr_rank *r, int j, int64_t *bytes) {
     int ep = p->layout.ep, index = (r->ep_index + j) % ep;
-    *bytes = shard_bytes(p, index);
+    *bytes = pull_bytes(p, r->ep_index, index);
     return p->folded ? r : r - r->ep_index + index;
 }
 

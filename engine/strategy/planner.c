@@ -275,7 +275,8 @@ fr_status fr_planner_open(const fr_planner_options *o, fr_planner **out, fr_erro
     p->cost = o->cost;
     fr_status status = open_routing(p, o, err);
     /* Ranks that do the same at the same time may be one; pipelines and asap have unlike ranks. */
-    p->folded = o->allow_fold && p->even && l->pp == 1 && l->experts != FR_EXP_ASAP && fr_layout_gpus(l) > 1;
+    const bool alike = l->experts != FR_EXP_ASAP && (!l->gather_keep || l->ep == 2); /* else some are read more */
+    p->folded = o->allow_fold && p->even && l->pp == 1 && alike && fr_layout_gpus(l) > 1;
     if (status == FR_OK && l->experts == FR_EXP_ASAP)
         status = fr_asap_open(p, err);
     else if (status == FR_OK)

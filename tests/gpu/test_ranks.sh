@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# The engine on two GPUs: every layout gives the logits that one GPU gives on the same sequences.
-#   tests/gpu/test_ranks.sh [ENGINE [OUT]]        PARTS="tp pp ep gather offload weights fp8"  ONLY="@(tp2|ep2-*)"
+# The engine on two GPUs, and with PARTS=four on four: every layout gives the logits that one GPU gives on the same sequences.
+#   tests/gpu/test_ranks.sh [ENGINE [OUT]]        PARTS="tp pp ep gather offload weights fp8 four"  ONLY="@(tp2|ep2-*)"
+#                                                 SHARE=1/3: every third check, so that three processes share the work
 # Small random Qwen3-MoE models, so that all of it takes a minute; lengths are mixed, ranks may be empty, routing may be
 # skewed. `same`: bit for bit; `near`: within a tolerance, see below. Every run has a time limit.
 set -u
 shopt -s extglob
 engine=${1:-build/forerun-cuda} out=${2:-build/gpu/ranks}
-parts=${PARTS:-tp pp ep gather offload weights fp8} only=${ONLY:-*}
+parts=${PARTS:-tp pp ep gather offload weights fp8} only=${ONLY:-*} share=${SHARE:-0/1} met=0 gpus=2
 here=$(cd "$(dirname "$0")/../.." && pwd)
 mkdir -p "$out"
 . "$(dirname "$0")/lib.sh"
@@ -32,15 +33,21 @@ reference() { # flags...
     [ -s "$name" ] || run "$name" --machine h200x1 --strategy dp "$@" >&2 || return 1
     echo "$name"
 }
+# Is this check asked for, and this process's?
+mine() { # NAME
+    # shellcheck disable=SC2254
+    case "$1" in $only) ;; *) return 1 ;; esac
+    met=$((met + 1))
+    [ $((met % ${share#*/})) -eq "${share%/*}" ]
+}
 compare() { # NAME LIMITS SEQUENCES FLAGS -- LAYOUT-FLAGS; SEQUENCES as --seqs takes them, a list per attention group
     local name=$1 limits=$2 seqs=$3 flags=() ref text; shift 3
-    # shellcheck disable=SC2254
-    case "$name" in $only) ;; *) return ;; esac
+    mine "$name" || return
     while [ "$1" != -- ]; do flags+=("$1"); shift; done
     shift
     ref=$(reference "${flags[@]}" --seqs "$(echo "$seqs" | tr / , | sed 's/^,*//; s/,*$//; s/,,*/,/g')") || { bad "$name: no reference"; return; }
     local began; began=$(date +%s%N)
-    if ! text=$(run "$out/$name" --machine h200x2 "${flags[@]}" --seqs "$seqs" "$@"); then bad "$name: $text"; return; fi
+    if ! text=$(run "$out/$name" --machine "h200x$gpus" "${flags[@]}" --seqs "$seqs" "$@"); then bad "$name: $text"; return; fi
     # shellcheck disable=SC2086
     if text=$($python "$here/tests/tools/compare_logits.py" "$ref" "$out/$name" $limits 2>&1); then ok; else bad "$name"; fi
     printf '%-24s %s (%d ms)\n' "$name" "$text" $((($(date +%s%N) - began) / 1000000))
@@ -87,14 +94,14 @@ if has ep; then
     near ep2-empty-rank 300,5/ "${tiny[@]}" -- --strategy ep
     near ep2-parts $halves "${tiny[@]}" -- --strategy ep --overlap expert-groups --overlap-stages 2
 fi
-# Weights come to the tokens: the bits of dp on as many GPUs, where nothing travels.
-twin() { # NAME GPUS FLAGS -- LAYOUT-FLAGS
-    case "$1" in $only) ;; *) return ;; esac
-    local name=$1 gpus=$2 flags=() ref text; shift 2
+# Weights come to the tokens: the bits of dp on as many GPUs, or on one per attention group, where nothing travels.
+twin() { # NAME GPUS[:GROUPS] FLAGS -- LAYOUT-FLAGS
+    mine "$1" || return
+    local name=$1 gpus=${2%:*} groups=${2#*:} flags=() ref text; shift 2
     while [ "$1" != -- ]; do flags+=("$1"); shift; done
     shift
-    ref=$out/dp$gpus-$(echo "${flags[*]}" | tr -c 'a-z0-9\n' '_')
-    if [ ! -s "$ref" ] && ! text=$(run "$ref" --machine "h200x$gpus" --strategy dp "${flags[@]}"); then bad "$name: dp: $text"; return; fi
+    ref=$out/dp$groups-$(echo "${flags[*]}" | tr -c 'a-z0-9\n' '_')
+    if [ ! -s "$ref" ] && ! text=$(run "$ref" --machine "h200x$groups" --strategy dp "${flags[@]}"); then bad "$name: dp: $text"; return; fi
     if ! text=$(run "$out/$name" --machine "h200x$gpus" "${flags[@]}" "$@"); then bad "$name: $text"; return; fi
     if text=$($python "$here/tests/tools/compare_logits.py" "$ref" "$out/$name" 2>&1); then ok; else bad "$name"; fi
     printf '%-34s %s\n' "$name" "$text"
@@ -115,6 +122,8 @@ if has gather; then
         twin "asyncep-${skew%:*}" 2 $t --skew $skew -- --strategy asyncep
         twin "dwdp-${skew%:*}" 2 $t --skew $skew -- --strategy dwdp
     done
+    twin asyncep-keep 2 $t -- --strategy asyncep --gather-keep 3
+    twin dwdp-keep 2 $t -- --strategy dwdp --gather-keep 3
     twin asyncep-resident 2 $t --resident-layers 4 -- --strategy asyncep
     twin dwdp-resident 2 $t --resident-layers 4 -- --strategy dwdp
     twin asyncep-empty-rank 2 --model "$out/tiny.json" --candidates -1 --seqs 300 --forwards 3 -- --strategy asyncep
@@ -157,6 +166,44 @@ if has weights; then # a checkpoint's slices: as random weights, every layout re
         twin "weights-offload-2-slots$form" 1 $t -- --strategy offload --slots 2
         twin "weights-hybrid$form" 2 $t -- --strategy offload --ep 2
     done
+fi
+if has four; then
+    gpus=4 quarters=1,37,512/129,64/64x2,700/8,255 both=1,37,512,129/64x3,700
+    t="--model $out/tiny.json --candidates -1 --forwards 3"
+    twin asyncep4 4 $t --seqs $quarters -- --strategy asyncep
+    near tp4 $mixed "${tiny[@]}" -- --strategy tp
+    near tp2-ep4 $both "${tiny[@]}" -- --attention tp --experts ep --tp 2 --dp 2 --ep 4
+    near ep4-a2a $quarters "${tiny[@]}" -- --strategy ep
+    near ep4-agrs $quarters "${tiny[@]}" -- --strategy ep --ep-exchange agrs
+    near ep2-replicas $quarters "${tiny[@]}" -- --strategy ep --ep 2
+    twin dwdp4 4 $t --seqs $quarters -- --strategy dwdp
+    same pp4 $mixed "${tiny[@]}" -- --strategy pp --micro-batches 1 --no-kv-cache
+    twin pp2-asyncep2 4:2 $t --seqs $both -- --pp 2 --dp 2 --ep 2 --attention dp --experts asyncep --micro-batches 1
+    near pp2-tp2 $mixed "${tiny[@]}" -- --pp 2 --tp 2 --attention tp --experts tp --micro-batches 2
+    twin offload-hybrid4 4 $t --seqs $quarters -- --strategy offload --ep 4
+    near ep4-empty 300,5///40 "${tiny[@]}" -- --strategy ep
+    twin asyncep4-empty 4 $t --seqs 300,5///40 -- --strategy asyncep
+    twin asyncep4-turns 4 $t --seqs "1,37//64x2/8;/512/3/700;;5/5/5/2000" -- --strategy asyncep
+    near ep4-tbo $quarters "${tiny[@]}" -- --strategy ep --overlap tbo
+    near ep4-hot $quarters "${tiny[@]}" --skew hot:4 -- --strategy ep
+    near ep4-wide $quarters "${wide[@]}" -- --strategy ep
+    near ep4-a2a-k $quarters "${tiny[@]}" -- --strategy ep --ep-exchange a2a-k
+    near ep4-parts $quarters "${tiny[@]}" -- --strategy ep --overlap expert-groups --overlap-stages 2
+    near tp2-dp2-by-width $both "${tiny[@]}" -- --attention tp --experts tp --tp 2 --dp 2
+    near tp4-wide $mixed "${wide[@]}" -- --strategy tp
+    near pp4-micro-batches $mixed "${tiny[@]}" --forwards 4 -- --strategy pp --micro-batches 4
+    near pp2-ep2 $both "${tiny[@]}" -- --pp 2 --dp 2 --ep 2 --attention dp --experts ep --micro-batches 2
+    twin dwdp4-keep 4 $t --seqs $quarters -- --strategy dwdp --gather-keep 3
+    twin asyncep4-keep 4 $t --seqs $quarters -- --strategy asyncep --gather-keep 9 --gather-chunk 300001
+    twin asyncep4-one-stream 4 $t --seqs $quarters -- --strategy asyncep --gather-streams 1
+    twin asyncep4-chunks 4 $t --seqs $quarters -- --strategy asyncep --gather-chunk 300001
+    twin asyncep4-nccl 4 $t --seqs $quarters -- --strategy asyncep --gather nccl
+    twin asyncep4-hot 4 $t --seqs $quarters --skew hot:4 -- --strategy asyncep --wait moe
+    twin asyncep2-replicas 4 $t --seqs $quarters -- --strategy asyncep --ep 2
+    twin dwdp4-chunks 4 $t --seqs $quarters --skew zipf:6 -- --strategy dwdp --gather-chunk 100001
+    twin offload-hybrid4-window 4 $t --seqs 300,5///40 -- --strategy offload --ep 4 --window 1
+    twin offload-hybrid2-replicas 4 $t --seqs $quarters -- --strategy offload --ep 2
+    near ep4-zipf-empty 300,5///40 "${wide[@]}" --skew zipf:6 -- --strategy ep --ep-exchange agrs
 fi
 echo "$passed passed, $failed failed"
 [ "$failed" -eq 0 ]

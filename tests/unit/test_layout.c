@@ -260,8 +260,45 @@ static void refused(const char *strategy, fr_layout change, const char *machine_
     if (!strstr(err.text, part)) fail_msg("'%s' lacks '%s'", err.text, part);
 }
 
+/* What a rank holds and what it pulls is every expert once, whatever it keeps of others'; memory counts what is held.
+ */
+static void test_keep(void **state) {
+    (void)state;
+    const fr_model m = model("qwen3-30b-a3b");
+    const int64_t one = fr_model_expert_bytes(&m, FR_BF16);
+    for (int gpus = 2; gpus <= 5; gpus++)
+        for (int keep = 0; keep < 128 - (128 + gpus - 1) / gpus; keep += 1 + keep / 3) {
+            fr_layout l = layout("dwdp", gpus);
+            l.gather_keep = keep;
+            for (int r = 0; r < gpus; r++) {
+                int seen[128] = {0}, first, end, own, own_end;
+                fr_layout_expert_range(&l, &m, r, &own, &own_end);
+                fr_layout_held_range(&l, &m, r, &first, &end);
+                assert_true(first >= 0 && first <= own && own_end <= end && end <= 128);
+                assert_int_equal(end - first, own_end - own + keep);
+                for (int e = first; e < end; e++) seen[e]++;
+                for (int peer = 0; peer < gpus; peer++) {
+                    if (peer == r) continue;
+                    fr_layout_pull_range(&l, &m, r, peer, &first, &end);
+                    for (int e = first; e < end; e++) seen[e]++;
+                }
+                for (int e = 0; e < 128; e++) assert_int_equal(seen[e], 1);
+            }
+        }
+    fr_layout l = layout("dwdp", 2);
+    const fr_memory none = check(&l, m.name, "h200x2", &empty, NULL);
+    l.gather_keep = 16;
+    const fr_memory some = check(&l, m.name, "h200x2", &empty, NULL);
+    assert_int_equal(some.experts - none.experts, m.layers * 16 * one);
+    assert_int_equal(none.gather_buffers - some.gather_buffers, 2 * 16 * one);
+    assert_int_equal(none.first_layer - some.first_layer, 16 * one);
+}
+
 static void test_refuses(void **state) {
     (void)state;
+    refused("ep", (fr_layout){.gather_keep = 5}, "h200x8", "--gather-keep: not used by --experts ep");
+    refused("asyncep", (fr_layout){.gather = FR_GATHER_NCCL, .gather_keep = 5}, "h200x8", "--gather-keep");
+    refused("asyncep", (fr_layout){.gather_keep = 112}, "h200x8", "fewer than the 112 experts");
     /* Options that a strategy does not use, each by name. */
     refused("dp", (fr_layout){.gather = FR_GATHER_NCCL}, "h200x8", "--gather nccl: not used by --experts local");
     refused("dwdp", (fr_layout){.gather = FR_GATHER_NCCL}, "h200x8", "--gather nccl: not used by --experts dwdp");
@@ -342,7 +379,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_sheet_table), cmocka_unit_test(test_items),      cmocka_unit_test(test_activations),
         cmocka_unit_test(test_fits),        cmocka_unit_test(test_shorthands), cmocka_unit_test(test_refuses),
-        cmocka_unit_test(test_links),
+        cmocka_unit_test(test_links),       cmocka_unit_test(test_keep),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -136,6 +136,12 @@ static void test_kinds(void **state) {
     assert_int_equal(fr_shard_slot_experts(&s, &m), 9);
     assert_int_equal(fr_shard_slot_place(&s, 3), 3);
     assert_int_equal(fr_shard_slot_place(&s, 7), 4);
+    l.gather_keep = 4; /* two on either side */
+    fr_shard_of(&l, &m, 2, &s);
+    assert_int_equal(s.expert_first, 2);
+    assert_int_equal(s.expert_end, 9);
+    assert_int_equal(fr_shard_slot_experts(&s, &m), 5);
+    assert_int_equal(fr_shard_slot_place(&s, 9), 2);
     l = layout("asyncep", 2, (fr_layout){0});
     fr_shard_of(&l, &m, 1, &s);
     assert_true(s.gathers && !s.packed);
