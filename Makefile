@@ -112,10 +112,12 @@ gpu-test: gpu-test-build engine
 	bash tests/gpu/test_transport.sh $(BUILD)/gpu
 	bash tests/gpu/test_engine.sh $(BUILD)/forerun-cuda
 	@[ $$(nvidia-smi -L | wc -l) -lt 2 ] || bash tests/gpu/test_ranks.sh $(BUILD)/forerun-cuda
+	@[ $$(nvidia-smi -L | wc -l) -lt 4 ] || PARTS=four bash tests/gpu/test_ranks.sh $(BUILD)/forerun-cuda
 	@[ $$(nvidia-smi -L | wc -l) -lt 2 ] || bash tests/gpu/test_faults.sh $(BUILD)/forerun-cuda
 gpu-bench: gpu-test-build engine
 	$(BUILD)/forerun-cuda calibrate --quick --out $(BUILD)/gpu-bench-table.txt
 	$(BUILD)/gpu/bench_kernels --out $(BUILD)/gpu-bench.txt
+	@[ $$(nvidia-smi -L | wc -l) -lt 2 ] || $(BUILD)/gpu/bench_pulls
 	@[ $$(nvidia-smi -L | wc -l) -lt 2 ] || bash tests/gpu/bench_ranks.sh $(BUILD)/forerun-cuda
 
 FORMATTED = $(filter-out kernels/% engine/cuda/% tests/gpu/%,$(shell git ls-files '*.c' '*.h'))

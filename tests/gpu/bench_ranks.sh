@@ -7,8 +7,9 @@
 #                      remote half of a layer takes at the measured link rate
 #   nccl               asyncep with the collective transport beside copy engines
 #   offload            transfers at the PCIe rate when they bound, and the number of tokens where compute takes over
-#   lengths            dp, tp, ep, pp and asyncep by sequence length, 16K tokens a GPU (64K: one sequence a GPU), a stream of 8
-#                      forwards of 4 layers; pp with as many micro-batches as sequences, at most 4
+#   lengths            dp, asyncep, ep, tp and pp by sequence length (256 to 64K) and tokens a GPU (4K, 16K, 64K), 6 layers: streams
+#                      of 8 forwards of every shape in one run, sustained; then single ones, each after a rest
+#                      (tests/tools/lengths.py; plots/lengths.gp draws the table); STRATEGIES="dp ..." KINDS="stream single"
 # Qwen3-235B-A22B's shape, 16 layers with 8 sets of weights; every line says burst or sustained.
 set -u
 engine=${1:-build/forerun-cuda} out=${2:-build/gpu/bench-ranks}
@@ -90,14 +91,22 @@ if has sustained; then
         line sustained-16K-chunks sustained-16K-dp
 fi
 if has lengths; then
-    shape="--model qwen3-235b-a22b --layers 4 --skew uniform --fit-rounds 0 --no-kv-cache --no-predict --timeout 20 --json"
-    for n in ${LENGTHS:-4K 64K 1K 16K 256}; do
-        t=16K; [ "$n" = 64K ] && t=64K
-        for s in dp tp ep asyncep pp; do
-            flags="--strategy $s"; [ $s = pp ] && flags="--strategy pp --micro-batches $([ "$n" = 64K ] && echo 2 || echo 4)"
-            # shellcheck disable=SC2086
-            cell "length-$n-$s" $shape --machine h200x2 --regime burst --warmup 0 --tokens $t --seq "$n" --forwards 8 $flags &&
-                line "length-$n-$s" "$([ $s = dp ] || echo "length-$n-dp")"
+    tool="$python $(dirname "$0")/../tools/lengths.py" strategies=${STRATEGIES:-dp asyncep ep tp pp} kinds=${KINDS:-stream single}
+    shape="--machine h200x2 --model qwen3-235b-a22b --layers 6 --resident-layers 3 --skew uniform --fit-rounds 0 --no-kv-cache --no-predict --timeout 20 --json"
+    $tool trace >"$out/lengths.csv"
+    for kind in $kinds; do
+        for s in $strategies; do
+            flags="--strategy $s" budget=64K
+            [ "$s" = pp ] && flags="--strategy pp --micro-batches 4" budget=128K # a pipeline's one group has both GPUs' tokens
+            rm -f "$out/$kind-$s.db"
+            if [ "$kind" = stream ]; then
+                # shellcheck disable=SC2046,SC2086
+                cell "$kind-$s" $shape $flags --regime sustained --warmup 2 --forwards $($tool forwards) --seqs "$($tool seqs)" --db "$out/$kind-$s.db"
+            else
+                # shellcheck disable=SC2086
+                cell "$kind-$s" $shape $flags --regime burst --warmup 0 --trace "$out/lengths.csv" --budget $budget --db "$out/$kind-$s.db"
+            fi && echo "$kind $s: $SECONDS s"
         done
     done
+    $tool table "$out" | tee "$out/lengths.tsv" | grep -v '?.*?.*?.*?' | column -t
 fi
