@@ -34,11 +34,17 @@ $(BUILD)/tests/gpu/test_transport.o: CFLAGS += -isystem $(CUDA_HOME)/include
 $(BUILD)/gpu/test_transport: $(BUILD)/tests/gpu/test_transport.o $(BUILD)/tests/gpu/hold.cu.o $(TRANSPORT_OBJ) $(BUILD)/libforerun.a $(BUILD)/libkernels.a
 	@mkdir -p $(@D)
 	$(CXX) $(OPT) $(EXTRA) -pthread -o $@ $< $(BUILD)/tests/gpu/hold.cu.o $(TRANSPORT_OBJ) $(BUILD)/libkernels.a $(BUILD)/libforerun.a $(STATIC) $(CUDA_LIBS)
+# What the SM clock does as loads come and go.
+BENCH_OBJ = $(filter-out $(BUILD)/engine/cuda/cmd_%,$(ENGINE_C:%.c=$(BUILD)/%.o))
+$(BUILD)/tests/gpu/bench_clock.o: CFLAGS += -isystem $(CUDA_HOME)/include
+$(BUILD)/gpu/bench_clock: $(BUILD)/tests/gpu/bench_clock.o $(BENCH_OBJ) $(BUILD)/libforerun.a $(BUILD)/libkernels.a
+	@mkdir -p $(@D)
+	$(CXX) $(OPT) $(EXTRA) -pthread -o $@ $< $(BENCH_OBJ) $(BUILD)/libkernels.a $(BUILD)/libforerun.a $(STATIC) $(CUDA_LIBS)
 # To preload where nothing may create a multicast object.
 $(BUILD)/gpu/no_multicast.so: tests/gpu/no_multicast.c
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -fPIC -shared -o $@ $< -ldl
-gpu-test-build: $(BUILD)/gpu/test_transport $(BUILD)/gpu/no_multicast.so
+gpu-test-build: $(BUILD)/gpu/test_transport $(BUILD)/gpu/bench_clock $(BUILD)/gpu/no_multicast.so
 
 .PHONY: engine
 engine: $(BUILD)/forerun-cuda
