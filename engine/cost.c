@@ -54,7 +54,6 @@ struct fr_cost_model {
     fr_power power;
     fr_packed packed;
     double own_ratio[FR_CLASS_COUNT]; /* of rows that outrank the power model's table: sustained over burst */
-    double anchor[FR_CLASS_COUNT];    /* of the GPU at hand over the tables; 0 = none */
     double slowdown[FR_CLASS_COUNT][FR_AGGRESSORS];
     double held_back[FR_CLASS_COUNT];
     double gap[2]; /* ns that a kernel takes in a chain of others beyond its own back to back: plain, timed */
@@ -363,7 +362,6 @@ void fr_cost_op(const fr_cost_model *c, const fr_shape *shape, const fr_pair *pa
     if (c->scaled && e.provenance < FR_FROM_EXTRAPOLATED) e.provenance = FR_FROM_EXTRAPOLATED;
     widen(&e, least_width[e.provenance]);
     if (crowd) widen(&e, 0.25);
-    if (c->anchor[class] > 0) scale(&e, c->anchor[class]);
     apply_power(c, &s, &base, &e, out);
     out->ns = fr_max_i64(1, llround(e.ns));
     out->low = fr_min_i64(out->ns, llround(fmax(0, e.low)));
@@ -373,40 +371,6 @@ void fr_cost_op(const fr_cost_model *c, const fr_shape *shape, const fr_pair *pa
      * before): only what HBM can have carried counts for sharing, or it would slow down when alone. */
     out->hbm_bytes = fmin(base.hbm_bytes, c->capacity.hbm * 1e-9 * (double)out->burst_ns);
     out->link_bytes = base.link_bytes;
-}
-
-/* Mean log ratio of a table's rows of one regime over the model's costs, by class. */
-static void compare_rows(const fr_cost_model *c, const fr_table *t, int regime, double sum[FR_CLASS_COUNT],
-                         int count[FR_CLASS_COUNT]) {
-    for (uint32_t i = 0; i < t->count; i++) {
-        const fr_row *r = &t->rows[i];
-        fr_op_class class = fr_op_class_of((fr_op_kind)r->shape.kind);
-        fr_cost x;
-        if (!fr_row_plain(r) || r->regime != regime) continue;
-        fr_cost_op(c, &r->shape, t->pairs, &x);
-        double ns = (double)(regime == FR_BURST ? x.burst_ns : x.ns);
-        if (ns <= 0) continue;
-        sum[class] += log(r->ns / ns);
-        count[class]++;
-    }
-}
-
-fr_status fr_cost_anchor(fr_cost_model *c, const char *text, const char *where, double ratio[FR_CLASS_COUNT],
-                         fr_error *err) {
-    fr_table t = {0};
-    fr_status status = fr_table_parse(text, strlen(text), where, &t, err);
-    int regime = (int)c->options.regime;
-    double sum[2][FR_CLASS_COUNT] = {{0}};
-    int count[2][FR_CLASS_COUNT] = {{0}};
-    for (int r = 0; r < 2 && status == FR_OK; r++)
-        if (r == FR_BURST || regime == FR_SUSTAINED) compare_rows(c, &t, r, sum[r], count[r]);
-    for (int k = 0; k < FR_CLASS_COUNT; k++) {
-        int r = count[regime][k] ? regime : FR_BURST;
-        ratio[k] = count[r][k] ? exp(sum[r][k] / count[r][k]) : NAN;
-        if (status == FR_OK && count[r][k]) c->anchor[k] = ratio[k];
-    }
-    fr_table_free(&t);
-    return status;
 }
 
 double fr_cost_held_back(const fr_cost_model *c, fr_op_class beside) {

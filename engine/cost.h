@@ -92,15 +92,6 @@ const fr_power *fr_cost_power(const fr_cost_model *c);
 fr_regime fr_cost_regime(const fr_cost_model *c);
 
 /*
- * Anchors: rows (format: kernels/measured/FORMAT.md) measured on the very GPU that a run used. From then on every class
- * costs its mean ratio of these rows over what the model says of the same shapes, in the regime of the model where
- * there are such rows, else in the other. ratio[class]: NaN where no row speaks for a class. Before the model is shared
- * between threads.
- */
-fr_status fr_cost_anchor(fr_cost_model *c, const char *text, const char *where, double ratio[FR_CLASS_COUNT],
-                         fr_error *err);
-
-/*
  * ns that a kernel takes beyond its cost, which is that of many in a row of its own: in a chain of different ones its
  * code and operands are not at hand. Sorting is three kernels (kernels/kernels.h: fr_k_route).
  */

@@ -73,6 +73,12 @@ bool fr_row_same(const fr_table *ta, const fr_row *a, const fr_table *tb, const 
     return true;
 }
 
+const fr_row *fr_table_burst(const fr_table *t, const fr_row *r) {
+    for (uint32_t i = 0; i < t->count; i++)
+        if (t->rows[i].regime == FR_BURST && fr_row_same(t, &t->rows[i], t, r, false)) return &t->rows[i];
+    return NULL;
+}
+
 /* Over the same fields as fr_row_same, regime left out. */
 uint64_t fr_row_key(const fr_table *t, const fr_row *r) {
     const fr_shape *s = &r->shape;

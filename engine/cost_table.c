@@ -526,6 +526,7 @@ static fr_status read_header(const reader *r, char *line, uint32_t *needed, uint
             *needed |= numbers[i].needed;
             bit = UINT32_C(1) << i;
         }
+    if (strcmp(key, "uuid") == 0) snprintf(t->uuid, sizeof t->uuid, "%.*s", (int)strcspn(value, ", "), value);
     for (uint32_t i = 0; i < sizeof free_text / sizeof *free_text && !bit; i++)
         if (strcmp(key, free_text[i]) == 0) bit = UINT32_C(1) << (i + 12);
     if (!bit) return bad(r, key, "unknown header");

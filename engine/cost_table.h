@@ -61,6 +61,7 @@ typedef struct {
     uint32_t seeds; /* rows among them that are seeded */
     fr_ceilings ceilings;
     char gpu[32];
+    char uuid[48]; /* the first of those in the header */
     bool seeded;
     double limit_watts, idle_watts, clock_max_mhz; /* 0 = the header doesn't say */
 } fr_table;
@@ -75,6 +76,8 @@ bool fr_row_same(const fr_table *ta, const fr_row *a, const fr_table *tb, const 
 uint64_t fr_row_key(const fr_table *t, const fr_row *r); /* hash of the same, regime left out */
 bool fr_row_kind(const char *name, fr_row *row);         /* sets type and kind; false when unknown */
 const char *fr_row_name(const fr_row *r);
+/* The burst of what a row measured in whatever regime; NULL = none. */
+const fr_row *fr_table_burst(const fr_table *t, const fr_row *r);
 /* A duration of an op by itself and back to back: what curves are made of. The others feed the clock and power model.
  */
 bool fr_row_plain(const fr_row *r);

@@ -79,12 +79,6 @@ static bool fit(const reading *v, int count, fr_power *p) {
     return best < INFINITY && p->active > 0;
 }
 
-static const fr_row *burst_of(const fr_table *t, const fr_row *r) {
-    for (uint32_t i = 0; i < t->count; i++)
-        if (t->rows[i].regime == FR_BURST && fr_row_same(t, &t->rows[i], t, r, false)) return &t->rows[i];
-    return NULL;
-}
-
 /* SM clock of a row over the full one, 0 = not known. */
 static double clock_of(const fr_power *p, const fr_row *r) {
     return r && r->clock_mhz > 0 ? fmin(1, r->clock_mhz / p->full_mhz) : 0;
@@ -96,7 +90,7 @@ static void fit_flex(const fr_table *t, fr_power *p) {
     double sum[FR_CLASS_COUNT] = {0};
     int n[FR_CLASS_COUNT] = {0};
     for (uint32_t i = 0; i < t->count; i++) {
-        const fr_row *r = &t->rows[i], *b = clocked(r) ? burst_of(t, r) : NULL;
+        const fr_row *r = &t->rows[i], *b = clocked(r) ? fr_table_burst(t, r) : NULL;
         double slow = clock_of(p, r), fast = clock_of(p, b), math, memory;
         if (!b || fast < 1.03 * slow) continue;
         shares(t, r, b->ns, &math, &memory);
@@ -116,7 +110,7 @@ static void fit_peak(const fr_table *t, fr_power *p) {
     for (uint32_t i = 0; i < t->count; i++) {
         const fr_row *r = &t->rows[i], *b;
         double math, memory;
-        if (!clocked(r) || !(b = burst_of(t, r))) continue;
+        if (!clocked(r) || !(b = fr_table_burst(t, r))) continue;
         shares(t, r, b->ns, &math, &memory);
         double x = clock_of(p, b) > 0 ? clock_of(p, b) : clock_of(p, r) * r->ns / b->ns;
         if (x >= FULL || memory > FR_FLEX_ALL) continue;
@@ -229,7 +223,7 @@ static void fit_rows(const fr_table *t, fr_power *p) {
         const fr_row *r = &t->rows[i], *b;
         double x = clock_of(p, r);
         if (!clocked(r) || x >= FULL) continue;
-        b = burst_of(t, r);
+        b = fr_table_burst(t, r);
         fr_power_row row = {.kind = r->shape.kind};
         fr_draw d;
         shares(t, r, b ? b->ns : r->ns, &row.math, &row.memory);

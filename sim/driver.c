@@ -376,7 +376,8 @@ static fr_status open_drive(drive *d, fr_setup *s, bool batch) {
     fr_experiment *e = &s->experiment;
     /* Without sharing, pulls in flight would each have the whole link: one at a time is what the link can carry. */
     if (!e->sharing && e->layout.gather_streams == 0) e->layout.gather_streams = 1;
-    FR_TRY(fr_setup_planner(s, e->fold && batch && !e->spans && deal_is_even(e), &d->planner, d->err));
+    FR_TRY(fr_setup_planner(s, e->fold && batch && !e->spans && !d->options->cards && deal_is_even(e), &d->planner,
+                            d->err));
     d->units = fr_planner_units(d->planner);
     d->slots = fr_planner_slots(d->planner);
     d->traffic = fr_alloc((size_t)fr_planner_plan(d->planner)->ranks * sizeof *d->traffic);
@@ -387,6 +388,7 @@ static fr_status open_drive(drive *d, fr_setup *s, bool batch) {
                            .interference = e->interference,
                            .gpus_per_host = s->machine.gpus_per_host,
                            .spans = d->options->spans,
+                           .cards = d->options->cards,
                            .finished = on_finished,
                            .entered = on_entered,
                            .answered = on_answered,

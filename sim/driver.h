@@ -5,6 +5,7 @@
 #ifndef FR_DRIVER_H
 #define FR_DRIVER_H
 
+#include "engine/cost_card.h"
 #include "engine/experiment.h"
 #include "engine/timeline.h"
 
@@ -20,6 +21,7 @@ typedef struct {
     const fr_request
         *arrivals; /* trace mode: these requests, by arrival, in place of the experiment's trace; NULL = it */
     int64_t arrivals_count;
+    const fr_card *cards; /* one a rank, NULL = all are as the table says */
 } fr_drive_options;
 
 /* The setup must fit (or ignore_memory be set). */

@@ -19,7 +19,7 @@
 #ifndef FR_PLAYER_H
 #define FR_PLAYER_H
 
-#include "engine/cost.h"
+#include "engine/cost_card.h"
 #include "engine/plan.h"
 #include "engine/timeline.h"
 
@@ -32,6 +32,8 @@ typedef struct {
     fr_timeline *spans;        /* every op's span is appended here; NULL = none kept */
     /* In place of the cost model: exact durations in tests, measured ones in replays. */
     void (*price)(void *context, const fr_shape *shape, const fr_pair *pairs, fr_cost *out);
+    /* By rank, how its card differs from the table; NULL = in nothing. Where clocks are followed. */
+    const fr_card *cards;
     const fr_capacity *capacity;
     double (*slowdown)(void *context, fr_op_class victim, fr_aggressor aggressor);
     /* Called when a fragment's last op has ended; the record is filled. The player is done with the fragment: the

@@ -126,8 +126,17 @@ static void add(fr_player *p, int rank, int64_t base, int64_t slope, int64_t all
 
 double fr_play_clock_start(fr_player *p, fr_play_lane *l) {
     const fr_price *price = &l->run->prices[l->op->shape];
+    fr_price own;
     fr_clock *c = &p->clocks[l->rank];
-    if (price->slope <= 0) return 1;
+    const fr_card *card = p->o.cards ? &p->o.cards[l->rank] : NULL;
+    const double time = card ? card->time[p->class_of[l->op->kind]] : 1;
+    if (price->slope <= 0) return 1 / time;
+    if (card) {
+        own = *price;
+        own.slope *= (float)card->draw;
+        own.work = llround((double)own.work * time);
+        price = &own;
+    }
     advance(p, c);
     double x, v;
     if ((double)price->work > LONG * p->power->window_ns) {
@@ -145,7 +154,7 @@ double fr_play_clock_start(fr_player *p, fr_play_lane *l) {
     add(p, l->rank, l->base_mw, l->slope_mw, l->draw_mw);
     c->cycles += x * (double)price->work / v;
     c->busy += (double)price->work / v;
-    return v;
+    return v / time;
 }
 
 /* One end of a transfer begins or ends: half of its watts while any of the kind and direction is under way, since those
@@ -196,7 +205,7 @@ void fr_play_clock_begin(fr_player *p, const fr_run *run) {
             if (lane->rank != rank) continue;
             if (lane->kind == FR_LANE_COMPUTE) busy += (double)price->ns;
             base += price->base * (double)price->ns;
-            slope += price->slope * (double)price->ns;
+            slope += price->slope * (double)price->ns * (p->o.cards ? p->o.cards[rank].draw : 1);
             if (lane->kind == FR_LANE_COPY) moved += p->power->transfer[FR_AGGRESSOR_PULL] * (double)price->ns;
         }
         if (busy <= 0) continue;

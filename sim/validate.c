@@ -14,6 +14,7 @@
 
 typedef struct {
     char *config, *routing, *anchors;
+    char *uuids; /* of the ranks' GPUs, with blanks between; NULL = not recorded */
     double forward_s, elapsed_s, tokens_per_s, mfu, clock_mhz;
     double parts_s[6]; /* compute, exposed_comm, wait, bubble, idle, hidden_comm: per forward in batch mode */
     fr_quantiles ttft_s;
@@ -68,6 +69,10 @@ static fr_status read_run(fr_store *s, const char *path, int64_t run, stored_run
                          &older);
     (void)fr_store_query(s, "SELECT text FROM attached WHERE run=?1+0 AND name='anchors'", id, take_text, &r->anchors,
                          &older);
+    (void)fr_store_query(s,
+                         "SELECT group_concat(json_extract(value,'$.uuid'),' ') FROM runs, "
+                         "json_each(runs.result,'$.ranks') WHERE id=?1+0",
+                         id, take_text, &r->uuids, &older);
     return FR_OK;
 }
 
@@ -75,6 +80,7 @@ static void free_run(stored_run *r) {
     free(r->config);
     free(r->routing);
     free(r->anchors);
+    free(r->uuids);
 }
 
 typedef struct {
@@ -185,14 +191,15 @@ typedef struct {
     int64_t requests_count, forwards_count;
 } played;
 
-static fr_status play(fr_validation *v, const fr_validate_options *o, const request_list *stored, fr_timeline *spans,
-                      played *p, fr_result *result, fr_error *err) {
+static fr_status play(fr_validation *v, const fr_validate_options *o, const request_list *stored, const fr_card *cards,
+                      fr_timeline *spans, played *p, fr_result *result, fr_error *err) {
     fr_drive_options d = {.spans = spans,
                           .requests = p ? &p->requests : NULL,
                           .requests_count = p ? &p->requests_count : NULL,
                           .forwards = p ? &p->forwards : NULL,
                           .forwards_count = p ? &p->forwards_count : NULL,
-                          .exe_dir = o->exe_dir};
+                          .exe_dir = o->exe_dir,
+                          .cards = cards};
     fr_error missing = {0};
     v->setup.experiment.spans = spans != NULL;
     fr_status status = fr_drive(&v->setup, &d, result, &missing);
@@ -310,14 +317,36 @@ static void compare(fr_validation *v, const stored_run *r, const played *p, cons
 
 /* ---- all of it --------------------------------------------------------------------------------------------------- */
 
+/* Whether a rank ran on this GPU. Runs that don't say on which ones they ran had one: its anchors are all there is. */
+static bool is_card_of(const char *uuids, int rank, int known, const char *uuid) {
+    if (!uuids || !*uuids) return known == 1;
+    for (; rank > 0 && uuids; rank--) uuids = (uuids = strchr(uuids, ' ')) ? uuids + 1 : NULL;
+    const size_t n = uuids ? strcspn(uuids, " ") : 0;
+    return n && strlen(uuid) == n && strncmp(uuids, uuid, n) == 0;
+}
+
 static fr_status anchor(fr_validation *v, const fr_validate_options *o, const stored_run *r, const request_list *q,
                         fr_error *err) {
     const char *text = o->anchors ? o->anchors : r->anchors;
     v->anchored_forward_s = NAN;
     if (!text) return FR_OK;
     fr_result scaled;
-    FR_TRY(fr_cost_anchor(v->setup.cost, text, "anchors", v->anchor_ratio, err));
-    FR_TRY(play(v, o, q, NULL, NULL, &scaled, err));
+    fr_card *known;
+    int count, met = 0;
+    const int ranks = v->plan->ranks;
+    FR_TRY(fr_cards_read(v->setup.cost, text, "anchors", &known, &count, err));
+    v->cards = fr_alloc((size_t)ranks * sizeof *v->cards);
+    for (int rank = 0; rank < ranks; rank++) {
+        fr_card_plain(&v->cards[rank]);
+        for (int k = 0; k < count; k++)
+            if (is_card_of(r->uuids, rank, count, known[k].uuid)) {
+                v->cards[rank] = known[k];
+                met++;
+            }
+    }
+    free(known);
+    if (!met) return FR_OK;
+    FR_TRY(play(v, o, q, v->cards, NULL, NULL, &scaled, err));
     v->anchored = true;
     v->anchored_forward_s = scaled.forward_s;
     return FR_OK;
@@ -351,7 +380,7 @@ fr_status fr_validate_run(fr_store *s, const char *path, int64_t run, const fr_v
     if (status == FR_OK) status = read_records(s, run, &f, &q, err);
     v->replay = q.n > 1 && q.v[q.n - 1].arrival > q.v[0].arrival;
     if (status == FR_OK) status = open_twin(v, o, &r, r.live && has_spans(s, run), err);
-    if (status == FR_OK) status = play(v, o, &q, &v->spans[0], &p, &v->predicted, err);
+    if (status == FR_OK) status = play(v, o, &q, NULL, &v->spans[0], &p, &v->predicted, err);
     if (status == FR_OK) status = name_lanes(v, s, err);
     if (status == FR_OK) compare(v, &r, &p, &f, &q);
     if (status == FR_OK) status = anchor(v, o, &r, &q, err);
@@ -366,6 +395,7 @@ fr_status fr_validate_run(fr_store *s, const char *path, int64_t run, const fr_v
 
 void fr_validation_free(fr_validation *v) {
     fr_compare_free(&v->compare);
+    free(v->cards);
     fr_timeline_free(&v->spans[0]);
     fr_timeline_free(&v->spans[1]);
     if (v->plan) fr_plan_free(v->plan);

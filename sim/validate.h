@@ -5,13 +5,14 @@
 #ifndef FR_VALIDATE_H
 #define FR_VALIDATE_H
 
+#include "engine/cost_card.h"
 #include "engine/store.h"
 #include "sim/compare.h"
 
 typedef struct {
     bool assumed_routing; /* as the experiment says, not as the run recorded it */
     const char *costs;    /* folder of tables in place of those compiled in; NULL = as the run says */
-    const char *anchors;  /* text of anchor rows; NULL = those that the store has with the run */
+    const char *anchors;  /* anchor rows, of several GPUs one table after the other; NULL = those stored with the run */
     const char *exe_dir;  /* for finding shipped traces */
 } fr_validate_options;
 
@@ -28,9 +29,9 @@ typedef struct {
     fr_timeline spans[2]; /* predicted, measured; lanes are those of `plan` */
     fr_plan *plan;        /* names lanes; holds no ops */
     fr_compare compare;
-    bool anchored;                       /* anchors were there */
-    double anchor_ratio[FR_CLASS_COUNT]; /* measured over the table, NaN = no anchor of the class */
-    double anchored_forward_s;           /* the prediction with every class scaled by that */
+    bool anchored;             /* anchors were there */
+    fr_card *cards;            /* by rank, as its GPU's anchors show it */
+    double anchored_forward_s; /* the prediction with these cards */
 } fr_validation;
 
 fr_status fr_validate_run(fr_store *s, const char *path, int64_t run, const fr_validate_options *o, fr_validation *out,

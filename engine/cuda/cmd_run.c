@@ -17,8 +17,6 @@
 #include <string.h>
 #include <unistd.h>
 
-#define ANCHORS_LIMIT ((size_t)1 << 20)
-
 /* A run, what it ran on, and the simulator's opinion of it. */
 typedef struct {
     fr_setup setup;
@@ -292,8 +290,7 @@ static fr_status keep(const job *j, const cli_args *a, const char *why, fr_error
     if (!cli_keeps(a)) return FR_OK;
     const char *path = cli_value(a, "anchors");
     char *anchors = NULL;
-    size_t length;
-    if (path) FR_TRY(fr_read_file(path, ANCHORS_LIMIT, &anchors, &length, err));
+    if (path) FR_TRY(cli_read_anchors(path, &anchors, err));
     fr_text routing = {0};
     fr_routing_format(&routing, j->setup.model.experts, j->out.c.layers, 0, j->out.c.counts);
     cli_kept k = {.kind = "run",

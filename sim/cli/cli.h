@@ -80,6 +80,8 @@ typedef struct {
 } cli_kept;
 /* Writes it where --db, --perfetto and --csv say. */
 fr_status cli_keep(const cli_kept *k, const cli_args *a, fr_error *err);
+/* The texts of files with commas between, one after the other; the caller frees *out. */
+fr_status cli_read_anchors(const char *files, char **out, fr_error *err);
 bool cli_keeps(const cli_args *a); /* whether any of the three was given */
 
 /* Folder of the running program; NULL when it cannot be told. The caller frees it. */

@@ -10,15 +10,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define ANCHORS_LIMIT ((size_t)1 << 20)
-
 const fr_option cmd_validate_options[] = {
     {"run", "N", NULL, "this measured run alone, in full (default: all, one line each, and a summary)"},
     {"details", NULL, NULL, "every run in full"},
     {"assumed-routing", NULL, NULL, "simulate with the experiment's routing, not with what the run recorded"},
     {"costs", "FOLDER", NULL, "measured cost tables in place of those compiled in"},
-    {"anchors", "FILE", NULL,
-     "anchor rows measured with the runs: errors scaled by them beside raw ones (default: stored ones)"},
+    {"anchors", "FILE,..", NULL,
+     "anchor rows of each GPU, measured with the runs: errors with them beside raw ones (default: stored ones)"},
     {"perfetto", "FILE", NULL, "with --run: live and simulated timeline side by side for Perfetto (JSON)"},
     {"json", NULL, NULL, "one JSON object"},
     {NULL, NULL, NULL, NULL},
@@ -90,9 +88,8 @@ static fr_status validate(fr_store *s, const cli_args *a, const fr_validate_opti
 fr_status cmd_validate(const cli_args *a, fr_error *err) {
     fr_store *s;
     char *anchors = NULL, *exe = cli_exe_dir();
-    size_t length;
     fr_status status = FR_OK;
-    if (cli_value(a, "anchors")) status = fr_read_file(cli_value(a, "anchors"), ANCHORS_LIMIT, &anchors, &length, err);
+    if (cli_value(a, "anchors")) status = cli_read_anchors(cli_value(a, "anchors"), &anchors, err);
     if (status == FR_OK) status = fr_store_open(a->positional[0], FR_STORE_READ, &s, err);
     if (status == FR_OK) {
         const fr_validate_options o = {.assumed_routing = cli_value(a, "assumed-routing") != NULL,

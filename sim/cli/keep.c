@@ -8,6 +8,27 @@
 #include <inttypes.h>
 #include <jansson.h>
 #include <stdlib.h>
+#include <string.h>
+
+#define ANCHORS_LIMIT ((size_t)1 << 20)
+
+fr_status cli_read_anchors(const char *files, char **out, fr_error *err) {
+    fr_text all = {0};
+    char *copy = fr_strdup(files), *save = NULL;
+    fr_status status = FR_OK;
+    for (char *file = strtok_r(copy, ",", &save); file && status == FR_OK; file = strtok_r(NULL, ",", &save)) {
+        char *text;
+        size_t length;
+        status = fr_read_file(file, ANCHORS_LIMIT, &text, &length, err);
+        if (status != FR_OK) break;
+        fr_text_add(&all, "%.*s", (int)length, text);
+        free(text);
+    }
+    free(copy);
+    if (status != FR_OK) fr_text_free(&all);
+    *out = status == FR_OK ? all.text : NULL;
+    return status;
+}
 
 static fr_status add_run(fr_store *s, const cli_kept *k, const fr_plan *plan, const char *config, const char *result,
                          int64_t *id, fr_error *err) {

@@ -102,12 +102,13 @@ void cli_validate_details(const fr_validation *v, fr_text *out) {
         fr_compare_words(c, &c->causes[i], out);
         fr_text_add(out, "\n");
     }
-    if (v->anchored) {
-        fr_text_add(out, "  anchors on this GPU over the table:");
-        for (int k = 0; k < FR_CLASS_COUNT; k++)
-            if (v->anchor_ratio[k] > 0)
-                fr_text_add(out, " %s %.3f", fr_op_class_name((fr_op_class)k), v->anchor_ratio[k]);
-        fr_text_add(out, "\n");
+    for (int r = 0; v->anchored && r < v->plan->ranks; r++) {
+        const fr_card *card = &v->cards[r];
+        if (!card->bursts && !card->held) continue;
+        fr_text_add(out, "  rank %d's GPU over the table (%s):", r, card->uuid);
+        for (int k = FR_CLASS_MEMORY; k <= FR_CLASS_GROUPED; k++)
+            fr_text_add(out, " %s %.3f,", fr_op_class_name((fr_op_class)k), card->time[k]);
+        fr_text_add(out, " power at a clock %.3f\n", card->draw);
     }
 }
 

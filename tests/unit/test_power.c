@@ -6,6 +6,7 @@
 
 #include <cmocka.h>
 
+#include "engine/cost_card.h"
 #include "engine/machine.h"
 #include "engine/power_fit.h"
 
@@ -165,12 +166,54 @@ static void pulls_cost_clock(void **state) {
     fr_cost_close(c);
 }
 
+/* Anchors of two cards, made from the table's own costs: one 2 % slower and 6 % thirstier, one as the table says. */
+static void cards(void **state) {
+    (void)state;
+    fr_machine m;
+    fr_cost_model *c = h200(FR_SUSTAINED, &m);
+    const fr_power *p = fr_cost_power(c);
+    fr_text text = {0};
+    for (int k = 0; k < 2; k++) {
+        fr_text_add(&text,
+                    "# gpu: h200\n# uuid: GPU-%d\n# sms: 132\n# peak_bf16: 989.5e12\n# hbm_rate: 4.8e12\n"
+                    "# clock_max_mhz: 1980\n",
+                    k);
+        for (int size = 4096; size <= 8192; size *= 2) {
+            const fr_shape s = {.kind = FR_OP_GEMM_DENSE, .m = size, .n = 8192, .k = 8192};
+            fr_cost x;
+            fr_cost_op(c, &s, NULL, &x);
+            const double slow = k ? 1 : 1.02, burst = slow * (double)x.burst_ns;
+            x.draw.slope *= k ? 1 : 1.06;
+            fr_text_add(&text, "gemm_dense precision=bf16 m=%d n=8192 k=8192 regime=burst ns=%.1f\n", size, burst);
+            fr_text_add(&text, "gemm_dense precision=bf16 m=%d n=8192 k=8192 regime=sustained ns=%.1f\n", size,
+                        burst / fr_power_speed(&x.draw, fr_power_alone(p, &x.draw)));
+        }
+    }
+    fr_card *card;
+    fr_error err = {0};
+    int count = 0;
+    if (fr_cards_read(c, text.text, "anchors", &card, &count, &err)) fail_msg("%s", err.text);
+    assert_int_equal(count, 2);
+    assert_string_equal(card[0].uuid, "GPU-0");
+    assert_string_equal(card[1].uuid, "GPU-1");
+    assert_true(near(card[0].time[FR_CLASS_GEMM], 1.02, 1e-4) && near(card[0].draw, 1.06, 1e-3));
+    assert_true(near(card[1].time[FR_CLASS_GEMM], 1, 1e-4) && near(card[1].draw, 1, 1e-3));
+    assert_true(near(card[0].time[FR_CLASS_ATTENTION], 1, 1e-9));
+    assert_true(card[0].bursts == 2 && card[0].held == 2);
+    free(card);
+    fr_text_add(&text, "no_such_op regime=burst ns=1\n");
+    assert_int_equal(fr_cards_read(c, text.text, "anchors", &card, &count, &err), FR_BAD_INPUT);
+    fr_text_free(&text);
+    fr_cost_close(c);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(coefficients),
         cmocka_unit_test(window),
         cmocka_unit_test(unknown),
         cmocka_unit_test(pulls_cost_clock),
+        cmocka_unit_test(cards),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
