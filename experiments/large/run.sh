@@ -2,7 +2,7 @@
 # The set for 4 or 8 GPUs on such a machine, into OUT: anchors and what all GPUs do at once, then all cells in one process
 # (OUT/PART.db with timelines and routing, OUT/NAME.json each; cells that are there already are left out).
 #   experiments/large/run.sh ENGINE four|eight OUT [SECONDS]
-# ONLY=REGEX: cells whose names match, all of REGEX; CALIBRATE=no: no anchors, no rows; WARMUP=S: back to back before the clock, 1
+# ONLY="NAME...": these cells, in this order; CALIBRATE=no: no anchors, no rows; WARMUP=S: back to back before the clock, 1
 set -u
 here=$(cd "$(dirname "$0")" && pwd) engine=$1 part=$2 out=$3 limit=${4:-500}
 . "$here/../validate/cells.sh"
@@ -15,7 +15,10 @@ fi
 anchors=
 [ -s "$out/anchors.txt" ] && anchors="--anchors $out/anchors.txt"
 asked() { # of the set, those that are asked for
-    awk -F'\t' -v only="^(${ONLY:-.*})$" '$1 ~ only { print $1 " | " $2 }' < <(SET=$here/set.txt cells "$part")
+    local all name
+    all=$(SET=$here/set.txt cells "$part" | sed 's/\t/ | /')
+    [ -n "${ONLY:-}" ] || { echo "$all"; return; }
+    for name in $ONLY; do grep "^$name | " <<<"$all" || echo "no cell $name in part $part" >&2; done
 }
 asked >"$out/cells.txt"
 # a cell that hangs ends by its own --timeout; a device that does not answer ends the process: once more for the rest
