@@ -1,0 +1,217 @@
+/*
+ * How fast GPUs gather a layer's experts from one another by copy engines when all do so at once: each pulls a shard
+ * from every other one, layer after layer, and does nothing else. bench_gathers [SHARD_MIB [LAYERS]]     default 1152
+ * MiB (a Qwen3-235B layer's quarter), 8 layers A row: GB/s into each GPU over all layers (slowest, mean of all), and
+ * how long single pulls took (least, median, most). streams   pulls in flight; peers are dealt to them in turn chunk
+ * pulls in slices, peers taking turns; 0 = a shard at once start     lockstep: a layer begins on all GPUs when it has
+ * ended on all; free: each for itself; apart: as free, each GPU begins a third of a pull after the one before order
+ * from: the peers after the own rank in turn; same: all begin at GPU 0 (what drifting ranks come to at worst)
+ */
+#include "tests/gpu/gpu.h"
+
+#include <chrono>
+#include <unistd.h>
+
+static constexpr int MOST = 8;
+static constexpr double LIMIT_S = 5;
+static constexpr double EXPECTED = 390e9; /* bytes/s of one pull alone: only to place starts apart */
+
+__global__ void rest(unsigned long long ns) {
+    unsigned long long begin, t;
+    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(begin));
+    do {
+        asm volatile("mov.u64 %0, %globaltimer;" : "=l"(t));
+    } while (t - begin < ns && t - begin < 1000000000ull);
+}
+
+enum Start { LOCKSTEP, FREE, APART };
+
+struct Row {
+    const char *name;
+    int streams;
+    size_t chunk;
+    Start start;
+    bool same, push;
+    int pullers; /* that many GPUs pull, 0 = all */
+    int sources; /* ... from so many others, 0 = all */
+};
+
+struct Gpu {
+    char *from = nullptr, *to = nullptr;
+    cudaStream_t stream[4];
+    cudaEvent_t begin, end, joined[4], taken;
+    std::vector<cudaEvent_t> marks; /* around single pulls */
+    size_t used = 0;
+};
+
+static int gpus, layers = 8;
+static size_t shard = size_t{1152} << 20;
+static Gpu gpu[MOST];
+
+static double now() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+static cudaEvent_t mark(Gpu &g) {
+    if (g.used == g.marks.size()) {
+        cudaEvent_t e;
+        CUDA(cudaEventCreate(&e));
+        g.marks.push_back(e);
+    }
+    return g.marks[g.used++];
+}
+
+static void await(cudaStream_t s) {
+    const double until = now() + LIMIT_S;
+    while (cudaStreamQuery(s) == cudaErrorNotReady)
+        if (now() > until) {
+            printf("a gather takes more than %g s\n", LIMIT_S);
+            exit(1);
+        }
+}
+
+static void one_layer(const Row &row, int r) {
+    Gpu &g = gpu[r];
+    const int sources = row.sources ? row.sources : gpus - 1;
+    const size_t chunk = row.chunk ? row.chunk : shard;
+    CUDA(cudaSetDevice(r));
+    CUDA(cudaEventRecord(g.taken, g.stream[0]));
+    for (int s = 0; s < row.streams; s++) {
+        if (s > 0) CUDA(cudaStreamWaitEvent(g.stream[s], g.taken, 0));
+        for (size_t at = 0; at < shard; at += chunk)
+            for (int j = 1 + s; j <= sources; j += row.streams) {
+                int peer = (r + j) % gpus;
+                if (row.same) peer = j - 1 < r ? j - 1 : j;
+                const size_t n = std::min(chunk, shard - at);
+                const bool timed = !row.chunk;
+                char *to = g.to + static_cast<size_t>(peer) * shard + at;
+                const char *from = gpu[peer].from + at;
+                if (row.push) {
+                    to = gpu[peer].to + static_cast<size_t>(r) * shard + at;
+                    from = g.from + at;
+                }
+                if (timed) CUDA(cudaEventRecord(mark(g), g.stream[s]));
+                CUDA(cudaMemcpyAsync(to, from, n, cudaMemcpyDefault, g.stream[s]));
+                if (timed) CUDA(cudaEventRecord(mark(g), g.stream[s]));
+            }
+        if (s > 0) {
+            CUDA(cudaEventRecord(g.joined[s], g.stream[s]));
+            CUDA(cudaStreamWaitEvent(g.stream[0], g.joined[s], 0));
+        }
+    }
+}
+
+static void measure(const Row &row) {
+    const int pullers = row.pullers ? row.pullers : gpus, sources = row.sources ? row.sources : gpus - 1;
+    double rate[MOST], least = 1e30, sum = 0;
+    for (int r = 0; r < pullers; r++) {
+        Gpu &g = gpu[r];
+        g.used = 0;
+        CUDA(cudaSetDevice(r));
+        rest<<<1, 1, 0, g.stream[0]>>>(3000000); /* until all is issued */
+        if (row.start == APART)
+            rest<<<1, 1, 0, g.stream[0]>>>(
+                static_cast<unsigned long long>(r * static_cast<double>(shard) / EXPECTED / 3 * 1e9));
+        CUDA(cudaEventRecord(g.begin, g.stream[0]));
+    }
+    for (int l = 0; l < layers; l++) {
+        for (int r = 0; r < pullers; r++) one_layer(row, r);
+        for (int r = 0; r < pullers && row.start == LOCKSTEP; r++) await(gpu[r].stream[0]);
+    }
+    for (int r = 0; r < pullers; r++) {
+        CUDA(cudaSetDevice(r));
+        CUDA(cudaEventRecord(gpu[r].end, gpu[r].stream[0]));
+    }
+    for (int r = 0; r < pullers; r++) await(gpu[r].stream[0]);
+    std::vector<float> pulls;
+    for (int r = 0; r < pullers; r++) {
+        float ms = 0;
+        CUDA(cudaSetDevice(r));
+        CUDA(cudaEventElapsedTime(&ms, gpu[r].begin, gpu[r].end));
+        rate[r] = static_cast<double>(shard) * sources * layers / (ms * 1e6);
+        least = std::min(least, rate[r]);
+        sum += rate[r];
+        for (size_t i = 0; i + 1 < gpu[r].used; i += 2) {
+            CUDA(cudaEventElapsedTime(&ms, gpu[r].marks[i], gpu[r].marks[i + 1]));
+            pulls.push_back(ms);
+        }
+    }
+    std::sort(pulls.begin(), pulls.end());
+    printf("%-30s streams %d chunk %4zu MiB: %6.1f GB/s slowest, %6.1f mean (", row.name, row.streams, row.chunk >> 20,
+           least, sum / pullers);
+    for (int r = 0; r < pullers; r++) printf("%s%.0f", r ? " " : "", rate[r]);
+    printf(")");
+    if (!pulls.empty()) printf(", a pull %.3f %.3f %.3f ms", pulls.front(), pulls[pulls.size() / 2], pulls.back());
+    printf("\n");
+    fflush(stdout);
+}
+
+static void open() {
+    for (int r = 0; r < gpus; r++) {
+        Gpu &g = gpu[r];
+        CUDA(cudaSetDevice(r));
+        for (int q = 0; q < gpus; q++)
+            if (q != r) CUDA(cudaDeviceEnablePeerAccess(q, 0));
+        CUDA(cudaMalloc(&g.from, shard));
+        CUDA(cudaMalloc(&g.to, shard * static_cast<size_t>(gpus)));
+        CUDA(cudaMemset(g.from, 0x3c, shard));
+        CUDA(cudaEventCreate(&g.begin));
+        CUDA(cudaEventCreate(&g.end));
+        CUDA(cudaEventCreateWithFlags(&g.taken, cudaEventDisableTiming));
+        for (int s = 0; s < 4; s++) {
+            CUDA(cudaStreamCreateWithFlags(&g.stream[s], cudaStreamNonBlocking));
+            CUDA(cudaEventCreateWithFlags(&g.joined[s], cudaEventDisableTiming));
+        }
+        CUDA(cudaDeviceSynchronize());
+    }
+}
+
+int main(int count, char **args) {
+    CUDA(cudaGetDeviceCount(&gpus));
+    gpus = std::min(gpus, MOST);
+    if (gpus < 2) {
+        printf("needs two GPUs\n");
+        return 77;
+    }
+    if (count > 1) shard = static_cast<size_t>(atoll(args[1])) << 20;
+    if (count > 2) layers = atoi(args[2]);
+    open();
+    const size_t M = size_t{1} << 20;
+    printf("%d GPUs, shards of %zu MiB, %d layers\n", gpus, shard / M, layers);
+    const Row rows[] = {
+        {"warm-up", 1, 0, LOCKSTEP, false, false, 0, 0},
+        {"one GPU alone", 1, 0, FREE, false, false, 1, 0},
+        {"one GPU alone", 2, 0, FREE, false, false, 1, 0},
+        {"one GPU alone", 3, 0, FREE, false, false, 1, 0},
+        {"one GPU from one", 1, 0, FREE, false, false, 1, 1},
+        {"all from the next one", 1, 0, FREE, false, false, 0, 1},
+        {"lockstep", 1, 0, LOCKSTEP, false, false, 0, 0},
+        {"lockstep", 2, 0, LOCKSTEP, false, false, 0, 0},
+        {"lockstep", 3, 0, LOCKSTEP, false, false, 0, 0},
+        {"free", 1, 0, FREE, false, false, 0, 0},
+        {"free", 2, 0, FREE, false, false, 0, 0},
+        {"free", 3, 0, FREE, false, false, 0, 0},
+        {"apart", 1, 0, APART, false, false, 0, 0},
+        {"apart", 2, 0, APART, false, false, 0, 0},
+        {"apart", 3, 0, APART, false, false, 0, 0},
+        {"apart", 1, 256 * M, APART, false, false, 0, 0},
+        {"apart", 1, 64 * M, APART, false, false, 0, 0},
+        {"apart", 1, 16 * M, APART, false, false, 0, 0},
+        {"apart", 2, 64 * M, APART, false, false, 0, 0},
+        {"apart", 3, 64 * M, APART, false, false, 0, 0},
+        {"apart", 3, 16 * M, APART, false, false, 0, 0},
+        {"free, same order", 1, 0, FREE, true, false, 0, 0},
+        {"free, same order", 3, 0, FREE, true, false, 0, 0},
+        {"free, same order", 1, 16 * M, FREE, true, false, 0, 0},
+        {"push, lockstep", 1, 0, LOCKSTEP, false, true, 0, 0},
+        {"push, apart", 1, 0, APART, false, true, 0, 0},
+        {"push, apart", 2, 0, APART, false, true, 0, 0},
+        {"push, apart", 3, 0, APART, false, true, 0, 0},
+        {"push, apart", 1, 16 * M, APART, false, true, 0, 0},
+        {"push, same order", 3, 0, FREE, true, true, 0, 0},
+        {"lockstep again", 3, 0, LOCKSTEP, false, false, 0, 0},
+    };
+    for (const Row &row : rows)
+        if (row.pullers <= gpus && row.sources < gpus) measure(row);
+    return 0;
+}
