@@ -98,15 +98,17 @@ static void gemm(const fr_ceilings *c, const fr_shape *s, fr_base *out) {
  * the epilogue).
  */
 static void grouped(const fr_ceilings *c, const fr_shape *s, const fr_pair *pairs, fr_base *out) {
-    double tile_m = c->grouped_tile > 0 ? c->grouped_tile : TILE_M;
-    double rows = 0, units = 0, active = 0, e = elem_bytes(s->precision), tn = s->n >= 256 ? 256 : 128;
+    const uint32_t tile_m = c->grouped_tile > 0 ? (uint32_t)c->grouped_tile : TILE_M;
+    int64_t all = 0, padded = 0, with = 0;
     for (uint32_t i = 0; i < s->vector_count; i++) {
-        double r = pairs[s->vector + i].queries;
+        const int32_t r = pairs[s->vector + i].queries;
         if (r <= 0) continue;
-        rows += r;
-        active += 1;
-        units += r <= TILE_M_SMALL ? 0.5 : ceil_div(r, tile_m) * tile_m / TILE_M;
+        all += r;
+        with++;
+        padded += r <= TILE_M_SMALL ? TILE_M / 2 : ((uint32_t)r + tile_m - 1) / tile_m * tile_m;
     }
+    double rows = (double)all, units = (double)padded / TILE_M, active = (double)with;
+    double e = elem_bytes(s->precision), tn = s->n >= 256 ? 256 : 128;
     if (rows <= 0) return;
     double n = s->n, k = s->k, written = s->kind == FR_OP_EXPERT_UP ? n / 2 : n;
     double bytes = active * n * k * e + rows * k * e + rows * written * 2;

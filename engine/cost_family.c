@@ -9,6 +9,8 @@ static fr_op_class class_of(const fr_shape *s) {
     return fr_op_class_of((fr_op_kind)s->kind);
 }
 
+_Static_assert(sizeof(fr_family_key) == 8 * sizeof(uint8_t) + 2 * sizeof(int16_t) + 2 * sizeof(int32_t), "no padding");
+
 static fr_family_key key_of(const fr_shape *s, uint8_t ways, bool generic) {
     fr_family_key k = {.class = (uint8_t)class_of(s)};
     switch (class_of(s)) {
@@ -310,14 +312,33 @@ static void blend_add(blend *b, const fr_family *f, double log_b, double feature
     }
 }
 
+/* The family of this very key, where a key says all that `distance` asks; families lie sorted. Most questions end here. */
+static const fr_family *own_family(const fr_family_set *set, const fr_family_key *want) {
+    int low = set->first[want->class], high = set->end[want->class];
+    if (want->class < FR_CLASS_MEMORY || want->class > FR_CLASS_GROUPED) return NULL;
+    while (low < high) {
+        const int middle = (low + high) / 2, order = memcmp(&set->families[middle].key, want, sizeof *want);
+        if (order == 0) return &set->families[middle];
+        if (order < 0)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return NULL;
+}
+
 static bool blend_families(const fr_family_set *set, const fr_family_key *want, const fr_base *base, blend *out) {
     double log_b = log(base->ns), feature = base->feature;
     int first = set->first[want->class], end = set->end[want->class];
     bool single = want->class != FR_CLASS_GEMM && want->class != FR_CLASS_GROUPED && want->class != FR_CLASS_ATTENTION;
     bool same_precision = false;
-    const fr_family *nearest = NULL;
+    const fr_family *nearest = own_family(set, want);
     double least = INFINITY;
     *out = (blend){0};
+    if (nearest) {
+        blend_add(out, nearest, log_b, feature, 0, 1);
+        return true;
+    }
     for (int i = first; i < end; i++) same_precision |= set->families[i].key.precision == want->precision;
     for (int i = first; i < end; i++) {
         const fr_family *f = &set->families[i];
