@@ -312,7 +312,8 @@ static void blend_add(blend *b, const fr_family *f, double log_b, double feature
     }
 }
 
-/* The family of this very key, where a key says all that `distance` asks; families lie sorted. Most questions end here. */
+/* The family of this very key, where a key says all that `distance` asks; families lie sorted. Most questions end here.
+ */
 static const fr_family *own_family(const fr_family_set *set, const fr_family_key *want) {
     int low = set->first[want->class], high = set->end[want->class];
     if (want->class < FR_CLASS_MEMORY || want->class > FR_CLASS_GROUPED) return NULL;
@@ -327,6 +328,28 @@ static const fr_family *own_family(const fr_family_set *set, const fr_family_key
     return NULL;
 }
 
+static double ratio(int32_t a, int32_t b) {
+    const double x = (double)(a > 0 ? a : 1) / (double)(b > 0 ? b : 1);
+    return x < 1 ? 1 / x : x;
+}
+
+/* Memory-bound ops have one answer, the nearest of their kind, and are asked for often: `distance` without its
+ * logarithms. NULL where no family is of the kind. */
+static const fr_family *nearest_of_kind(const fr_family_set *set, const fr_family_key *want, double *d) {
+    const fr_family *nearest = NULL;
+    double least = INFINITY;
+    for (int i = set->first[want->class]; i < set->end[want->class]; i++) {
+        const fr_family *f = &set->families[i];
+        if (f->key.kind != want->kind) continue;
+        const double r = ratio(f->key.n, want->n) * ratio(f->key.k, want->k);
+        if (r >= least) continue;
+        least = r;
+        nearest = f;
+    }
+    *d = log(least);
+    return nearest;
+}
+
 static bool blend_families(const fr_family_set *set, const fr_family_key *want, const fr_base *base, blend *out) {
     double log_b = log(base->ns), feature = base->feature;
     int first = set->first[want->class], end = set->end[want->class];
@@ -335,8 +358,10 @@ static bool blend_families(const fr_family_set *set, const fr_family_key *want, 
     const fr_family *nearest = own_family(set, want);
     double least = INFINITY;
     *out = (blend){0};
+    if (nearest) least = 0;
+    if (!nearest && want->class == FR_CLASS_MEMORY) nearest = nearest_of_kind(set, want, &least);
     if (nearest) {
-        blend_add(out, nearest, log_b, feature, 0, 1);
+        blend_add(out, nearest, log_b, feature, least, 1);
         return true;
     }
     for (int i = first; i < end; i++) same_precision |= set->families[i].key.precision == want->precision;

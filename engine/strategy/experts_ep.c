@@ -68,10 +68,20 @@ double fr_hit_even(const fr_model *m, int mine) {
 
 #define FINE (INT64_C(1) << 30) /* tokens asked for, so that rounding does not show */
 
+static void copies_of_layer(const fr_walk *w) {
+    fr_planner *p = w->p;
+    const int targets = p->layout.ep * p->moe_groups;
+    if (p->has_copies[w->layer]) return;
+    fr_routing_targets(p->routing, w->layer, FINE, targets, p->copies + (size_t)w->layer * (size_t)targets);
+    p->has_copies[w->layer] = true;
+}
+
 /* Copies that a source of `tokens` tokens sends to target v (ep rank and group), which gets `rows` rows from it. */
-static int64_t copies_to(const fr_planner *p, int v, int mine, int64_t tokens, int64_t rows) {
+static int64_t copies_to(const fr_walk *w, int v, int mine, int64_t tokens, int64_t rows) {
+    const fr_planner *p = w->p;
     if (p->layout.exchange == FR_EXCHANGE_A2A_K) return rows;
-    double hit = p->even ? fr_hit_even(&p->model, mine) : (double)p->copies[v] / (double)FINE;
+    const int64_t *copies = p->copies + (size_t)w->layer * (size_t)(p->layout.ep * p->moe_groups);
+    double hit = p->even ? fr_hit_even(&p->model, mine) : (double)copies[v] / (double)FINE;
     int64_t n = llround((double)tokens * hit), least = fr_ceil_div(rows, fr_min_i64(p->model.top_k, mine));
     return fr_max_i64(fr_min_i64(n, fr_min_i64(rows, tokens)), least);
 }
@@ -86,20 +96,28 @@ static const int32_t *counts_of(const fr_planner *p, const fr_rank *r, int half)
 }
 
 /*
- * Rows of expert group g of rank q from source s, added to out[expert of the group]. Even routing deals a source's rows
- * over ranks, the remainder from the source on, and then over a rank's experts: equal batches load all ranks equally.
+ * Rows of expert group g of rank q from a source, the s-th of its ep group, added to out[expert of the group]. Even
+ * routing deals a source's rows over ranks, the remainder from the source on, and then over a rank's experts: equal
+ * batches load all ranks equally.
  */
-static int64_t rows_from(fr_walk *w, int base, int s, int q, int g, int half, int32_t *out) {
+static int64_t rows_from(fr_walk *w, const fr_rank *from, int s, int q, int g, int half, int32_t *out) {
     fr_planner *p = w->p;
-    fr_rank *from = member(w, base, s);
     int first, end, start, stop, last, ep = p->layout.ep;
+    int64_t rows = 0;
     range(p, q, g, &first, &end);
+    if (!p->even) {
+        const int32_t *counts = counts_of(p, from, half);
+        for (int e = first; e < end; e++) {
+            out[e - first] += counts[e];
+            rows += counts[e];
+        }
+        return rows;
+    }
     range(p, q, 0, &start, &stop);
     range(p, q, p->moe_groups - 1, &last, &stop);
-    int64_t mine = fr_share(fr_tokens_here(w, from) * p->model.top_k, ep, (q - s + ep) % ep), rows = 0;
-    const int32_t *counts = counts_of(p, from, half);
+    int64_t mine = fr_share(fr_tokens_here(w, from) * p->model.top_k, ep, (q - s + ep) % ep);
     for (int e = first; e < end; e++) {
-        int32_t n = p->even ? (int32_t)fr_share(mine, stop - start, e - start) : counts[e];
+        int32_t n = (int32_t)fr_share(mine, stop - start, e - start);
         out[e - first] += n;
         rows += n;
     }
@@ -125,7 +143,7 @@ void fr_bound_shapes(fr_walk *w, fr_moe *m, int mine) {
 
 static void size_target(fr_walk *w, int base, int q, int g, int half) {
     fr_planner *p = w->p;
-    fr_rank *r = member(w, base, q);
+    fr_rank *group = member(w, base, 0), *r = p->folded ? group : group + q;
     fr_moe *m = &p->moe[half][r->local * p->moe_groups + g];
     int first, end;
     range(p, q, g, &first, &end);
@@ -133,10 +151,10 @@ static void size_target(fr_walk *w, int base, int q, int g, int half) {
     int32_t *counts = fr_alloc((size_t)(end - first) * sizeof *counts);
     m->tokens = fr_tokens_here(w, r);
     for (int s = 0; s < p->layout.ep; s++) {
-        fr_rank *from = member(w, base, s);
+        fr_rank *from = p->folded ? group : group + s;
         fr_moe *source = &p->moe[half][from->local * p->moe_groups + g];
-        int64_t tokens = fr_tokens_here(w, from), rows = rows_from(w, base, s, q, g, half, counts);
-        int64_t copies = copies_to(p, q * p->moe_groups + g, end - first, tokens, rows);
+        int64_t tokens = fr_tokens_here(w, from), rows = rows_from(w, from, s, q, g, half, counts);
+        int64_t copies = copies_to(w, q * p->moe_groups + g, end - first, tokens, rows);
         total += tokens;
         m->rows += rows;
         m->landed += copies;
@@ -167,8 +185,7 @@ static void prepare(fr_walk *w, int half) {
             fr_rank *r = fr_stage_rank(p, w->unit, w->stage, i);
             fr_route(w, r, fr_tokens_here(w, r), half);
         }
-        if (p->layout.exchange != FR_EXCHANGE_A2A_K && !agrs(p))
-            fr_routing_targets(p->routing, w->layer, FINE, ep * groups, p->copies);
+        if (p->layout.exchange != FR_EXCHANGE_A2A_K && !agrs(p)) copies_of_layer(w);
     }
     int unit = p->folded ? 1 : p->unit_ranks;
     for (int base = 0; base < unit; base += ep)

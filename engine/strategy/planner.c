@@ -251,7 +251,9 @@ static void open_static(fr_planner *p) {
     p->ranks = fr_alloc((size_t)p->ranks_count * sizeof *p->ranks);
     for (int h = 0; h < 2; h++) p->moe[h] = fr_alloc((size_t)(p->unit_ranks * p->moe_groups) * sizeof **p->moe);
     p->counts = fr_alloc(2 * (size_t)p->unit_ranks * (size_t)p->model.experts * sizeof *p->counts);
-    p->copies = fr_alloc((size_t)(l->ep * p->moe_groups) * sizeof *p->copies);
+    const int layers = fr_layout_layers(l, &p->model);
+    p->copies = fr_alloc((size_t)layers * (size_t)(l->ep * p->moe_groups) * sizeof *p->copies);
+    p->has_copies = fr_alloc((size_t)layers * sizeof *p->has_copies);
     for (int rank = 0; rank < p->ranks_count; rank++) open_rank(p, rank);
     if (p->stages > 1) fr_open_pipeline(p);
 }
@@ -307,6 +309,7 @@ void fr_planner_close(fr_planner *p) {
     free(p->moe[1]);
     free(p->counts);
     free(p->copies);
+    free(p->has_copies);
     free(p->kv);
     free(p->each);
     free(p->works);

@@ -123,7 +123,7 @@ void fr_layer_nothing(fr_walk *w, fr_rank *r);
 void fr_experts_resident(fr_walk *w, fr_rank *r); /* the MoE block where all weights are at hand */
 extern const fr_experts_part fr_experts_local, fr_experts_tp, fr_experts_ep, fr_experts_gather, fr_experts_offload;
 
-#define FR_INTERN 512
+#define FR_INTERN 8192
 struct fr_planner {
     fr_model model;
     fr_layout layout;
@@ -141,13 +141,14 @@ struct fr_planner {
     int ranks_count;
     fr_counters raised, holds, seqs; /* per event, per buffer, per circle */
     const fr_experts_part *part;
-    fr_moe *moe[2];  /* [half][rank in stage * groups] */
-    int moe_groups;  /* expert groups (EPS-MoE), else 1 */
-    int moe_for[2];  /* micro that moe[half] was prepared for (even routing: kept over layers), -1 = none */
-    int32_t *counts; /* [half][rank in stage][experts] */
-    int64_t *copies; /* [targets] */
-    uint32_t *each;  /* offload: up and down shapes of single experts */
-    uint32_t *kv;    /* buffers of KV handles: [rank][handle] */
+    fr_moe *moe[2];   /* [half][rank in stage * groups] */
+    int moe_groups;   /* expert groups (EPS-MoE), else 1 */
+    int moe_for[2];   /* micro that moe[half] was prepared for (even routing: kept over layers), -1 = none */
+    int32_t *counts;  /* [half][rank in stage][experts] */
+    int64_t *copies;  /* [layers][targets], of FINE tokens: the routing's, the same in every forward ... */
+    bool *has_copies; /* [layers] ... once it was asked */
+    uint32_t *each;   /* offload: up and down shapes of single experts */
+    uint32_t *kv;     /* buffers of KV handles: [rank][handle] */
     uint32_t kv_cap;
     fr_work *works;
     uint32_t works_cap;
