@@ -98,14 +98,16 @@ static void gemm(const fr_ceilings *c, const fr_shape *s, fr_base *out) {
  * the epilogue).
  */
 static void grouped(const fr_ceilings *c, const fr_shape *s, const fr_pair *pairs, fr_base *out) {
-    const uint32_t tile_m = c->grouped_tile > 0 ? (uint32_t)c->grouped_tile : TILE_M;
+    const uint32_t tile_m = c->grouped_tile > 0 ? (uint32_t)c->grouped_tile : TILE_M, mask = tile_m - 1;
+    const bool whole = (tile_m & mask) == 0; /* a power of two: no division for every expert */
     int64_t all = 0, padded = 0, with = 0;
     for (uint32_t i = 0; i < s->vector_count; i++) {
         const int32_t r = pairs[s->vector + i].queries;
         if (r <= 0) continue;
         all += r;
         with++;
-        padded += r <= TILE_M_SMALL ? TILE_M / 2 : ((uint32_t)r + tile_m - 1) / tile_m * tile_m;
+        const uint32_t up = (uint32_t)r + mask;
+        padded += r <= TILE_M_SMALL ? TILE_M / 2 : whole ? up & ~mask : up / tile_m * tile_m;
     }
     double rows = (double)all, units = (double)padded / TILE_M, active = (double)with;
     double e = elem_bytes(s->precision), tn = s->n >= 256 ? 256 : 128;

@@ -25,6 +25,7 @@ const double *fr_routing_shares(const fr_routing *r, int layer) {
 void fr_routing_close(fr_routing *r) {
     if (!r) return;
     free(r->shares);
+    free(r->roots);
     for (int row = 0; row < r->rows; row++) free(atomic_load(&r->weights[row]));
     free(r->weights);
     free(r->recorded);
@@ -80,10 +81,12 @@ static void spread_even(int experts, int64_t total, int32_t *counts) {
  * are right for every expert; what is lost is the skewness of experts with a handful of tokens, which no cost depends
  * on. Ten times as fast as the chain below, which serves small batches.
  */
-static void draw_large(const fr_routing *r, fr_routing_rng *g, const double *share, int64_t tokens, int32_t *counts) {
+static void draw_large(const fr_routing *r, fr_routing_rng *g, int layer, int64_t tokens, int32_t *counts) {
+    const size_t row = (size_t)fr_routing_row(r, layer) * (size_t)r->experts;
+    const double *share = r->shares + row, *roots = r->roots + row;
     double part[LARGE_EXPERTS], n = (double)(tokens * r->top_k), root = sqrt(n), sum = 0;
     for (int e = 0; e < r->experts; e++) {
-        part[e] = sqrt(share[e]) * gsl_ran_gaussian_ziggurat(&g->rng, 1);
+        part[e] = roots[e] * gsl_ran_gaussian_ziggurat(&g->rng, 1);
         sum += part[e];
     }
     double upto = 0;
@@ -110,7 +113,7 @@ static void draw(const fr_routing *r, fr_routing_rng *g, int layer, int64_t toke
     const double *share = fr_routing_shares(r, layer);
     int64_t left = tokens * r->top_k;
     if (r->experts <= LARGE_EXPERTS && left >= (int64_t)LARGE_MEAN * r->experts) {
-        draw_large(r, g, share, tokens, counts);
+        draw_large(r, g, layer, tokens, counts);
         return;
     }
     double mass = 1;

@@ -13,7 +13,7 @@ struct fr_routing {
     int first_layer; /* the model's first layer with experts: row 0 */
     int rows;        /* 1: every layer alike */
     uint64_t seed;
-    double *shares;             /* rows x experts, sum 1 */
+    double *shares, *roots;     /* rows x experts, sum 1; their square roots, which every draw needs */
     _Atomic(double *) *weights; /* a row's odds of a set of k, made when first asked for (routing_targets.c) */
     int64_t *recorded;          /* rows x experts, as in the file */
 };

@@ -36,6 +36,7 @@ static fr_routing *create(fr_skew_kind kind, const fr_model *m, int rows, uint64
                       .rows = rows,
                       .seed = seed};
     r->shares = fr_alloc(cells * sizeof(double));
+    r->roots = fr_alloc(cells * sizeof(double));
     r->weights = fr_alloc((size_t)rows * sizeof *r->weights);
     return r;
 }
@@ -57,14 +58,21 @@ static void normalise(double *share, int experts, int k) {
     }
 }
 
+static void take_roots(fr_routing *r) {
+    const size_t cells = (size_t)r->rows * (size_t)r->experts;
+    for (size_t i = 0; i < cells; i++) r->roots[i] = sqrt(r->shares[i]);
+}
+
 static void finish(fr_routing *r) {
     for (int row = 0; row < r->rows; row++)
         normalise(r->shares + (size_t)row * (size_t)r->experts, r->experts, r->top_k);
+    take_roots(r);
 }
 
 static fr_routing *open_uniform(fr_skew_kind kind, const fr_model *m, uint64_t seed) {
     fr_routing *r = create(kind, m, 1, seed);
     for (int e = 0; e < m->experts; e++) r->shares[e] = 1.0 / m->experts;
+    take_roots(r);
     return r;
 }
 
