@@ -354,7 +354,7 @@ static bool blend_families(const fr_family_set *set, const fr_family_key *want, 
     double log_b = log(base->ns), feature = base->feature;
     int first = set->first[want->class], end = set->end[want->class];
     bool single = want->class != FR_CLASS_GEMM && want->class != FR_CLASS_GROUPED && want->class != FR_CLASS_ATTENTION;
-    bool same_precision = false;
+    bool same_precision = single && end > first; /* their keys have none */
     const fr_family *nearest = own_family(set, want);
     double least = INFINITY;
     *out = (blend){0};
@@ -364,10 +364,10 @@ static bool blend_families(const fr_family_set *set, const fr_family_key *want, 
         blend_add(out, nearest, log_b, feature, least, 1);
         return true;
     }
-    for (int i = first; i < end; i++) same_precision |= set->families[i].key.precision == want->precision;
+    for (int i = first; i < end && !single; i++) same_precision |= set->families[i].key.precision == want->precision;
     for (int i = first; i < end; i++) {
         const fr_family *f = &set->families[i];
-        if (same_precision && f->key.precision != want->precision) continue;
+        if (!single && same_precision && f->key.precision != want->precision) continue;
         double d = distance(&f->key, want);
         if (d >= 0 && d < least) {
             least = d;
