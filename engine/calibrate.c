@@ -24,6 +24,18 @@ enum { MODELS = 3, TIERS = 6, LONGEST = 65536, ROWS_LIMIT = 524288 };
 
 const int32_t fr_cal_ramp[FR_CAL_RAMP_STEPS + 1] = {0, 5, 10, 20, 30, 45, 60, 90, 130, 200, 300, 500};
 
+const int32_t fr_cal_pause[FR_CAL_PAUSE_STEPS + 1] = {0, 5, 10, 20, 30, 45, 60};
+
+const char *fr_cal_what_name(fr_cal_what w) {
+    static const char *const names[FR_CAL_WHATS] = {"burst", "hold", "ramp",       "release",  "host",
+                                                    "copy",  "pull", "collective", "exchange", "beside"};
+    return names[w];
+}
+
+int64_t fr_cal_exchange_tokens(int ranks) {
+    return fr_min_i64(FR_CAL_EXCHANGE_TOKENS, 131072 / ranks);
+}
+
 const char *fr_cal_mode_name(fr_cal_mode m) {
     static const char *const names[] = {"full", "quick", "anchors"};
     return names[m];
@@ -39,12 +51,13 @@ typedef struct {
     fr_cal_grid *g;
     const fr_machine *machine;
     fr_cal_mode mode;
-    double limit_s;
+    double limit_s, hold_s;
 } maker;
 
-/* Seconds of a sustained measurement: a 40th of the whole, 10 s at most; the clock settles within 2 s (ramps). */
+/* Seconds of a sustained measurement: a 40th of the whole, 10 s at most; the clock settles within a second (ramps). */
 static float hold_seconds(const maker *m, double share) {
-    return (float)fmin(fmax(share * m->limit_s / 40, 2), 10);
+    const double all = m->hold_s > 0 ? m->hold_s : fmin(m->limit_s / 40, 10);
+    return (float)fmax(share * all, m->hold_s > 0 ? 1 : 2);
 }
 
 /* Of the quick grid and of anchors only the most wanted. */
@@ -145,11 +158,13 @@ static fr_status add_plans(maker *m, fr_error *err) {
             const int tier = tp == 1 ? 1 : tp == 2 ? 3 : 5;
             for (size_t j = 0; j < sizeof coarse / sizeof *coarse; j++)
                 if (wanted(m, tier)) FR_TRY(plan_rows(m, &model, tp, FR_BF16, coarse[j], tier, err));
-            for (size_t j = 0; j < sizeof dense / sizeof *dense && tp <= 2; j++)
+            for (size_t j = 0; j < sizeof dense / sizeof *dense; j++)
                 if (wanted(m, tier + 2)) FR_TRY(plan_rows(m, &model, tp, FR_BF16, dense[j], tier + 2, err));
-            for (size_t j = 0; j < sizeof coarse / sizeof *coarse && tp == 1; j++)
-                if (wanted(m, 3) && m->machine->peak_flops[FR_FP8] > 0)
-                    FR_TRY(plan_rows(m, &model, tp, FR_FP8, coarse[j], 3, err));
+            if (tp > 1 || m->mode != FR_CAL_FULL || m->machine->peak_flops[FR_FP8] <= 0) continue;
+            for (size_t j = 0; j < sizeof coarse / sizeof *coarse; j++)
+                FR_TRY(plan_rows(m, &model, tp, FR_FP8, coarse[j], 3, err));
+            for (size_t j = 0; j < sizeof dense / sizeof *dense; j++)
+                FR_TRY(plan_rows(m, &model, tp, FR_FP8, dense[j], 4, err));
         }
     }
     return FR_OK;
@@ -279,9 +294,14 @@ static fr_status add_all_experts(maker *m, fr_error *err) {
             add_tiles(m, FR_OP_EXPERT_UP, model.experts, tiles[j], 2 * model.expert_width, model.hidden, 3);
             add_tiles(m, FR_OP_EXPERT_DOWN, model.experts, tiles[j], model.hidden, model.expert_width, 3);
         }
-        add_experts(m, &model, FR_BF16, model.experts / 2, 1, few, 1, 0); /* a rank of ep 2 */
-        if (m->machine->peak_flops[FR_FP8] > 0)
+        if (model.expert_width % 512 == 0) add_experts(m, &model, FR_BF16, model.experts, 4, slice, 1, 1);
+        const bool fp8 = m->machine->peak_flops[FR_FP8] > 0;
+        if (fp8)
             add_experts(m, &model, FR_FP8, model.experts, 1, quantised, (int)(sizeof quantised / sizeof *quantised), 0);
+        for (int ep = 2; ep <= 4; ep *= 2) { /* a rank's experts */
+            add_experts(m, &model, FR_BF16, model.experts / ep, 1, few, 1, 0);
+            if (fp8) add_experts(m, &model, FR_FP8, model.experts / ep, 1, few, 1, 1);
+        }
         if (model.experts >= 64) add_experts(m, &model, FR_BF16, model.experts / 8, 1, few, 1, 1);
     }
     return FR_OK;
@@ -343,6 +363,53 @@ static void add_attention(maker *m) {
 
 /* ---- anchors, clock and power -------------------------------------------------------------------------------------*/
 
+/* How the power limit comes and goes: pauses after a load (in some, memory is streamed), and turns of several lengths,
+ * the first `turns` of them. */
+static void add_limits(maker *m, const fr_row *op, int turns) {
+    static const int32_t pauses[] = {10, 40, 160, 2, 1, 5, 20, 80, 320};
+    static const struct {
+        double duty;
+        int32_t ms;
+    } list[] = {{0.75, 40}, {0.5, 100}, {0.75, 160}, {0.9, 20}, {0.9, 100}, {0.65, 40}, {0.5, 400}, {0.85, 10}};
+    fr_row r = *op;
+    if (fr_op_class_of((fr_op_kind)op->shape.kind) == FR_CLASS_MEMORY) return;
+    for (size_t i = 0; i < sizeof pauses / sizeof *pauses; i++) {
+        r.gap_ms = pauses[i];
+        add(m, FR_CAL_RELEASE, 2, r);
+        r.fill = op->shape.kind == FR_OP_EXPERT_UP && (pauses[i] == 40 || pauses[i] == 160);
+        if (r.fill) add(m, FR_CAL_RELEASE, 2, r);
+        r.fill = false;
+    }
+    r = *op;
+    r.regime = FR_SUSTAINED;
+    for (int i = 0; i < turns; i++) {
+        r.duty = list[i].duty;
+        r.turn_ms = list[i].ms;
+        add(m, FR_CAL_HOLD, 2, r)->hold_s = (float)fmax(1.2, 4e-3 * list[i].ms);
+    }
+}
+
+/* The work of products in the other precision, sustained: tensor cores draw another power for it. */
+static void add_fp8_holds(maker *m) {
+    int32_t even[128];
+    if (m->mode != FR_CAL_FULL || m->machine->peak_flops[FR_FP8] <= 0) return;
+    fr_row r = blank(FR_OP_GEMM_QKV);
+    r.shape = (fr_shape){.kind = FR_OP_GEMM_QKV, .precision = FR_FP8, .m = 16384, .n = 9216, .k = 4096, .hosts = 1};
+    r.regime = FR_SUSTAINED;
+    add(m, FR_CAL_HOLD, 2, r)->hold_s = hold_seconds(m, 1);
+    for (int down = 0; down < 2; down++) {
+        r = blank(down ? FR_OP_EXPERT_DOWN : FR_OP_EXPERT_UP);
+        r.regime = FR_SUSTAINED;
+        r.shape.precision = FR_FP8;
+        r.shape.n = down ? 4096 : 3072;
+        r.shape.k = down ? 1536 : 4096;
+        r.shape.experts = 128;
+        fr_even_rows(131072, 128, even);
+        for (int e = 0; e < 128; e++) push(m, &r, even[e], 0);
+        add(m, FR_CAL_HOLD, 2, r)->hold_s = hold_seconds(m, 1);
+    }
+}
+
 /* About a dozen ops that stand for all: classes, models, and both ends of how much power an op draws. */
 static fr_status add_anchors(maker *m, fr_error *err) {
     fr_row list[16];
@@ -398,14 +465,14 @@ static fr_status add_anchors(maker *m, fr_error *err) {
         list[count].shape.n = (int32_t)memory[i].n;
         list[count++].shape.bytes = memory[i].bytes;
     }
-    const float hold = m->mode == FR_CAL_ANCHORS ? 2.6F : hold_seconds(m, 1);
+    const float hold = m->mode == FR_CAL_ANCHORS ? (float)fmax(m->hold_s, 1.2) : hold_seconds(m, 1);
     for (int i = 0; i < count; i++) {
         const bool chief = i == 0 || i == 4 || i == 8 || i == 11; /* one a class */
         const bool residual = list[i].shape.kind == FR_OP_GEMM_O;
         add(m, FR_CAL_BURST, 0, list[i])->residual = residual;
         fr_row r = list[i];
         r.regime = FR_SUSTAINED;
-        if (m->mode != FR_CAL_QUICK || chief || i == 5) {
+        if (m->mode == FR_CAL_FULL || chief || (m->mode == FR_CAL_QUICK && i == 5)) {
             fr_cal_item *it = add(m, FR_CAL_HOLD, m->mode == FR_CAL_FULL ? 2 : 0, r);
             it->hold_s = hold;
             it->residual = residual;
@@ -419,6 +486,7 @@ static fr_status add_anchors(maker *m, fr_error *err) {
         r = list[i];
         r.at_ms = 0;
         add(m, FR_CAL_RAMP, 2, r);
+        if (m->mode == FR_CAL_FULL) add_limits(m, &list[i], i == 4 ? 8 : i == 0 ? 6 : i == 8 ? 2 : 0);
     }
     (void)err;
     return FR_OK;
@@ -441,6 +509,40 @@ static void add_host(maker *m) {
     }
 }
 
+static fr_row pull_row(int devices, int64_t bytes, int ways) {
+    fr_row row = blank(FR_OP_PULL);
+    row.shape.bytes = bytes;
+    row.shape.ranks = (int16_t)(devices > 2 ? devices : 0); /* 0 = a pair */
+    row.ways = (uint8_t)ways;
+    return row;
+}
+
+/* How many pulls in flight, and in which order of sources, reach the links' rate. */
+static void add_pull_variants(maker *m, int devices) {
+    static const uint8_t streams[] = {1, 2, 3, 4, 6};
+    static const int64_t sizes[] = {INT64_C(1) << 23, INT64_C(1) << 26, INT64_C(1) << 28};
+    for (size_t b = 0; b < sizeof sizes / sizeof *sizes; b++)
+        for (size_t s = 0; s < sizeof streams; s++)
+            for (int o = 0; o < (devices > 2 ? FR_PULL_ORDERS : 1); o++) {
+                fr_row row = pull_row(devices, sizes[b], 2);
+                row.streams = streams[s];
+                row.order = (uint8_t)o;
+                if (devices > 2 || (m->mode == FR_CAL_FULL && streams[s] != 2)) add(m, FR_CAL_PULL, 1, row);
+            }
+}
+
+/* What pulls draw, by the share of the time that they run. */
+static void add_pull_watts(maker *m, int devices) {
+    static const double duties[] = {1, 0.5, 0.25};
+    for (int ways = devices > 2 ? 2 : 1; ways <= 2; ways++)
+        for (int d = 0; d < (ways == 2 ? 3 : 1) && m->mode == FR_CAL_FULL; d++) {
+            fr_row row = pull_row(devices, INT64_C(1) << 30, ways);
+            row.regime = FR_SUSTAINED;
+            row.duty = duties[d];
+            add(m, FR_CAL_PULL, 1, row)->hold_s = 1.5F;
+        }
+}
+
 /* A pair pulls one way and both; more GPUs all at once, which loads every link both ways. */
 static void add_copies(maker *m, int devices) {
     const bool pair = devices > 1;
@@ -455,13 +557,16 @@ static void add_copies(maker *m, int devices) {
                     add(m, FR_CAL_COPY, ways == 1 ? 1 : 3, row);
             }
     for (int64_t bytes = 4096; bytes <= INT64_C(1) << 32 && pair; bytes *= 4)
-        for (int ways = devices > 2 ? 2 : 1; ways <= 2; ways++) {
-            fr_row row = blank(FR_OP_PULL);
-            row.shape.bytes = bytes;
-            row.shape.ranks = (int16_t)(devices > 2 ? devices : 0); /* 0 = a pair */
-            row.ways = (uint8_t)ways;
-            add(m, FR_CAL_PULL, 0, row);
-        }
+        for (int ways = devices > 2 ? 2 : 1; ways <= 2; ways++) add(m, FR_CAL_PULL, 0, pull_row(devices, bytes, ways));
+    for (int k = 0; k < 2 && devices > 2; k++) { /* from and to the host, all GPUs at once */
+        fr_row row = blank(kinds[k]);
+        row.shape.bytes = INT64_C(1) << 28;
+        row.shape.ranks = (int16_t)devices;
+        add(m, FR_CAL_PULL, 1, row);
+    }
+    if (!pair) return;
+    add_pull_variants(m, devices);
+    add_pull_watts(m, devices);
 }
 
 /* Every rank's part of what is gathered is whole rows of 512 bytes (engine/cuda/calibrate_pair.c). */
@@ -473,11 +578,12 @@ static void add_collectives(maker *m, int devices) {
     } kinds[] = {{FR_OP_ALLREDUCE, FR_GATHER_NCCL, 0},
                  {FR_OP_ALLGATHER, FR_GATHER_NCCL, 0},
                  {FR_OP_REDUCESCATTER, FR_GATHER_NCCL, 0},
-                 {FR_OP_SEND, FR_GATHER_NCCL, 0}};
+                 {FR_OP_SEND, FR_GATHER_NCCL, 0}, /* more than two: each to the next, all at once */
+                 {FR_OP_GATHER_WEIGHTS, FR_GATHER_NCCL_CE, 1}};
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
-        bool coarse = false;                                      /* every other size */
-        if (kinds[i].kind == FR_OP_SEND && devices > 2) continue; /* a pair's, whatever group it belongs to */
-        for (int64_t bytes = INT64_C(512) * devices; bytes <= INT64_C(1) << 30; bytes *= 2) {
+        bool coarse = false; /* every other size */
+        const bool weights = kinds[i].kind == FR_OP_GATHER_WEIGHTS;
+        for (int64_t bytes = INT64_C(512) * devices << (weights ? 11 : 0); bytes <= INT64_C(1) << 30; bytes *= 2) {
             fr_row row = blank(kinds[i].kind);
             row.shape.bytes = bytes;
             row.shape.ranks = (int16_t)devices;
@@ -488,19 +594,22 @@ static void add_collectives(maker *m, int devices) {
     }
 }
 
-/* Tokens to the ranks of their experts and back, under even routing over two ranks: bytes as engine/strategy/
- * experts_ep.c counts them, one row of bf16 for each token that has an expert on the other rank. */
-static fr_status add_exchanges(maker *m, fr_error *err) {
+/* Tokens to the ranks of their experts and back, under even routing: bytes as engine/strategy/experts_ep.c counts them,
+ * one row of bf16 for each token and other rank that has one of its experts. */
+static fr_status add_exchanges(maker *m, int devices, fr_error *err) {
     static const fr_op_kind kinds[] = {FR_OP_COUNTS, FR_OP_ALLTOALL, FR_OP_ALLTOALL_BACK};
     fr_model model;
     FR_TRY(fr_model_load(FR_CAL_EXCHANGE_MODEL, &model, err));
-    double stay = 1; /* all k of a token's experts are on its own side */
-    for (int j = 0; j < model.top_k; j++) stay *= (model.experts / 2.0 - j) / (model.experts - j);
-    for (int32_t tokens = 1; tokens <= FR_CAL_EXCHANGE_TOKENS; tokens *= 2)
+    double missed = 1; /* none of a token's k experts is on a rank */
+    if (model.experts % devices || model.experts / devices < model.top_k || devices > model.top_k) return FR_OK;
+    for (int j = 0; j < model.top_k; j++)
+        missed *= (model.experts - (double)model.experts / devices - j) / (model.experts - j);
+    for (int32_t tokens = 1; tokens <= fr_cal_exchange_tokens(devices); tokens *= 2)
         for (int k = 0; k < 3; k++) {
-            const int32_t leaving = (int32_t)lround(fmax(1, tokens * (1 - stay)));
+            const int32_t others = devices - 1;
+            const int32_t leaving = others * (int32_t)lround(fmax(1, tokens * (1 - missed)));
             fr_row row = blank(kinds[k]);
-            row.shape.ranks = 2;
+            row.shape.ranks = (int16_t)devices;
             row.shape.bytes = k ? 2 * (int64_t)model.hidden * leaving : 0;
             const bool coarse = tokens == 1 || tokens == 64 || tokens == 512 || tokens == 4096 || tokens == 16384;
             if (m->mode != FR_CAL_FULL && !coarse) continue;
@@ -511,25 +620,28 @@ static fr_status add_exchanges(maker *m, fr_error *err) {
     return FR_OK;
 }
 
-static void add_beside(maker *m) {
+/* Of a pair both ways, pulls one way too, and parts of the time; of more GPUs what all do to each other. */
+static void add_beside(maker *m, int devices) {
     static const fr_op_class victims[] = {FR_CLASS_GEMM, FR_CLASS_GROUPED, FR_CLASS_ATTENTION, FR_CLASS_MEMORY};
+    static const double duties[] = {1, 0.5, 0.25, 0.75};
     for (int regime = 0; regime < 2; regime++)
         for (int a = 0; a < FR_AGGRESSORS; a++)
             for (int v = 0; v < 4; v++)
                 for (int ways = 2; ways >= 1; ways--)
-                    for (int d = 0; d < 2; d++) {
+                    for (int d = 0; d < 4; d++) {
                         fr_row row = {.type = FR_ROW_SLOWDOWN,
                                       .regime = (uint8_t)regime,
                                       .victim = (uint8_t)victims[v],
                                       .aggressor = (uint8_t)a,
                                       .ways = (uint8_t)ways,
-                                      .duty = d ? 0.5 : 1,
+                                      .duty = duties[d],
                                       .at_ms = -1,
-                                      .gap_ms = -1};
-                        if (ways == 1 && (a != FR_AGGRESSOR_PULL || d)) continue; /* the others go both ways */
-                        if (d && regime == FR_BURST) continue;
-                        const bool first = ways == 2 && !d;
-                        const int tier = (first ? 1 : 3) + (a == FR_AGGRESSOR_H2D);
+                                      .gap_ms = -1,
+                                      .shape.ranks = (int16_t)(devices > 2 ? devices : 0)};
+                        if (ways == 1 && (a != FR_AGGRESSOR_PULL || d || devices > 2)) continue;
+                        if (d && (regime == FR_BURST || devices > 2)) continue;
+                        const bool first = ways == 2 && d == 0;
+                        const int tier = (first ? 1 : 3) + (a == FR_AGGRESSOR_H2D) + (d > 1) + (devices > 2);
                         if (wanted(m, tier)) add(m, FR_CAL_BESIDE, tier, row)->hold_s = hold_seconds(m, 0.4);
                     }
 }
@@ -545,6 +657,8 @@ static double estimate(const fr_cal_grid *g, uint32_t i, const fr_cost_model *co
     switch ((fr_cal_what)it->what) {
     case FR_CAL_HOLD:
         return it->hold_s + 0.3;
+    case FR_CAL_RELEASE:
+        return 0.6 + 1e-3 * r->gap_ms;
     case FR_CAL_RAMP:
         return 1e-3 * fr_cal_ramp[FR_CAL_RAMP_STEPS] + 1.6;
     case FR_CAL_HOST:
@@ -552,6 +666,9 @@ static double estimate(const fr_cal_grid *g, uint32_t i, const fr_cost_model *co
     case FR_CAL_BESIDE:
         return (r->regime == FR_BURST ? 1.4 : it->hold_s + 0.4) *
                (r->aggressor == 0 && r->ways == 2 && r->duty >= 1 ? 2 : 1);
+    case FR_CAL_PULL:
+        if (it->hold_s > 0) return it->hold_s + 0.2;
+        break;
     default:
         break;
     }
@@ -602,13 +719,13 @@ static fr_status fill(maker *m, int devices, fr_error *err) {
     if (devices > 1) {
         add_copies(m, devices);
         add_collectives(m, devices);
-        if (devices > 2) return FR_OK;
-        FR_TRY(add_exchanges(m, err));
-        add_beside(m);
+        FR_TRY(add_exchanges(m, devices, err));
+        add_beside(m, devices);
         return FR_OK;
     }
     add_host(m);
     FR_TRY(add_anchors(m, err));
+    add_fp8_holds(m);
     add_copies(m, devices);
     add_generic(m);
     FR_TRY(add_plans(m, err));
@@ -617,18 +734,70 @@ static fr_status fill(maker *m, int devices, fr_error *err) {
     return FR_OK;
 }
 
-fr_status fr_cal_grid_open(fr_cal_mode mode, int devices, const fr_machine *machine, double limit_s, fr_cal_grid **out,
-                           fr_error *err) {
+/* ---- parts of a grid ----------------------------------------------------------------------------------------------*/
+
+static bool named(const char *list, const char *name) {
+    const size_t n = strlen(name);
+    for (const char *at = list; (at = strstr(at, name)) != NULL; at += n)
+        if ((at == list || at[-1] == ',') && (at[n] == 0 || at[n] == ',')) return true;
+    return false;
+}
+
+static bool known(const char *name) {
+    bool found = fr_op_by_name(name) != FR_OP_KIND_COUNT;
+    for (int w = 0; w < FR_CAL_WHATS; w++) found |= strcmp(name, fr_cal_what_name((fr_cal_what)w)) == 0;
+    for (int c = 0; c < FR_CLASS_COUNT; c++) found |= strcmp(name, fr_op_class_name((fr_op_class)c)) == 0;
+    return found;
+}
+
+static fr_status check_only(const char *only, fr_error *err) {
+    char name[32];
+    for (const char *at = only; at;) {
+        const size_t n = strcspn(at, ",");
+        snprintf(name, sizeof name, "%.*s", (int)fr_min_i64((int64_t)n, 31), at);
+        if (!known(name))
+            return fr_fail(err, FR_BAD_INPUT,
+                           "--only: '%s': expected burst, hold, ramp, release, host, copy, pull, collective, exchange, "
+                           "beside, an op or a class of ops",
+                           name);
+        at = at[n] ? at + n + 1 : NULL;
+    }
+    return FR_OK;
+}
+
+static bool asked(const fr_cal_grid *g, uint32_t i, const char *only) {
+    const fr_row *r = &g->table.rows[i];
+    const fr_op_kind kind = (fr_op_kind)r->shape.kind;
+    if (!only || named(only, fr_cal_what_name((fr_cal_what)g->items[i].what))) return true;
+    if (r->type == FR_ROW_SLOWDOWN) return named(only, fr_op_class_name((fr_op_class)r->victim));
+    return named(only, fr_op_name(kind)) || named(only, fr_op_class_name(fr_op_class_of(kind)));
+}
+
+/* Keeps what was asked for, in its order. */
+static void cut(fr_cal_grid *g, const fr_cal_request *q) {
+    int seen[FR_CAL_WHATS] = {0};
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < g->count; i++) {
+        if (!asked(g, i, q->only)) continue;
+        if (q->shards > 1 && seen[g->items[i].what]++ % q->shards != q->shard) continue;
+        g->items[kept] = g->items[i];
+        g->table.rows[kept++] = g->table.rows[i];
+    }
+    g->count = g->table.count = kept;
+}
+
+fr_status fr_cal_grid_open(const fr_cal_request *q, const fr_machine *machine, fr_cal_grid **out, fr_error *err) {
     fr_cost_model *cost = NULL;
     *out = NULL;
-    if (devices < 1 || devices > FR_CAL_DEVICES)
-        return fr_fail(err, FR_BAD_INPUT, "calibration takes 1 to %d GPUs, not %d", FR_CAL_DEVICES, devices);
+    if (q->devices < 1 || q->devices > FR_CAL_DEVICES)
+        return fr_fail(err, FR_BAD_INPUT, "calibration takes 1 to %d GPUs, not %d", FR_CAL_DEVICES, q->devices);
+    FR_TRY(check_only(q->only, err));
     FR_TRY(fr_cost_open(machine, NULL, &cost, err));
     fr_cal_grid *g = fr_alloc(sizeof *g);
     snprintf(g->gpu, sizeof g->gpu, "%s", machine->gpu);
-    g->devices = devices;
-    maker m = {.g = g, .machine = machine, .mode = mode, .limit_s = limit_s};
-    fr_status status = fill(&m, devices, err);
+    g->devices = q->devices;
+    maker m = {.g = g, .machine = machine, .mode = q->mode, .limit_s = q->limit_s, .hold_s = q->hold_s};
+    fr_status status = fill(&m, q->devices, err);
     for (uint32_t i = 0; i < g->count && status == FR_OK; i++) g->items[i].seconds = estimate(g, i, cost);
     fr_cost_close(cost);
     if (status != FR_OK) {
@@ -636,6 +805,7 @@ fr_status fr_cal_grid_open(fr_cal_mode mode, int devices, const fr_machine *mach
         return status;
     }
     sort(g);
+    cut(g, q);
     *out = g;
     return FR_OK;
 }
@@ -647,8 +817,8 @@ void fr_cal_grid_close(fr_cal_grid *g) {
     free(g);
 }
 
-fr_status fr_cal_grid_resume(fr_cal_grid *g, const char *text, size_t length, const char *where, uint32_t *found,
-                             fr_error *err) {
+fr_status fr_cal_grid_resume(fr_cal_grid *g, const char *text, size_t length, const char *where, uint32_t card,
+                             uint32_t *found, fr_error *err) {
     while (length && text[length - 1] != '\n') length--;
     fr_table t = {0};
     fr_status status = fr_table_parse(text, length, where, &t, err);
@@ -658,7 +828,7 @@ fr_status fr_cal_grid_resume(fr_cal_grid *g, const char *text, size_t length, co
             fr_fail(err, FR_BAD_INPUT, "%s: gpu: rows of %s, but this is %s: name another file", where, t.gpu, g->gpu);
     for (uint32_t i = 0; i < g->count && status == FR_OK; i++)
         for (uint32_t j = 0; j < t.count && !g->items[i].done; j++)
-            if (t.rows[j].provenance == FR_FROM_MEASURED &&
+            if (t.rows[j].provenance == FR_FROM_MEASURED && (!card || t.rows[j].card == card) &&
                 fr_row_same(&g->table, &g->table.rows[i], &t, &t.rows[j], true)) {
                 g->items[i].done = true;
                 ++*found;
@@ -679,8 +849,9 @@ double fr_cal_grid_seconds(const fr_cal_grid *g, double limit, uint32_t *count) 
 }
 
 void fr_cal_grid_list(const fr_cal_grid *g, double limit, bool rows, fr_text *out) {
-    static const char *const whats[FR_CAL_WHATS] = {"bursts", "sustained",   "ramps",     "host and events", "copies",
-                                                    "pulls",  "collectives", "exchanges", "interference"};
+    static const char *const whats[FR_CAL_WHATS] = {"bursts",          "sustained",   "ramps", "pauses",
+                                                    "host and events", "copies",      "pulls", "collectives",
+                                                    "exchanges",       "interference"};
     double sum[FR_CAL_WHATS] = {0}, tier[TIERS + 4] = {0}, total = 0;
     uint32_t count[FR_CAL_WHATS] = {0}, tiers[TIERS + 4] = {0}, fit = 0;
     for (uint32_t i = 0; i < g->count; i++) {
@@ -699,8 +870,6 @@ void fr_cal_grid_list(const fr_cal_grid *g, double limit, bool rows, fr_text *ou
         if (count[w]) fr_text_add(out, "%-16s %5" PRIu32 " %7.1f s\n", whats[w], count[w], sum[w]);
     for (int t = 0; t < TIERS + 4; t++)
         if (tiers[t]) fr_text_add(out, "value %d          %5" PRIu32 " %7.1f s\n", t, tiers[t], tier[t]);
-    if (g->devices > 2 && count[FR_CAL_COLLECTIVE])
-        fr_text_add(out, "skipped: sends, exchanges and interference are measured on two GPUs (--device N,M)\n");
     const double left = fr_cal_grid_seconds(g, limit, &fit);
     fr_text_add(out, "%-16s %5" PRIu32 " %7.1f s; %" PRIu32 " to do in %.1f of %.0f s\n", "all", g->count, total, fit,
                 left, limit);

@@ -22,14 +22,16 @@ typedef enum {
     FR_CAL_BURST = 0, /* one row: median of a few launches at full clock */
     FR_CAL_HOLD,      /* sustained, at the row's duty: one row */
     FR_CAL_RAMP,      /* back to back from rest: a row for each time of fr_cal_ramp */
+    FR_CAL_RELEASE,   /* back to back until the limit holds it, a pause, back to back again: rows before and after */
     FR_CAL_HOST,      /* host and event overheads, the shortest kernel, read-back */
     FR_CAL_COPY,      /* copies of one GPU, both ways too */
     FR_CAL_PULL,      /* two GPUs or more from here on */
     FR_CAL_COLLECTIVE,
-    FR_CAL_EXCHANGE, /* of routed tokens; two GPUs only, from here on */
+    FR_CAL_EXCHANGE, /* of routed tokens */
     FR_CAL_BESIDE,   /* a victim beside an aggressor */
     FR_CAL_WHATS
 } fr_cal_what;
+const char *fr_cal_what_name(fr_cal_what w); /* as --only has it */
 
 typedef struct {
     uint8_t what;  /* fr_cal_what */
@@ -60,23 +62,35 @@ enum { FR_CAL_DEVICES = 16 };
 /* The model whose tokens are exchanged, and the most of them. */
 #define FR_CAL_EXCHANGE_MODEL "qwen3-235b-a22b"
 enum { FR_CAL_EXCHANGE_TOKENS = 32768 };
+/* The same among `ranks` GPUs: what arrives must fit into their memory. */
+int64_t fr_cal_exchange_tokens(int ranks);
 
 /* Milliseconds after the first launch from which the rows of a RAMP count, the last one an end without a row. */
 enum { FR_CAL_RAMP_STEPS = 11 };
 extern const int32_t fr_cal_ramp[FR_CAL_RAMP_STEPS + 1];
 
-/* The grid for `machine`'s GPU with 1 .. FR_CAL_DEVICES devices (else FR_BAD_INPUT), ordered and with estimates. One:
- * its ops; two: what they do with each other; more: collectives and pulls of all at once, ranks = devices in their
- * rows. `limit_s`: the time that there is: sustained measurements take a share of it, 10 s each where the whole is 8
- * minutes. */
-fr_status fr_cal_grid_open(fr_cal_mode mode, int devices, const fr_machine *machine, double limit_s, fr_cal_grid **out,
-                           fr_error *err);
+/* The same after the pause of a RELEASE. */
+enum { FR_CAL_PAUSE_STEPS = 6 };
+extern const int32_t fr_cal_pause[FR_CAL_PAUSE_STEPS + 1];
+
+typedef struct {
+    fr_cal_mode mode;
+    int devices;       /* one: its ops; two: what they do with each other; more: what all do at once, ranks = devices */
+    double limit_s;    /* that there is: sustained measurements take a share of it, 10 s each where it is 8 minutes */
+    double hold_s;     /* of a sustained anchor; 0 = that share */
+    const char *only;  /* "release,hold,gemm": whats, ops and classes of ops, in any order; NULL = all */
+    int shard, shards; /* of each what every shards-th item, from the shard-th on; 0 shards = all */
+} fr_cal_request;
+
+/* The grid for `machine`'s GPU with 1 .. FR_CAL_DEVICES devices, ordered and with estimates. FR_BAD_INPUT for another
+ * number and for a name that `only` doesn't know. */
+fr_status fr_cal_grid_open(const fr_cal_request *request, const fr_machine *machine, fr_cal_grid **out, fr_error *err);
 void fr_cal_grid_close(fr_cal_grid *g);
 
-/* Marks as done what `text` (a journal, or a table) holds; a last line without an end, which a killed run leaves, is
- * passed over. Returns how many in *found. */
-fr_status fr_cal_grid_resume(fr_cal_grid *g, const char *text, size_t length, const char *where, uint32_t *found,
-                             fr_error *err);
+/* Marks as done what `text` (a journal, or a table) holds, by whatever card (0) or by this one; a last line without an
+ * end, which a killed run leaves, is passed over. Returns how many in *found. */
+fr_status fr_cal_grid_resume(fr_cal_grid *g, const char *text, size_t length, const char *where, uint32_t card,
+                             uint32_t *found, fr_error *err);
 
 /* Seconds of all items that are not done and that fit, in their order, into `limit` seconds; *count of them. */
 double fr_cal_grid_seconds(const fr_cal_grid *g, double limit, uint32_t *count);
@@ -101,11 +115,15 @@ void fr_cal_header(const fr_machine *machine, const fr_cal_head *head, fr_text *
 /* A journal's line for a row: the row, then all readings as a comment (## ns: ...), outliers too; at most 200. */
 void fr_cal_line(const fr_table *t, const fr_row *r, const double *readings, int count, fr_text *out);
 
+/* The first part of "GPU-85e3539b-1869-...", as rows have it; 0 = none. */
+uint32_t fr_cal_card(const char *uuid);
+
 /*
  * A table from journals: the first one's header (uuids of all), their rows in the order of classes, kinds and shapes;
- * of two rows of one measurement the later file's counts. `names` are for messages and the header's source line.
+ * of two rows of one measurement the later file's counts, unless `cards` are to be told apart. `names` are for messages
+ * and the header's source line.
  */
-fr_status fr_cal_merge(const char *const *texts, const size_t *lengths, const char *const *names, int count,
+fr_status fr_cal_merge(const char *const *texts, const size_t *lengths, const char *const *names, int count, bool cards,
                        fr_text *out, fr_error *err);
 
 #endif

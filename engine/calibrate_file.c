@@ -87,6 +87,11 @@ static int by_shape(const void *a, const void *b) {
                              (int64_t)s->vector_count * (s->experts == 0) - t->vector_count * (t->experts == 0),
                              s->m - t->m,
                              s->bytes - t->bytes,
+                             (int64_t)s->ranks - t->ranks,
+                             (int64_t)p->streams - q->streams,
+                             (int64_t)p->order - q->order,
+                             (int64_t)p->turn_ms - q->turn_ms,
+                             (int64_t)(1e6 * p->duty) - (int64_t)(1e6 * q->duty),
                              (int64_t)p->fill - q->fill,
                              (int64_t)p->gap_ms - q->gap_ms,
                              (int64_t)p->at_ms - q->at_ms,
@@ -143,13 +148,17 @@ static bool of_one_kind(const fr_row *a, const fr_row *b) {
     return a->type == b->type && a->shape.kind == b->shape.kind;
 }
 
-static void print_rows(const entry *list, uint32_t count, const fr_table *head, fr_text *out) {
+uint32_t fr_cal_card(const char *uuid) {
+    return strncmp(uuid, "GPU-", 4) == 0 ? (uint32_t)strtoul(uuid + 4, NULL, 16) : 0;
+}
+
+static void print_rows(const entry *list, uint32_t count, const fr_table *head, bool cards, fr_text *out) {
     for (uint32_t i = 0; i < count; i++) {
         const entry *e = &list[i];
         fr_row row = *e->row;
         bool again = false; /* later files come first among equals in `list` only by chance: look at all */
         for (uint32_t j = 0; j < count && !again; j++)
-            again = j != i && list[j].row->key == row.key &&
+            again = j != i && list[j].row->key == row.key && (!cards || list[j].row->card == row.card) &&
                     fr_row_same(e->table, e->row, list[j].table, list[j].row, true) &&
                     (list[j].file > e->file || (list[j].file == e->file && list[j].at > e->at));
         if (again) continue;
@@ -161,7 +170,7 @@ static void print_rows(const entry *list, uint32_t count, const fr_table *head, 
     }
 }
 
-fr_status fr_cal_merge(const char *const *texts, const size_t *lengths, const char *const *names, int count,
+fr_status fr_cal_merge(const char *const *texts, const size_t *lengths, const char *const *names, int count, bool cards,
                        fr_text *out, fr_error *err) {
     fr_table *tables = fr_alloc((size_t)count * sizeof *tables);
     fr_status status = FR_OK;
@@ -183,7 +192,7 @@ fr_status fr_cal_merge(const char *const *texts, const size_t *lengths, const ch
         merge_header(texts, lengths, names, count, out);
         fr_text_add(out, "## Made from journals: do not edit. Ceilings are datasheet figures; pcie_rate is what pinned "
                          "memory reaches.\n");
-        print_rows(list, n, &tables[0], out);
+        print_rows(list, n, &tables[0], cards, out);
         free(list);
     }
     for (int i = 0; i < count; i++) fr_table_free(&tables[i]);

@@ -224,7 +224,7 @@ static void set_slowdown(fr_cost_model *c) {
                 for (uint32_t i = 0; i < c->sources[s].table->count; i++) {
                     const fr_row *r = &c->sources[s].table->rows[i];
                     if (r->type != FR_ROW_SLOWDOWN || r->victim != v || r->aggressor != a || r->ways != 2 ||
-                        r->duty < 1)
+                        r->duty < 1 || r->shape.ranks > 2)
                         continue;
                     bool same = r->regime == wanted;
                     if (!best || (same && !best_regime)) best = r;

@@ -106,14 +106,17 @@ static void print_number(fr_text *out, const char *name, double v) {
 void fr_row_print(const fr_table *t, const fr_row *r, fr_text *out) {
     static const char *const classes[FR_CLASS_COUNT] = {"other",     "host",    "memory",     "gemm",
                                                         "attention", "grouped", "collective", "copy"};
-    static const char *const aggressors[FR_AGGRESSORS] = {"pull", "nccl", "h2d"};
+    static const char *const aggressors[FR_AGGRESSORS] = {"pull", "nccl", "h2d"}, *const orders[FR_PULL_ORDERS] = {
+                                                                                      "fixed", "round", "same"};
     fr_text_add(out, "%s", fr_row_name(r));
     if (r->type == FR_ROW_SLOWDOWN) {
         fr_text_add(out, " victim=%s aggressor=%s", classes[r->victim], aggressors[r->aggressor]);
         if (r->ways == 1) fr_text_add(out, " ways=1");
+        if (r->shape.ranks > 1) fr_text_add(out, " ranks=%d", r->shape.ranks);
     } else if (r->type == FR_ROW_OP || r->type == FR_ROW_GENERIC) {
         print_shape(t, r, out);
     }
+    if (r->streams) fr_text_add(out, " streams=%d order=%s", r->streams, orders[r->order]);
     fr_text_add(out, " regime=%s", r->regime == FR_BURST ? "burst" : "sustained");
     if (r->duty < 1) fr_text_add(out, " duty=%.6g", r->duty);
     if (r->turn_ms) fr_text_add(out, " turn_ms=%" PRId32, r->turn_ms);
@@ -139,6 +142,7 @@ void fr_row_print(const fr_table *t, const fr_row *r, fr_text *out) {
                    {"clock_alone", r->clock_alone},
                    {"watts_alone", r->watts_alone}};
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) print_number(out, numbers[i].name, numbers[i].value);
+    if (r->card) fr_text_add(out, " card=%08" PRIx32, r->card);
     if (r->provenance == FR_FROM_SEEDED && !t->seeded) fr_text_add(out, " provenance=seeded");
     if (r->provenance == FR_FROM_MEASURED && t->seeded) fr_text_add(out, " provenance=measured");
 }

@@ -47,9 +47,17 @@ const char *fr_tile_name(fr_tile t) {
     return (unsigned)t < FR_TILES ? names[t] : "none";
 }
 
+/* What more than two GPUs did at once that plans ask for as if nobody else did it: sends, copies from and to the host.
+ */
+static bool crowded(const fr_row *r) {
+    const uint8_t kind = r->shape.kind;
+    return r->type == FR_ROW_OP && r->shape.ranks > 2 &&
+           (kind == FR_OP_SEND || kind == FR_OP_RECV || kind == FR_OP_H2D || kind == FR_OP_D2H);
+}
+
 bool fr_row_plain(const fr_row *r) {
     return (r->type == FR_ROW_OP || r->type == FR_ROW_GENERIC) && r->duty >= 1 && r->at_ms < 0 && r->gap_ms < 0 &&
-           r->tile == 0 && !r->packed;
+           r->tile == 0 && !r->packed && r->streams == 0 && !crowded(r);
 }
 
 bool fr_row_same(const fr_table *ta, const fr_row *a, const fr_table *tb, const fr_row *b, bool with_regime) {
@@ -57,9 +65,10 @@ bool fr_row_same(const fr_table *ta, const fr_row *a, const fr_table *tb, const 
     if (a->type == FR_ROW_FLOOR || (a->type >= FR_ROW_GAP && a->type <= FR_ROW_EVENT)) return true;
     if (a->ways != b->ways || a->tile != b->tile || a->packed != b->packed || a->at_ms != b->at_ms ||
         a->gap_ms != b->gap_ms || a->turn_ms != b->turn_ms || a->fill != b->fill || a->duty < b->duty ||
-        a->duty > b->duty)
+        a->duty > b->duty || a->streams != b->streams || a->order != b->order)
         return false;
-    if (a->type == FR_ROW_SLOWDOWN) return a->victim == b->victim && a->aggressor == b->aggressor;
+    if (a->type == FR_ROW_SLOWDOWN)
+        return a->victim == b->victim && a->aggressor == b->aggressor && a->shape.ranks == b->shape.ranks;
     const fr_shape *x = &a->shape, *y = &b->shape;
     if (x->kind != y->kind || x->precision != y->precision || x->m != y->m || x->n != y->n || x->k != y->k ||
         x->bytes != y->bytes || x->ranks != y->ranks || x->hosts != y->hosts || x->transport != y->transport ||
@@ -86,7 +95,8 @@ uint64_t fr_row_key(const fr_table *t, const fr_row *r) {
         r->type,         r->victim,    r->aggressor, r->ways,     r->at_ms,      (int64_t)(1e6 * r->duty),
         s->kind,         s->precision, s->m,         s->n,        s->k,          s->bytes,
         s->ranks,        s->hosts,     s->transport, s->head_dim, s->v_head_dim, s->window,
-        s->vector_count, r->tile,      r->packed,    r->gap_ms,   r->turn_ms,    r->fill};
+        s->vector_count, r->tile,      r->packed,    r->gap_ms,   r->turn_ms,    r->fill,
+        r->streams,      r->order};
     uint64_t h = fr_hash(fields, sizeof fields, FR_HASH_SEED);
     return s->vector_count ? fr_hash(t->pairs + s->vector, s->vector_count * sizeof *t->pairs, h) : h;
 }

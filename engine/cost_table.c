@@ -64,21 +64,25 @@ typedef enum {
     F_GAP_MS,
     F_TURN_MS,
     F_FILL,
+    F_STREAMS,
+    F_ORDER,
+    F_CARD,
     F_COUNT
 } field_id;
 
 static const char *const field_names[F_COUNT] = {
-    "precision",   "regime",      "m",        "n",        "k",          "bytes",   "rows",
-    "seqs",        "heads",       "kv_heads", "head_dim", "v_head_dim", "window",  "ranks",
-    "hosts",       "transport",   "ways",     "victim",   "aggressor",  "alone",   "beside",
-    "overlap",     "hbm_traffic", "ns",       "p10",      "p90",        "samples", "clock_mhz",
-    "watts",       "provenance",  "duty",     "at_ms",    "capped",     "rate",    "rate_alone",
-    "clock_alone", "watts_alone", "tile",     "packed",   "gap_ms",     "turn_ms", "fill"};
+    "precision", "regime",   "m",          "n",           "k",           "bytes",      "rows",        "seqs",
+    "heads",     "kv_heads", "head_dim",   "v_head_dim",  "window",      "ranks",      "hosts",       "transport",
+    "ways",      "victim",   "aggressor",  "alone",       "beside",      "overlap",    "hbm_traffic", "ns",
+    "p10",       "p90",      "samples",    "clock_mhz",   "watts",       "provenance", "duty",        "at_ms",
+    "capped",    "rate",     "rate_alone", "clock_alone", "watts_alone", "tile",       "packed",      "gap_ms",
+    "turn_ms",   "fill",     "streams",    "order",       "card"};
 
 #define BIT(f) (UINT64_C(1) << (f))
 #define TIMED  (BIT(F_REGIME) | BIT(F_NS))
 #define ALWAYS_OPTIONAL                                                                                                \
-    (BIT(F_P10) | BIT(F_P90) | BIT(F_SAMPLES) | BIT(F_CLOCK) | BIT(F_WATTS) | BIT(F_CAPPED) | BIT(F_PROVENANCE))
+    (BIT(F_P10) | BIT(F_P90) | BIT(F_SAMPLES) | BIT(F_CLOCK) | BIT(F_WATTS) | BIT(F_CAPPED) | BIT(F_PROVENANCE) |      \
+     BIT(F_CARD))
 
 /* Rows by their keys: open addressing, 1 + the row's number, 0 = free. */
 typedef struct {
@@ -207,9 +211,18 @@ static fr_status read_vector(const reader *r, const char *field, char *text, boo
     return FR_OK;
 }
 
+/* Eight hexadecimal digits. */
+static fr_status read_card(const reader *r, const char *field, const char *text, uint32_t *out) {
+    if (strlen(text) != 8 || strspn(text, "0123456789abcdef") != 8)
+        return bad(r, field, "expected the first eight digits of a GPU's uuid");
+    *out = (uint32_t)strtoul(text, NULL, 16);
+    return FR_OK;
+}
+
 static fr_status read_field(const reader *r, fr_row *row, field_id f, char *text) {
     static const char *const precisions[] = {"bf16", "fp8"}, *const regimes[] = {"burst", "sustained"},
                              *const transports[] = {"ce", "nccl", "nccl-ce"}, *const origins[] = {"measured", "seeded"},
+                             *const orders[] = {"fixed", "round", "same"},
                              *const aggressors[] = {"pull", "nccl", "h2d"}, *const victims[] = {"other",      "host",
                                                                                                 "memory",     "gemm",
                                                                                                 "attention",  "grouped",
@@ -278,6 +291,14 @@ static fr_status read_field(const reader *r, fr_row *row, field_id f, char *text
     case F_FILL:
         row->fill = true;
         return strcmp(text, "memory") == 0 ? FR_OK : bad(r, name, "expected memory");
+    case F_STREAMS:
+        FR_TRY(read_int(r, name, text, 1, 64, &v));
+        row->streams = (uint8_t)v;
+        return FR_OK;
+    case F_ORDER:
+        return read_name(r, name, text, orders, FR_PULL_ORDERS, &row->order);
+    case F_CARD:
+        return read_card(r, name, text, &row->card);
     case F_CAPPED:
         return read_double(r, name, text, 0, 1, &row->capped);
     case F_RATE:
@@ -346,7 +367,7 @@ static void row_fields(const fr_row *row, uint64_t *need, uint64_t *may) {
     if (row->type == FR_ROW_SLOWDOWN) {
         *need = BIT(F_REGIME) | BIT(F_VICTIM) | BIT(F_AGGRESSOR) | BIT(F_ALONE) | BIT(F_BESIDE);
         *may = BIT(F_OVERLAP) | BIT(F_HBM_TRAFFIC) | BIT(F_WAYS) | BIT(F_DUTY) | BIT(F_TURN_MS) | BIT(F_RATE) |
-               BIT(F_RATE_ALONE) | BIT(F_CLOCK_ALONE) | BIT(F_WATTS_ALONE);
+               BIT(F_RATE_ALONE) | BIT(F_CLOCK_ALONE) | BIT(F_WATTS_ALONE) | BIT(F_RANKS);
         return;
     }
     *may = BIT(F_DUTY) | BIT(F_AT_MS) | BIT(F_GAP_MS) | BIT(F_TURN_MS) | BIT(F_FILL);
@@ -376,7 +397,7 @@ static void row_fields(const fr_row *row, uint64_t *need, uint64_t *may) {
         break;
     case FR_CLASS_COPY:
         *need = TIMED | BIT(F_BYTES);
-        *may |= BIT(F_WAYS) | BIT(F_RANKS);
+        *may |= BIT(F_WAYS) | BIT(F_RANKS) | BIT(F_STREAMS) | BIT(F_ORDER);
         break;
     default:
         *need = 0;
@@ -404,7 +425,8 @@ static const fr_row *find_row(row_index *x, const fr_table *t, const fr_row *row
     grow_index(x, t);
     for (uint64_t at = row->key; x->slots[at & (x->size - 1)]; at++) {
         const fr_row *other = &t->rows[x->slots[at & (x->size - 1)] - 1];
-        if (fr_row_same(t, row, t, other, true)) return other;
+        if (fr_row_same(t, row, t, other, true) && (!row->card || !other->card || row->card == other->card))
+            return other;
     }
     return NULL;
 }
@@ -426,6 +448,7 @@ static fr_status check_row(const reader *r, fr_row *row, uint64_t seen) {
     if (row->at_ms >= 0 && row->regime != FR_BURST) return bad(r, "at_ms", "belongs to regime=burst");
     if (row->gap_ms >= 0 && row->regime != FR_BURST) return bad(r, "gap_ms", "belongs to regime=burst");
     if (row->fill && row->gap_ms < 0) return bad(r, "fill", "says what ran in the pause: needs gap_ms");
+    if (row->order && !row->streams) return bad(r, "order", "needs streams: of how many pulls in flight");
     if (row->turn_ms && row->duty >= 1) return bad(r, "turn_ms", "needs duty: without a pause there are no turns");
     fr_op_class class = fr_op_class_of((fr_op_kind)row->shape.kind);
     if (class == FR_CLASS_COLLECTIVE || class == FR_CLASS_COPY) {

@@ -17,6 +17,10 @@ typedef enum {
     FR_ROW_EVENT,     /* "event": from a kernel's end to the start of one on another stream that waits for it */
 } fr_row_type;
 
+/* Of several pulls in flight on one of P GPUs: each stream keeps to a source of its own, or goes on to the next source
+ * with every pull (all GPUs begin at the one behind them), or all GPUs read the same source at a time. */
+typedef enum { FR_PULL_FIXED = 0, FR_PULL_ROUND, FR_PULL_SAME, FR_PULL_ORDERS } fr_pull_order;
+
 typedef struct {
     uint8_t type;       /* fr_row_type */
     uint8_t regime;     /* fr_regime */
@@ -27,6 +31,9 @@ typedef struct {
     bool packed;        /* attention: equal short lengths through the graph of varied ones (cost_packed.h) */
     uint8_t tile;       /* grouped: 1 + the fr_tile that was forced; 0 = the one that the engine takes */
     uint8_t file;       /* which of the tables that were read */
+    uint8_t streams;    /* pulls, pushes: how many were in flight on a GPU; 0 = two, what curves are made of */
+    uint8_t order;      /* fr_pull_order, with streams */
+    uint32_t card;      /* first part of the uuid of the GPU that measured it; 0 = not said */
     int line;
     uint64_t key;   /* hash of what makes two rows the same */
     fr_shape shape; /* vector points into the table's pairs */
@@ -71,7 +78,7 @@ typedef struct {
 fr_status fr_table_parse(const char *text, size_t length, const char *where, fr_table *t, fr_error *err);
 void fr_table_free(fr_table *t);
 
-/* Same op, shape and regime: two measurements of one thing. */
+/* Same op, shape and regime: two measurements of one thing, by whatever card. A table holds two only of two cards. */
 bool fr_row_same(const fr_table *ta, const fr_row *a, const fr_table *tb, const fr_row *b, bool with_regime);
 uint64_t fr_row_key(const fr_table *t, const fr_row *r); /* hash of the same, regime left out */
 bool fr_row_kind(const char *name, fr_row *row);         /* sets type and kind; false when unknown */

@@ -12,39 +12,87 @@ static fr_status check(cudaError_t e, const char *what, fr_error *err) {
 }
 #define CU(call) FR_TRY(check(call, #call, err))
 
-static fr_status burst(fr_cal_run *r, uint32_t i, fr_error *err) {
+static fr_status burst(fr_cal_run *r, int d, uint32_t i, fr_error *err) {
     const fr_table *t = &r->grid->table;
     fr_reading reading;
-    FR_TRY(fr_bench_prepare(r->bench[0], t, &t->rows[i], &r->grid->items[i], err));
+    FR_TRY(fr_bench_prepare(r->bench[d], t, &t->rows[i], &r->grid->items[i], err));
     FR_TRY(
-        fr_measure_burst(r->measure[0], fr_bench_run, r->bench[0], fr_bench_hot(&t->rows[i]), BURST_NS, &reading, err));
-    const fr_row row = fr_cal_filled(r, i, &reading);
+        fr_measure_burst(r->measure[d], fr_bench_run, r->bench[d], fr_bench_hot(&t->rows[i]), BURST_NS, &reading, err));
+    const fr_row row = fr_cal_filled(r, d, i, &reading);
     return fr_cal_write(r, t, &row, reading.ns, reading.count, err);
 }
 
-static fr_status hold(fr_cal_run *r, uint32_t i, fr_error *err) {
+static fr_status hold(fr_cal_run *r, int d, uint32_t i, fr_error *err) {
     const fr_table *t = &r->grid->table;
     fr_reading reading;
-    FR_TRY(fr_bench_prepare(r->bench[0], t, &t->rows[i], &r->grid->items[i], err));
-    FR_TRY(fr_measure_hold(r->measure[0], fr_bench_run, r->bench[0], (double)r->grid->items[i].hold_s, t->rows[i].duty,
-                           &reading, err));
-    const fr_row row = fr_cal_filled(r, i, &reading);
+    FR_TRY(fr_bench_prepare(r->bench[d], t, &t->rows[i], &r->grid->items[i], err));
+    FR_TRY(fr_measure_hold(r->measure[d], fr_bench_run, r->bench[d], (double)r->grid->items[i].hold_s, t->rows[i].duty,
+                           1e6 * t->rows[i].turn_ms, &reading, err));
+    const fr_row row = fr_cal_filled(r, d, i, &reading);
     return fr_cal_write(r, t, &row, reading.ns, reading.count, err);
 }
 
-static fr_status ramp(fr_cal_run *r, uint32_t i, fr_error *err) {
+static fr_status ramp(fr_cal_run *r, int d, uint32_t i, fr_error *err) {
     const fr_table *t = &r->grid->table;
     fr_reading readings[FR_CAL_RAMP_STEPS];
-    FR_TRY(fr_bench_prepare(r->bench[0], t, &t->rows[i], &r->grid->items[i], err));
-    FR_TRY(fr_measure_ramp(r->measure[0], fr_bench_run, r->bench[0], fr_cal_ramp, FR_CAL_RAMP_STEPS, readings, err));
+    FR_TRY(fr_bench_prepare(r->bench[d], t, &t->rows[i], &r->grid->items[i], err));
+    FR_TRY(fr_measure_ramp(r->measure[d], fr_bench_run, r->bench[d], fr_cal_ramp, FR_CAL_RAMP_STEPS, readings, err));
     /* the first row last: it is what tells a resumed run that the item is done */
     for (int s = FR_CAL_RAMP_STEPS - 1; s >= 0; s--) {
         if (!readings[s].count) continue;
-        fr_row row = fr_cal_filled(r, i, &readings[s]);
+        fr_row row = fr_cal_filled(r, d, i, &readings[s]);
         row.at_ms = fr_cal_ramp[s];
         FR_TRY(fr_cal_write(r, t, &row, readings[s].ns, readings[s].count, err));
     }
     return FR_OK;
+}
+
+/* ---- pauses -------------------------------------------------------------------------------------------------------*/
+
+typedef struct {
+    fr_bench *bench;
+    const fr_row *row;
+    fr_row stream; /* a norm that streams memory (the anchor, engine/calibrate.c) */
+    int top_k, head_dim;
+} filling;
+
+static fr_status loaded(void *context, cudaStream_t stream, fr_error *err) {
+    return fr_bench_run(((filling *)context)->bench, stream, err);
+}
+
+static fr_status streaming(void *context, cudaStream_t stream, fr_error *err) {
+    const filling *f = context;
+    fr_bench_switch(f->bench, &f->stream, f->top_k, f->head_dim);
+    const fr_status s = fr_bench_run(f->bench, stream, err);
+    fr_bench_switch(f->bench, f->row, f->top_k, f->head_dim);
+    return s;
+}
+
+static fr_status release(fr_cal_run *r, int d, uint32_t i, fr_error *err) {
+    const fr_table *t = &r->grid->table;
+    const fr_cal_item *item = &r->grid->items[i];
+    const fr_row *row = &t->rows[i];
+    filling f = {.bench = r->bench[d],
+                 .row = row,
+                 .stream = {.type = FR_ROW_OP, .duty = 1, .at_ms = -1, .gap_ms = -1, .ways = 1},
+                 .top_k = item->top_k,
+                 .head_dim = item->head_dim};
+    fr_reading before, after[FR_CAL_PAUSE_STEPS];
+    double real_ns;
+    f.stream.shape = (fr_shape){.kind = FR_OP_NORM, .m = 65536, .n = 4096, .bytes = INT64_C(65536) * 4096 * 8};
+    FR_TRY(fr_bench_prepare(r->bench[d], t, row, item, err));
+    FR_TRY(fr_measure_release(r->measure[d], loaded, row->fill ? streaming : NULL, &f, 1e6 * row->gap_ms, fr_cal_pause,
+                              FR_CAL_PAUSE_STEPS, &before, after, &real_ns, err));
+    if (real_ns < 0.9e6 * row->gap_ms || real_ns > 1.1e6 * row->gap_ms + 1e6 * row->fill)
+        FR_TRY(fr_cal_note(r, err, "the pause of the next rows was %.3f ms", 1e-6 * real_ns));
+    for (int s = FR_CAL_PAUSE_STEPS - 1; s >= 0; s--) {
+        if (!after[s].count) continue;
+        fr_row one = fr_cal_filled(r, d, i, &after[s]);
+        one.at_ms = fr_cal_pause[s];
+        FR_TRY(fr_cal_write(r, t, &one, after[s].ns, after[s].count, err));
+    }
+    const fr_row load = fr_cal_filled(r, d, i, &before); /* last: it is what tells a resumed run that all are there */
+    return fr_cal_write(r, t, &load, before.ns, before.count, err);
 }
 
 /* ---- host and events ----------------------------------------------------------------------------------------------*/
@@ -55,18 +103,18 @@ static fr_status tiny(void *context, cudaStream_t stream, fr_error *err) {
     return check(fr_k_rmsnorm(x, x, NULL, x + 4096, 1, 64, 1e-6F, stream), "fr_k_rmsnorm", err);
 }
 
-static fr_status write_list(fr_cal_run *r, uint32_t i, const double *ns, int n, fr_error *err) {
+static fr_status write_list(fr_cal_run *r, int d, uint32_t i, const double *ns, int n, fr_error *err) {
     const fr_reading reading = fr_reading_of(ns, n);
-    const fr_row row = fr_cal_filled(r, i, &reading);
+    const fr_row row = fr_cal_filled(r, d, i, &reading);
     return fr_cal_write(r, &r->grid->table, &row, ns, n, err);
 }
 
 /* Host time of a launch, in runs of 500 that the GPU's queue holds. */
-static fr_status launch(fr_cal_run *r, uint32_t i, fr_error *err) {
+static fr_status launch(fr_cal_run *r, int d, uint32_t i, fr_error *err) {
     enum { TURNS = 15, RUN = 500 };
-    fr_measure *m = r->measure[0];
+    fr_measure *m = r->measure[d];
     cudaStream_t s = fr_measure_stream(m);
-    void *x = fr_bench_memory(r->bench[0], 1 << 20);
+    void *x = fr_bench_memory(r->bench[d], 1 << 20);
     double ns[TURNS];
     for (int t = -1; t < TURNS; t++) {
         const double start = fr_cal_now();
@@ -74,22 +122,23 @@ static fr_status launch(fr_cal_run *r, uint32_t i, fr_error *err) {
         if (t >= 0) ns[t] = 1e9 * (fr_cal_now() - start) / RUN;
         FR_TRY(fr_measure_wait(m, err));
     }
-    return write_list(r, i, ns, TURNS, err);
+    return write_list(r, d, i, ns, TURNS, err);
 }
 
-static fr_status shortest(fr_cal_run *r, uint32_t i, fr_error *err) {
+static fr_status shortest(fr_cal_run *r, int d, uint32_t i, fr_error *err) {
     fr_reading reading;
-    FR_TRY(fr_measure_burst(r->measure[0], tiny, fr_bench_memory(r->bench[0], 1 << 20), false, BURST_NS / 10, &reading,
+    FR_TRY(fr_measure_burst(r->measure[d], tiny, fr_bench_memory(r->bench[d], 1 << 20), false, BURST_NS / 10, &reading,
                             err));
-    const fr_row row = fr_cal_filled(r, i, &reading);
+    const fr_row row = fr_cal_filled(r, d, i, &reading);
     return fr_cal_write(r, &r->grid->table, &row, reading.ns, reading.count, err);
 }
 
 /* Two streams hand a kernel to and fro through events, behind one that holds both: less the kernels themselves. */
-static fr_status handovers(fr_cal_run *r, cudaStream_t other, cudaEvent_t e[4], bool cross, double *ns, fr_error *err) {
+static fr_status handovers(fr_cal_run *r, int d, cudaStream_t other, cudaEvent_t e[4], bool cross, double *ns,
+                           fr_error *err) {
     enum { TIMES = 100 };
-    cudaStream_t s = fr_measure_stream(r->measure[0]);
-    void *x = fr_bench_memory(r->bench[0], 1 << 20);
+    cudaStream_t s = fr_measure_stream(r->measure[d]);
+    void *x = fr_bench_memory(r->bench[d], 1 << 20);
     float ms = 0;
     CU(fr_k_hold(3000000, s));
     CU(cudaEventRecord(e[2], s));
@@ -101,13 +150,13 @@ static fr_status handovers(fr_cal_run *r, cudaStream_t other, cudaEvent_t e[4], 
         CU(cudaStreamWaitEvent(to, e[k % 2], 0));
     }
     CU(cudaEventRecord(e[3], s));
-    FR_TRY(fr_measure_wait(r->measure[0], err));
+    FR_TRY(fr_measure_wait(r->measure[d], err));
     CU(cudaEventElapsedTime(&ms, e[2], e[3]));
     *ns = 1e6 * (double)ms / TIMES;
     return FR_OK;
 }
 
-static fr_status events(fr_cal_run *r, uint32_t i, fr_error *err) {
+static fr_status events(fr_cal_run *r, int d, uint32_t i, fr_error *err) {
     enum { TURNS = 21 };
     cudaStream_t other = NULL;
     cudaEvent_t e[4] = {NULL};
@@ -118,22 +167,22 @@ static fr_status events(fr_cal_run *r, uint32_t i, fr_error *err) {
         status = check(cudaEventCreateWithFlags(&e[k], k < 2 ? cudaEventDisableTiming : 0), "cudaEventCreate", err);
     for (int t = 0; t < TURNS && status == FR_OK; t++) {
         double cross = 0, plain = 0;
-        status = handovers(r, other, e, true, &cross, err);
-        if (status == FR_OK) status = handovers(r, other, e, false, &plain, err);
+        status = handovers(r, d, other, e, true, &cross, err);
+        if (status == FR_OK) status = handovers(r, d, other, e, false, &plain, err);
         ns[t] = cross > plain ? cross - plain : 1;
     }
     for (int k = 0; k < 4; k++)
         if (e[k]) cudaEventDestroy(e[k]);
     cudaStreamDestroy(other);
     FR_TRY(status);
-    return write_list(r, i, ns, TURNS, err);
+    return write_list(r, d, i, ns, TURNS, err);
 }
 
 /* As the engine reads counts: a copy of four bytes, an event, polls. */
-static fr_status readback(fr_cal_run *r, uint32_t i, fr_error *err) {
+static fr_status readback(fr_cal_run *r, int d, uint32_t i, fr_error *err) {
     enum { TIMES = 300 };
-    cudaStream_t s = fr_measure_stream(r->measure[0]);
-    void *from = fr_bench_memory(r->bench[0], 4), *to = fr_bench_host(r->bench[0], 4);
+    cudaStream_t s = fr_measure_stream(r->measure[d]);
+    void *from = fr_bench_memory(r->bench[d], 4), *to = fr_bench_host(r->bench[d], 4);
     cudaEvent_t e;
     double ns[TIMES];
     fr_status status = FR_OK;
@@ -150,7 +199,7 @@ static fr_status readback(fr_cal_run *r, uint32_t i, fr_error *err) {
     }
     cudaEventDestroy(e);
     FR_TRY(status);
-    return write_list(r, i, ns, TIMES, err);
+    return write_list(r, d, i, ns, TIMES, err);
 }
 
 /* ---- chains -------------------------------------------------------------------------------------------------------*/
@@ -185,26 +234,26 @@ static void chain_rows(fr_row rows[CHAIN]) {
 }
 
 /* ns of the kernels of a chain, one after the other, behind a kernel that holds the stream. */
-static fr_status run_chain(fr_cal_run *r, const fr_row rows[CHAIN], bool timed, cudaEvent_t *e, double *ns,
+static fr_status run_chain(fr_cal_run *r, int d, const fr_row rows[CHAIN], bool timed, cudaEvent_t *e, double *ns,
                            fr_error *err) {
     enum { TURNS = 12 };
-    cudaStream_t s = fr_measure_stream(r->measure[0]);
+    cudaStream_t s = fr_measure_stream(r->measure[d]);
     float ms = 0;
     CU(fr_k_hold(3000000, s));
     CU(cudaEventRecord(e[0], s));
     for (int t = 0; t < TURNS * CHAIN; t++) {
-        fr_bench_switch(r->bench[0], &rows[t % CHAIN], 8, 128);
-        FR_TRY(fr_bench_run(r->bench[0], s, err));
+        fr_bench_switch(r->bench[d], &rows[t % CHAIN], 8, 128);
+        FR_TRY(fr_bench_run(r->bench[d], s, err));
         if (timed) CU(cudaEventRecord(e[2 + t % CHAIN], s));
     }
     CU(cudaEventRecord(e[1], s));
-    FR_TRY(fr_measure_wait(r->measure[0], err));
+    FR_TRY(fr_measure_wait(r->measure[d], err));
     CU(cudaEventElapsedTime(&ms, e[0], e[1]));
     *ns = 1e6 * (double)ms / TURNS;
     return FR_OK;
 }
 
-static fr_status gaps_with(fr_cal_run *r, uint32_t i, cudaEvent_t *e, fr_error *err) {
+static fr_status gaps_with(fr_cal_run *r, int d, uint32_t i, cudaEvent_t *e, fr_error *err) {
     enum { TURNS = 21 };
     const bool timed = r->grid->table.rows[i].type == FR_ROW_GAP_TIMED;
     const fr_cal_item item = {.top_k = 8, .head_dim = 128};
@@ -212,51 +261,53 @@ static fr_status gaps_with(fr_cal_run *r, uint32_t i, cudaEvent_t *e, fr_error *
     fr_reading one;
     double alone = 0, ns[TURNS];
     chain_rows(rows);
-    FR_TRY(fr_bench_prepare(r->bench[0], &r->grid->table, &rows[CHAIN - 1], &item, err));
+    FR_TRY(fr_bench_prepare(r->bench[d], &r->grid->table, &rows[CHAIN - 1], &item, err));
     for (int k = 0; k < CHAIN; k++) {
-        fr_bench_switch(r->bench[0], &rows[k], 8, 128);
-        FR_TRY(fr_measure_burst(r->measure[0], fr_bench_run, r->bench[0], false, BURST_NS / 4, &one, err));
+        fr_bench_switch(r->bench[d], &rows[k], 8, 128);
+        FR_TRY(fr_measure_burst(r->measure[d], fr_bench_run, r->bench[d], false, BURST_NS / 4, &one, err));
         alone += one.median;
     }
     for (int t = -1; t < TURNS; t++) {
         double chain;
-        FR_TRY(run_chain(r, rows, timed, e, &chain, err));
+        FR_TRY(run_chain(r, d, rows, timed, e, &chain, err));
         if (t >= 0) ns[t] = fmax(1, (chain - alone) / CHAIN_KERNELS);
     }
-    return write_list(r, i, ns, TURNS, err);
+    return write_list(r, d, i, ns, TURNS, err);
 }
 
 /* What a kernel takes in a chain of others beyond its own back to back. */
-static fr_status gaps(fr_cal_run *r, uint32_t i, fr_error *err) {
+static fr_status gaps(fr_cal_run *r, int d, uint32_t i, fr_error *err) {
     cudaEvent_t e[2 + CHAIN] = {NULL};
     fr_status status = FR_OK;
     for (int k = 0; k < 2 + CHAIN && status == FR_OK; k++)
         status = check(cudaEventCreate(&e[k]), "cudaEventCreate", err);
-    if (status == FR_OK) status = gaps_with(r, i, e, err);
+    if (status == FR_OK) status = gaps_with(r, d, i, e, err);
     for (int k = 0; k < 2 + CHAIN; k++)
         if (e[k]) cudaEventDestroy(e[k]);
     return status;
 }
 
-static fr_status host(fr_cal_run *r, uint32_t i, fr_error *err) {
+static fr_status host(fr_cal_run *r, int d, uint32_t i, fr_error *err) {
     const fr_row *row = &r->grid->table.rows[i];
-    if (row->type == FR_ROW_GAP || row->type == FR_ROW_GAP_TIMED) return gaps(r, i, err);
-    if (row->type == FR_ROW_FLOOR) return shortest(r, i, err);
-    if (row->type == FR_ROW_EVENT) return events(r, i, err);
-    return row->shape.kind == FR_OP_LAUNCH ? launch(r, i, err) : readback(r, i, err);
+    if (row->type == FR_ROW_GAP || row->type == FR_ROW_GAP_TIMED) return gaps(r, d, i, err);
+    if (row->type == FR_ROW_FLOOR) return shortest(r, d, i, err);
+    if (row->type == FR_ROW_EVENT) return events(r, d, i, err);
+    return row->shape.kind == FR_OP_LAUNCH ? launch(r, d, i, err) : readback(r, d, i, err);
 }
 
-fr_status fr_cal_item_run(fr_cal_run *r, uint32_t i, fr_error *err) {
+fr_status fr_cal_item_run(fr_cal_run *r, int d, uint32_t i, fr_error *err) {
     switch ((fr_cal_what)r->grid->items[i].what) {
     case FR_CAL_BURST:
     case FR_CAL_COPY:
-        return burst(r, i, err);
+        return burst(r, d, i, err);
     case FR_CAL_HOLD:
-        return hold(r, i, err);
+        return hold(r, d, i, err);
     case FR_CAL_RAMP:
-        return ramp(r, i, err);
+        return ramp(r, d, i, err);
+    case FR_CAL_RELEASE:
+        return release(r, d, i, err);
     case FR_CAL_HOST:
-        return host(r, i, err);
+        return host(r, d, i, err);
     default:
         return fr_fail(err, FR_FAILED, "this needs two GPUs");
     }

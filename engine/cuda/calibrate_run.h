@@ -6,6 +6,8 @@
 #include "engine/cuda/calibrate.h"
 #include "engine/cuda/device.h"
 
+#include <pthread.h>
+
 _Static_assert(FR_CAL_DEVICES <= FR_MAX_DEVICES, "device facts name the peers of all");
 
 typedef struct {
@@ -20,6 +22,9 @@ typedef struct {
     fr_measure *measure[FR_CAL_DEVICES];
     fr_bench *bench[FR_CAL_DEVICES];
     fr_cal_result *result;
+    pthread_mutex_t lock;           /* of all below, the journal and the result, while devices work side by side */
+    uint8_t *taken[FR_CAL_DEVICES]; /* [items]: done or begun; one for all devices unless each does everything */
+    double done, all;               /* seconds of items, for the progress */
 } fr_cal_run;
 
 double fr_cal_now(void); /* monotonic s */
@@ -28,14 +33,17 @@ double fr_cal_now(void); /* monotonic s */
 fr_status fr_cal_write(fr_cal_run *r, const fr_table *t, const fr_row *row, const double *readings, int count,
                        fr_error *err);
 
-/* Row i of the grid with a reading in it. */
-fr_row fr_cal_filled(const fr_cal_run *r, uint32_t i, const fr_reading *reading);
+/* A comment in the journal. */
+fr_status fr_cal_note(fr_cal_run *r, fr_error *err, const char *format, ...) __attribute__((format(printf, 3, 4)));
+
+/* Row i of the grid with a reading in it, of device d (-1: of several). */
+fr_row fr_cal_filled(const fr_cal_run *r, int d, uint32_t i, const fr_reading *reading);
 
 /* Whether item i still fits into the time. */
 bool fr_cal_room(const fr_cal_run *r, uint32_t i);
 
-/* One GPU: all items of the grid that are not done (calibrate_ops.c). Two or more: calibrate_pair.c. */
-fr_status fr_cal_item_run(fr_cal_run *r, uint32_t i, fr_error *err);
+/* One GPU: item i on device d (calibrate_ops.c). Two or more with each other: calibrate_pair.c. */
+fr_status fr_cal_item_run(fr_cal_run *r, int d, uint32_t i, fr_error *err);
 fr_status fr_cal_pair_run(fr_cal_run *r, fr_error *err);
 
 #endif

@@ -12,7 +12,7 @@
  */
 enum { GRAPH = 20, STAMPS = 512, LEAST = 3, MOST = 40 };
 #define GRAPH_NS 6e4
-#define TURN_NS  1e7 /* of a duty cycle */
+#define TURN_NS  1e7 /* of a duty cycle whose length nobody names */
 
 struct fr_measure {
     int device, sms;
@@ -274,108 +274,129 @@ fr_status fr_measure_burst(fr_measure *m, fr_work work, void *context, bool hot,
     return FR_OK;
 }
 
+/* ---- sustained ----------------------------------------------------------------------------------------------------*/
+
+/* Stamps around a turn's launches, while there is room for them. */
+static fr_status stamp_turn(fr_measure *m, bool wanted, int *stamps, fr_error *err) {
+    if (!wanted || *stamps >= STAMPS - 1) return FR_OK;
+    return put_stamp(m, (*stamps)++, err);
+}
+
 /* One turn of launches, with its pause behind; events base .. base + batch. */
 static fr_status turn(fr_measure *m, fr_work work, void *context, int batch, uint32_t base, double pause_ns,
-                      fr_error *err) {
+                      bool stamped, int *stamps, fr_error *err) {
+    const bool room = stamped && *stamps + 2 <= STAMPS;
+    FR_TRY(stamp_turn(m, room, stamps, err));
     for (int i = 0; i < batch; i++) {
         FR_TRY(mark(m, base + (uint32_t)i, err));
         FR_TRY(work(context, m->stream, err));
     }
     FR_TRY(mark(m, base + (uint32_t)batch, err));
+    FR_TRY(stamp_turn(m, room, stamps, err));
     if (pause_ns > 0) CU(m, fr_k_hold((uint64_t)pause_ns, m->stream));
     return FR_OK;
 }
 
-fr_status fr_measure_hold(fr_measure *m, fr_work work, void *context, double seconds, double duty, fr_reading *out,
-                          fr_error *err) {
+/* The mean clock of the stretches between stamps 0 and 1, 2 and 3, ... */
+static double clock_of_turns(const fr_measure *m, int stamps) {
+    double cycles = 0, time = 0, ns;
+    for (int s = 0; s + 1 < stamps; s += 2) {
+        const double mhz = clock_of(m, s, s + 1, &ns);
+        cycles += mhz * ns;
+        time += ns;
+    }
+    return time > 0 ? cycles / time : 0;
+}
+
+fr_status fr_measure_hold(fr_measure *m, fr_work work, void *context, double seconds, double duty, double turn_ns,
+                          fr_reading *out, fr_error *err) {
     double one = 0;
     CU(m, cudaSetDevice(m->device));
     FR_TRY(probe(m, work, context, &one, err));
     const bool paused = duty < 1;
-    const int batch = (int)fmin(fmax((paused ? duty : 5) * TURN_NS / fmax(one, 1), 1), 1500);
+    const double busy = paused ? duty * (turn_ns > 0 ? turn_ns : TURN_NS) : 5 * TURN_NS;
+    const int batch = (int)fmin(fmax(busy / fmax(one, 1) + 0.5, 1), 1500);
     const double pause = paused ? batch * one * (1 / duty - 1) : 0, start = now_s();
     fr_meter *meter = NULL;
     m->count = 0;
+    int stamps = 0;
     bool stamped = false;
-    fr_status status =
-        turn(m, work, context, batch, 1, pause, err); /* two turns out: the GPU never waits for the host */
+    fr_status status = /* two turns out: the GPU never waits for the host */
+        turn(m, work, context, batch, 1, pause, false, &stamps, err);
     for (int t = 1; status == FR_OK; t++) {
         const uint32_t base = 1 + (uint32_t)(t & 1) * (uint32_t)(batch + 1),
                        other = 1 + (uint32_t)(batch + 1) - base + 1;
         const double at = now_s() - start;
+        const bool counted = stamped; /* the turn that is waited for below was launched before */
         if (!stamped && at > 0.4 * seconds) {
-            status = put_stamp(m, 0, err);
             stamped = true;
             meter = fr_meter_start(m->device);
+            if (!paused) status = put_stamp(m, stamps++, err);
         }
         bool stop = at > seconds;
         if (status == FR_OK && m->beside.turn) status = m->beside.turn(m->beside.context, at, &stop, err);
-        if (status == FR_OK) status = turn(m, work, context, batch, base, pause, err);
+        if (status == FR_OK) status = turn(m, work, context, batch, base, pause, stamped && paused, &stamps, err);
         if (status == FR_OK) status = wait_for(m, other + (uint32_t)batch, err);
-        for (int i = 0; i < batch && stamped && status == FR_OK; i++) {
+        for (int i = 0; i < batch && counted && status == FR_OK; i++) {
             double ns;
             status = between(m, other + (uint32_t)i, other + (uint32_t)i + 1, &ns, err);
             keep(m, ns);
         }
-        if (stop) break;
+        if (stop && (m->count || m->beside.turn)) break;
     }
     fr_meter_reading r;
     fr_meter_stop(meter, &r);
     FR_TRY(status);
-    FR_TRY(put_stamp(m, 1, err));
-    FR_TRY(read_stamps(m, 2, err));
+    if (!paused) FR_TRY(put_stamp(m, stamps++, err));
+    FR_TRY(read_stamps(m, stamps, err));
     *out = fr_reading_of(m->ns, m->count);
-    out->clock_mhz = clock_of(m, 0, 1, NULL);
+    out->clock_mhz = clock_of_turns(m, stamps);
     out->watts = r.watts;
     out->capped = r.capped;
     m->rest_until = now_s() + 0.5;
     return FR_OK;
 }
 
-/* ---- ramps --------------------------------------------------------------------------------------------------------*/
+/* ---- ramps and pauses ---------------------------------------------------------------------------------------------*/
 
-/* Stamps every 4 ms or so; the last at the end. */
-static fr_status ramp_launches(fr_measure *m, fr_work work, void *context, int n, int each, int *stamps,
-                               fr_error *err) {
-    *stamps = 0;
+/* Launches first .. first + n - 1, events 2i before and 2i + 1 behind; stamps every `each` of them and at both ends. */
+static fr_status stamped_launches(fr_measure *m, fr_work work, void *context, int first, int n, int each, int *stamps,
+                                  fr_error *err) {
     FR_TRY(put_stamp(m, (*stamps)++, err));
     for (int i = 0; i < n; i++) {
         if (i && i % each == 0 && *stamps < STAMPS - 1) FR_TRY(put_stamp(m, (*stamps)++, err));
-        FR_TRY(mark(m, 2 * (uint32_t)i, err));
+        FR_TRY(mark(m, 2 * (uint32_t)(first + i), err));
         FR_TRY(work(context, m->stream, err));
-        FR_TRY(mark(m, 2 * (uint32_t)i + 1, err));
+        FR_TRY(mark(m, 2 * (uint32_t)(first + i) + 1, err));
     }
-    FR_TRY(put_stamp(m, (*stamps)++, err));
-    return read_stamps(m, *stamps, err);
+    return put_stamp(m, (*stamps)++, err);
 }
 
-fr_status fr_measure_ramp(fr_measure *m, fr_work work, void *context, const int32_t *ms, int count, fr_reading *out,
-                          fr_error *err) {
-    double one = 0;
-    CU(m, cudaSetDevice(m->device));
-    FR_TRY(probe(m, work, context, &one, err));
-    const int n = (int)fmin(1.25e6 * ms[count] / fmax(one, 1), 4000), each = (int)fmax(4e6 / fmax(one, 1), 1);
-    sleep_until(now_s() + 1);
-    int stamps;
-    FR_TRY(ramp_launches(m, work, context, n, each, &stamps, err));
-    double *begin = fr_alloc((size_t)n * sizeof *begin), *took = fr_alloc((size_t)n * sizeof *took);
+/* Readings and clocks of launches first .. first + n - 1 by the time after the first one's begin; stamps from
+ * `from_stamp` on. */
+static fr_status by_time(fr_measure *m, int first, int n, int from_stamp, int stamps, const int32_t *ms, int count,
+                         fr_reading *out, fr_error *err) {
+    int *start = fr_alloc(((size_t)count + 1) * sizeof *start);
     fr_status status = FR_OK;
-    for (int i = 0; i < n && status == FR_OK; i++) {
-        status = between(m, 0, 2 * (uint32_t)i, &begin[i], err);
-        if (status == FR_OK) status = between(m, 2 * (uint32_t)i, 2 * (uint32_t)i + 1, &took[i], err);
+    int i = 0;
+    double begin = 0, took;
+    for (int b = 0; b < count && status == FR_OK; b++) {
+        start[b] = m->count;
+        for (; i < n; i++) {
+            status = between(m, 2 * (uint32_t)first, 2 * (uint32_t)(first + i), &begin, err);
+            if (status != FR_OK || begin >= 1e6 * ms[b + 1]) break;
+            status = between(m, 2 * (uint32_t)(first + i), 2 * (uint32_t)(first + i) + 1, &took, err);
+            keep(m, took);
+        }
     }
-    FR_GROW(m->ns, m->ns_cap, (uint32_t)n + 1);
-    m->count = 0;
-    for (int b = 0, i = 0; b < count && status == FR_OK; b++) {
-        const int first = m->count;
-        const double from = 1e6 * ms[b], to = 1e6 * ms[b + 1];
-        for (; i < n && begin[i] < to; i++) keep(m, took[i]);
-        out[b] = fr_reading_of(m->ns + first, m->count - first);
-        double cycles = 0, time = 0, at = 0; /* clock: of the stretches that lie mostly inside */
-        for (int s = 0; s + 1 < stamps; s++) {
+    start[count] = m->count;
+    for (int b = 0; b < count && status == FR_OK; b++) { /* only now: the readings' place may have moved */
+        out[b] = fr_reading_of(m->ns + start[b], start[b + 1] - start[b]);
+        double cycles = 0, time = 0, at = 0; /* of the stretches that lie mostly inside */
+        for (int s = from_stamp; s + 1 < stamps; s++) {
             double ns;
             const double mhz = clock_of(m, s, s + 1, &ns);
-            if (at + ns / 2 >= from && at + ns / 2 < to) {
+            if (at + ns / 2 >= 1e6 * ms[b] && at + ns / 2 < 1e6 * ms[b + 1]) {
                 cycles += mhz * ns;
                 time += ns;
             }
@@ -383,8 +404,68 @@ fr_status fr_measure_ramp(fr_measure *m, fr_work work, void *context, const int3
         }
         out[b].clock_mhz = time > 0 ? cycles / time : 0;
     }
-    free(took);
-    free(begin);
-    m->rest_until = now_s() + 1;
+    free(start);
     return status;
+}
+
+fr_status fr_measure_ramp(fr_measure *m, fr_work work, void *context, const int32_t *ms, int count, fr_reading *out,
+                          fr_error *err) {
+    double one = 0;
+    int stamps = 0;
+    CU(m, cudaSetDevice(m->device));
+    FR_TRY(probe(m, work, context, &one, err));
+    const int n = (int)fmin(1.25e6 * ms[count] / fmax(one, 1), 4000), each = (int)fmax(4e6 / fmax(one, 1), 1);
+    sleep_until(now_s() + 1);
+    FR_TRY(stamped_launches(m, work, context, 0, n, each, &stamps, err));
+    FR_TRY(read_stamps(m, stamps, err));
+    m->count = 0;
+    FR_TRY(by_time(m, 0, n, 0, stamps, ms, count, out, err));
+    m->rest_until = now_s() + 1;
+    return FR_OK;
+}
+
+/* The pause: until gap_ns after the load's last kernel, or filled with other work. */
+static fr_status sit_out(fr_measure *m, fr_work fill, void *context, double gap_ns, uint32_t last, fr_error *err) {
+    const double end = now_s() + m->timeout_s;
+    cudaError_t e;
+    double one = 0, begin;
+    if (fill) {
+        FR_TRY(probe(m, fill, context, &one, err)); /* three launches with the next one, of some 0.5 ms each */
+        for (int i = 2; i * one < gap_ns; i++) FR_TRY(fill(context, m->stream, err));
+        return FR_OK;
+    }
+    while ((e = cudaEventQuery(m->event[last])) == cudaErrorNotReady && now_s() < end) {
+    }
+    if (e == cudaErrorNotReady) return fr_measure_wait(m, err); /* reports */
+    CU(m, e);
+    for (begin = now_s(); 1e9 * (now_s() - begin) < gap_ns;) {
+    }
+    return FR_OK;
+}
+
+fr_status fr_measure_release(fr_measure *m, fr_work work, fr_work fill, void *context, double gap_ns, const int32_t *ms,
+                             int count, fr_reading *before, fr_reading *out, double *real_ns, fr_error *err) {
+    static const int32_t end[] = {0, 60000};
+    double one = 0;
+    int stamps = 0;
+    CU(m, cudaSetDevice(m->device));
+    FR_TRY(probe(m, work, context, &one, err));
+    one = fmax(one, 1e4);
+    /* the load: the probe's own events 0 and 1 are read already. Its last part has stamps */
+    const int tail = (int)fmax(5e7 / one, 1), load = (int)(3e8 / one), n = (int)(1.25e6 * ms[count] / one) + 1;
+    for (int i = 0; i < load; i++) FR_TRY(work(context, m->stream, err));
+    FR_TRY(stamped_launches(m, work, context, 1, tail, tail, &stamps, err));
+    const uint32_t last = 2 * (uint32_t)tail + 1;
+    const int first = tail + 1, middle = stamps;
+    FR_TRY(mark(m, 2 * (uint32_t)(first + n) + 2, err)); /* all events exist: none is made while the GPU rests */
+    FR_TRY(sit_out(m, fill, context, gap_ns, last, err));
+    FR_TRY(stamped_launches(m, work, context, first, n, (int)fmax(4e6 / one, 1), &stamps, err));
+    FR_TRY(read_stamps(m, stamps, err));
+    FR_TRY(between(m, last, 2 * (uint32_t)first, real_ns, err));
+    m->count = 0;
+    FR_GROW(m->ns, m->ns_cap, (uint32_t)(tail + n) + 1); /* the readings of both parts stay where they are */
+    FR_TRY(by_time(m, 1, tail, 0, middle, end, 1, before, err));
+    FR_TRY(by_time(m, first, n, middle, stamps, ms, count, out, err));
+    m->rest_until = now_s() + 0.3;
+    return FR_OK;
 }

@@ -59,15 +59,23 @@ fr_reading fr_reading_of(const double *ns, int count);
 fr_status fr_measure_burst(fr_measure *m, fr_work work, void *context, bool hot, double work_ns, fr_reading *out,
                            fr_error *err);
 
-/* For `seconds`; readings and meters count from two fifths on. duty < 1: in turns of 10 ms, with pauses on the device.
- */
-fr_status fr_measure_hold(fr_measure *m, fr_work work, void *context, double seconds, double duty, fr_reading *out,
-                          fr_error *err);
+/* For `seconds`; readings and meters count from two fifths on. duty < 1: in turns of turn_ns, launches and pauses (on
+ * the device) together; the clock is that of the launches. turn_ns 0: 10 ms of which the launches take `duty`. */
+fr_status fr_measure_hold(fr_measure *m, fr_work work, void *context, double seconds, double duty, double turn_ns,
+                          fr_reading *out, fr_error *err);
 
 /* After a second of rest, back to back until ms[count]: out[i] holds the launches that began from ms[i] to ms[i + 1] on
  * (count 0: none), with the clock meanwhile. */
 fr_status fr_measure_ramp(fr_measure *m, fr_work work, void *context, const int32_t *ms, int count, fr_reading *out,
                           fr_error *err);
+
+/*
+ * Back to back for 0.35 s, which the power limit ends up holding, then a pause of gap_ns, as the host keeps it, or with
+ * `fill` of its launches, then back to back again until ms[count]: out[i] as in a ramp, *before the last launches of
+ * the load. *real_ns: the pause between kernels.
+ */
+fr_status fr_measure_release(fr_measure *m, fr_work work, fr_work fill, void *context, double gap_ns, const int32_t *ms,
+                             int count, fr_reading *before, fr_reading *out, double *real_ns, fr_error *err);
 
 #ifdef __cplusplus
 }

@@ -19,6 +19,12 @@ const fr_option cmd_calibrate_options[] = {
     {"out", "FILE", NULL, "the table; FILE.raw is the journal, with every reading (default: GPU.txt)"},
     {"resume", NULL, NULL, "go on: what FILE.raw holds isn't measured again"},
     {"device", "N|N,M,..", NULL, "this GPU (default 0), or what two or more do with each other"},
+    {"spread", NULL, NULL, "deal the grid of one GPU out to all of --device (anchors: all of them on each)"},
+    {"only", "LIST", NULL,
+     "these: burst, hold, ramp, release, host, copy, pull, collective, exchange, beside, ops, classes"},
+    {"shard", "K/N", NULL,
+     "every N-th item, from the K-th on (0 <= K < N): parts for several processes; --merge joins them"},
+    {"hold", "SECONDS", NULL, "of a sustained measurement of an anchor (default: a 40th of --limit, 10 at most)"},
     {"limit", "SECONDS", NULL, "stop after so long (default 480; quick 115, anchors 58)"},
     {"machine", "NAME|FILE", NULL, "datasheet figures (default: of the GPU found; dry run: h200x2)"},
     {"dry-run", NULL, NULL, "no GPU: what would be measured, and how long it would take"},
@@ -64,8 +70,8 @@ static fr_status refuse(const cli_args *a, const char *with, const char *const *
 }
 
 static fr_status merge(const cli_args *a, fr_error *err) {
-    static const char *const idle[] = {"quick",   "anchors", "resume", "device", "limit",
-                                       "machine", "dry-run", "rows",   NULL};
+    static const char *const idle[] = {"quick", "anchors", "resume", "device",  "limit", "machine", "only",
+                                       "shard", "hold",    "spread", "dry-run", "rows",  NULL};
     char *texts[MOST_FILES] = {0};
     const char *names[MOST_FILES], *const_texts[MOST_FILES];
     size_t lengths[MOST_FILES] = {0};
@@ -80,40 +86,58 @@ static fr_status merge(const cli_args *a, fr_error *err) {
         status = fr_read_file(a->positional[i], FILE_LIMIT, &texts[i], &lengths[i], err);
         const_texts[i] = texts[i];
     }
-    if (status == FR_OK) status = fr_cal_merge(const_texts, lengths, names, a->count, &out, err);
+    if (status == FR_OK) status = fr_cal_merge(const_texts, lengths, names, a->count, false, &out, err);
     if (status == FR_OK) status = fr_write_file(cli_value(a, "out"), out.text, out.length, err);
     for (int i = 0; i < a->count; i++) free(texts[i]);
     fr_text_free(&out);
     return status;
 }
 
-static fr_status read_limit(const cli_args *a, fr_cal_mode mode, double *limit, fr_error *err) {
-    *limit = fr_cal_mode_seconds(mode);
-    const char *text = cli_value(a, "limit");
-    return text ? fr_parse_double(text, 1, 86400, "--limit", limit, err) : FR_OK;
+/* "1/4" */
+static fr_status read_shard(const char *text, fr_cal_request *q, fr_error *err) {
+    char copy[32];
+    int64_t k, n;
+    snprintf(copy, sizeof copy, "%s", text);
+    char *slash = strchr(copy, '/');
+    if (!slash) return fr_fail(err, FR_BAD_INPUT, "--shard: expected K/N");
+    *slash = 0;
+    FR_TRY(fr_parse_int(slash + 1, 1, 1024, false, "--shard", &n, err));
+    FR_TRY(fr_parse_int(copy, 0, n - 1, false, "--shard", &k, err));
+    q->shard = (int)k;
+    q->shards = (int)n;
+    return FR_OK;
 }
 
-static fr_status dry_run(const cli_args *a, fr_cal_mode mode, int devices, fr_error *err) {
+static fr_status read_request(const cli_args *a, fr_cal_request *q, int devices, fr_error *err) {
+    const char *limit = cli_value(a, "limit"), *hold = cli_value(a, "hold"), *shard = cli_value(a, "shard");
+    FR_TRY(read_mode(a, &q->mode, err));
+    q->devices = cli_value(a, "spread") || q->mode == FR_CAL_ANCHORS ? 1 : devices;
+    q->limit_s = fr_cal_mode_seconds(q->mode);
+    q->only = cli_value(a, "only");
+    if (limit) FR_TRY(fr_parse_double(limit, 1, 86400, "--limit", &q->limit_s, err));
+    if (hold) FR_TRY(fr_parse_double(hold, 0.5, 600, "--hold", &q->hold_s, err));
+    return shard ? read_shard(shard, q, err) : FR_OK;
+}
+
+static fr_status dry_run(const cli_args *a, const fr_cal_request *q, fr_error *err) {
     const char *machine = cli_value(a, "machine"), *file = cli_value(a, "out");
     fr_machine m;
     fr_cal_grid *g = NULL;
     fr_text out = {0};
-    double limit;
     uint32_t found = 0;
-    FR_TRY(read_limit(a, mode, &limit, err));
     FR_TRY(fr_machine_load(machine ? machine : "h200x2", &m, err));
-    FR_TRY(fr_cal_grid_open(mode, devices, &m, limit, &g, err));
+    FR_TRY(fr_cal_grid_open(q, &m, &g, err));
     fr_status status = FR_OK;
     if (cli_value(a, "resume")) {
         char path[4096], *text = NULL;
         size_t length = 0;
         snprintf(path, sizeof path, "%s.raw", file ? file : m.gpu);
         status = fr_read_file(path, FILE_LIMIT, &text, &length, err);
-        if (status == FR_OK) status = fr_cal_grid_resume(g, text, length, path, &found, err);
+        if (status == FR_OK) status = fr_cal_grid_resume(g, text, length, path, 0, &found, err);
         free(text);
     }
     if (status == FR_OK) {
-        fr_cal_grid_list(g, limit, cli_value(a, "rows") != NULL, &out);
+        fr_cal_grid_list(g, q->limit_s, cli_value(a, "rows") != NULL, &out);
         fputs(out.text, stdout);
     }
     fr_text_free(&out);
@@ -122,8 +146,8 @@ static fr_status dry_run(const cli_args *a, fr_cal_mode mode, int devices, fr_er
 }
 
 #ifdef FR_CUDA
-static fr_status measure(const cli_args *a, fr_cal_mode mode, const int *device, int devices, fr_error *err) {
-    fr_cal_options o = {.mode = mode,
+static fr_status measure(const cli_args *a, const fr_cal_request *q, const int *device, int devices, fr_error *err) {
+    fr_cal_options o = {.request = *q,
                         .devices = devices,
                         .machine = cli_value(a, "machine"),
                         .out = cli_value(a, "out"),
@@ -131,7 +155,6 @@ static fr_status measure(const cli_args *a, fr_cal_mode mode, const int *device,
     cli_progress bar;
     fr_cal_result result;
     for (int i = 0; i < devices; i++) o.device[i] = device[i];
-    FR_TRY(read_limit(a, mode, &o.limit_s, err));
     cli_progress_start(&bar, "calibrating", true);
     o.progress = cli_progress_update;
     o.context = &bar;
@@ -143,8 +166,8 @@ static fr_status measure(const cli_args *a, fr_cal_mode mode, const int *device,
     return FR_OK;
 }
 #else
-static fr_status measure(const cli_args *a, fr_cal_mode mode, const int *device, int devices, fr_error *err) {
-    (void)mode, (void)device, (void)devices;
+static fr_status measure(const cli_args *a, const fr_cal_request *q, const int *device, int devices, fr_error *err) {
+    (void)q, (void)device, (void)devices;
     return fr_fail(err, FR_BAD_INPUT,
                    "%s needs GPUs: this build has no CUDA; build it with `make engine` and use build/forerun-cuda "
                    "(--dry-run and --merge need none)",
@@ -153,14 +176,14 @@ static fr_status measure(const cli_args *a, fr_cal_mode mode, const int *device,
 #endif
 
 fr_status cmd_calibrate(const cli_args *a, fr_error *err) {
-    fr_cal_mode mode = FR_CAL_FULL;
+    fr_cal_request q = {0};
     int device[FR_CAL_DEVICES] = {0}, devices = 1;
     if (cli_value(a, "merge")) return merge(a, err);
     if (a->count) return fr_fail(err, FR_BAD_INPUT, "%s: files are named for --merge only", a->positional[0]);
-    FR_TRY(read_mode(a, &mode, err));
     if (cli_value(a, "device")) FR_TRY(read_devices(cli_value(a, "device"), device, &devices, err));
-    if (cli_value(a, "dry-run")) return dry_run(a, mode, devices, err);
+    FR_TRY(read_request(a, &q, devices, err));
+    if (cli_value(a, "dry-run")) return dry_run(a, &q, err);
     static const char *const idle[] = {"rows", NULL};
     FR_TRY(refuse(a, "without --dry-run", idle, err));
-    return measure(a, mode, device, devices, err);
+    return measure(a, &q, device, devices, err);
 }

@@ -24,7 +24,8 @@ static fr_cal_grid *open_grid(fr_cal_mode mode, int devices) {
     const fr_machine m = h200();
     fr_cal_grid *g;
     fr_error err;
-    if (fr_cal_grid_open(mode, devices, &m, fr_cal_mode_seconds(mode), &g, &err) != FR_OK) fail_msg("%s", err.text);
+    const fr_cal_request q = {.mode = mode, .devices = devices, .limit_s = fr_cal_mode_seconds(mode)};
+    if (fr_cal_grid_open(&q, &m, &g, &err) != FR_OK) fail_msg("%s", err.text);
     return g;
 }
 
@@ -87,45 +88,141 @@ static void anchors_and_pairs(void **state) {
         for (uint32_t j = 0; j < full->count; j++)
             found += fr_row_same(&g->table, &g->table.rows[i], &full->table, &full->table.rows[j], true);
     }
-    assert_true(burst >= 12 && burst <= 14 && held == burst);
-    assert_int_equal(found, g->count); /* a table can be compared with a run's anchors */
+    assert_true(burst >= 12 && burst <= 14 && held == 4); /* one a class */
+    assert_int_equal(found, g->count);                    /* a table can be compared with a run's anchors */
     assert_true(fr_cal_grid_seconds(g, 60, &count) <= 60 && count == g->count);
     for (uint32_t i = 0; i < two->count; i++) whats[two->items[i].what]++;
     assert_true(whats[FR_CAL_PULL] >= 20 && whats[FR_CAL_COLLECTIVE] >= 80 && whats[FR_CAL_BESIDE] >= 40);
     fr_machine m = h200();
     fr_cal_grid *none;
     fr_error err;
-    assert_int_equal(fr_cal_grid_open(FR_CAL_FULL, 0, &m, 480, &none, &err), FR_BAD_INPUT);
-    assert_int_equal(fr_cal_grid_open(FR_CAL_FULL, FR_CAL_DEVICES + 1, &m, 480, &none, &err), FR_BAD_INPUT);
+    fr_cal_request q = {.devices = 0, .limit_s = 480};
+    assert_int_equal(fr_cal_grid_open(&q, &m, &none, &err), FR_BAD_INPUT);
+    q.devices = FR_CAL_DEVICES + 1;
+    assert_int_equal(fr_cal_grid_open(&q, &m, &none, &err), FR_BAD_INPUT);
     fr_cal_grid_close(g);
     fr_cal_grid_close(full);
     fr_cal_grid_close(two);
 }
 
-/* More than two: what all do at once, under their number; what only a pair measures stays out; every rank's part of a
- * collective is whole rows of 512 bytes. */
+/* More than two: what all do at once, under their number; every rank's part of a collective is whole rows of 512 bytes;
+ * tokens are exchanged where experts can be dealt and a token's experts reach every rank. */
 static void many_ranks(void **state) {
     (void)state;
     for (int mode = FR_CAL_FULL; mode <= FR_CAL_QUICK; mode++)
         for (int ranks = 3; ranks <= FR_CAL_DEVICES; ranks++) {
             fr_cal_grid *g = open_grid((fr_cal_mode)mode, ranks);
-            int whats[FR_CAL_WHATS] = {0}, kinds[FR_OP_KIND_COUNT] = {0};
+            int whats[FR_CAL_WHATS] = {0}, kinds[FR_OP_KIND_COUNT] = {0}, named = 0;
             for (uint32_t i = 0; i < g->count; i++) {
                 const fr_row *r = &g->table.rows[i];
                 whats[g->items[i].what]++;
-                kinds[r->shape.kind]++;
+                if (r->type == FR_ROW_OP) kinds[r->shape.kind]++;
                 assert_int_equal(r->shape.ranks, ranks);
-                if (g->items[i].what == FR_CAL_PULL)
-                    assert_int_equal(r->ways, 2);
-                else
+                named += r->streams > 0;
+                if (g->items[i].what == FR_CAL_PULL && r->shape.kind == FR_OP_PULL) assert_int_equal(r->ways, 2);
+                if (g->items[i].what == FR_CAL_COLLECTIVE)
                     assert_true(r->shape.bytes > 0 && r->shape.bytes % (INT64_C(512) * ranks) == 0);
+                if (g->items[i].what == FR_CAL_EXCHANGE) {
+                    assert_true(g->items[i].leaving % (ranks - 1) == 0 &&
+                                g->items[i].leaving <= (ranks - 1) * g->items[i].tokens);
+                    assert_true(g->items[i].tokens <= fr_cal_exchange_tokens(ranks));
+                }
             }
-            assert_int_equal(whats[FR_CAL_PULL], 11);
-            assert_int_equal(whats[FR_CAL_PULL] + whats[FR_CAL_COLLECTIVE], g->count);
+            assert_int_equal(named, 3 * 5 * FR_PULL_ORDERS);
+            assert_true(whats[FR_CAL_PULL] >= 11 + named && kinds[FR_OP_H2D] == 1);
+            assert_true((whats[FR_CAL_EXCHANGE] > 0) == (ranks == 4 || ranks == 8));
+            assert_true(whats[FR_CAL_BESIDE] > 0 && kinds[FR_OP_SEND] >= 8 && kinds[FR_OP_GATHER_WEIGHTS] >= 4);
             assert_true(kinds[FR_OP_ALLREDUCE] >= 8 && kinds[FR_OP_ALLGATHER] == kinds[FR_OP_ALLREDUCE] &&
-                        kinds[FR_OP_REDUCESCATTER] == kinds[FR_OP_ALLREDUCE] && !kinds[FR_OP_SEND]);
+                        kinds[FR_OP_REDUCESCATTER] == kinds[FR_OP_ALLREDUCE]);
             fr_cal_grid_close(g);
         }
+}
+
+static void header(const fr_machine *m, const char *uuid, fr_text *out);
+
+/* Shards are parts of the grid, each item in one of them; --only takes what it names and nothing else. */
+static void parts(void **state) {
+    (void)state;
+    const fr_machine m = h200();
+    fr_cal_grid *all = open_grid(FR_CAL_FULL, 1), *g;
+    fr_error err;
+    uint32_t sum = 0;
+    double most = 0, least = 1e9;
+    for (int k = 0; k < 4; k++) {
+        const fr_cal_request q = {.devices = 1, .limit_s = 480, .shard = k, .shards = 4};
+        if (fr_cal_grid_open(&q, &m, &g, &err) != FR_OK) fail_msg("%s", err.text);
+        uint32_t n;
+        const double s = fr_cal_grid_seconds(g, 1e9, &n);
+        most = fmax(most, s);
+        least = fmin(least, s);
+        sum += g->count;
+        fr_cal_grid_close(g);
+    }
+    assert_int_equal(sum, all->count);
+    assert_true(most < 1.4 * least);
+    fr_cal_request q = {.devices = 1, .limit_s = 480, .only = "release,gemm_o"};
+    assert_int_equal(fr_cal_grid_open(&q, &m, &g, &err), FR_OK);
+    int releases = 0, others = 0;
+    for (uint32_t i = 0; i < g->count; i++) {
+        releases += g->items[i].what == FR_CAL_RELEASE;
+        others += g->items[i].what != FR_CAL_RELEASE && g->table.rows[i].shape.kind != FR_OP_GEMM_O;
+    }
+    assert_true(releases >= 20 && others == 0 && g->count > (uint32_t)releases);
+    fr_cal_grid_close(g);
+    q.only = "gemm,nonsense";
+    assert_int_equal(fr_cal_grid_open(&q, &m, &g, &err), FR_BAD_INPUT);
+    assert_non_null(strstr(err.text, "nonsense"));
+    /* sustained anchors: as long as was asked for */
+    q = (fr_cal_request){.devices = 1, .limit_s = 480, .hold_s = 7, .only = "hold"};
+    assert_int_equal(fr_cal_grid_open(&q, &m, &g, &err), FR_OK);
+    int whole = 0;
+    for (uint32_t i = 0; i < g->count; i++) whole += fabsf(g->items[i].hold_s - 7) < 1e-3F;
+    assert_true(whole >= 12);
+    fr_cal_grid_close(g);
+    fr_cal_grid_close(all);
+}
+
+/* Anchors of several cards stand side by side in one table, and each card's are told apart when it is gone on with. */
+static void cards(void **state) {
+    (void)state;
+    fr_cal_grid *g = open_grid(FR_CAL_ANCHORS, 1);
+    const fr_machine m = h200();
+    fr_text text = {0}, out = {0};
+    fr_table t = {0};
+    fr_error err;
+    header(&m, "GPU-85e3539b-1, GPU-0000001a-2", &text);
+    for (int card = 0; card < 2; card++)
+        for (uint32_t i = 0; i < g->count - (uint32_t)card; i++) {
+            fr_row r = g->table.rows[i];
+            r.ns = 1000 + card;
+            r.card = fr_cal_card(card ? "GPU-0000001a-2" : "GPU-85e3539b-1");
+            fr_cal_line(&g->table, &r, NULL, 0, &text);
+        }
+    const char *texts[] = {text.text}, *names[] = {"a.raw"};
+    if (fr_cal_merge(texts, &text.length, names, 1, true, &out, &err) != FR_OK) fail_msg("%s", err.text);
+    if (fr_table_parse(out.text, out.length, "merged", &t, &err) != FR_OK) fail_msg("%s", err.text);
+    assert_int_equal(t.count, 2 * g->count - 1);
+    uint32_t found = 0, one = 0;
+    assert_int_equal(fr_cal_grid_resume(g, text.text, text.length, "a.raw", 0x1a, &found, &err), FR_OK);
+    assert_int_equal(found, g->count - 1);
+    for (uint32_t i = 0; i < t.count; i++) one += t.rows[i].card == 0x85e3539b;
+    assert_int_equal(one, g->count);
+    fr_table_free(&t);
+    fr_text_free(&out); /* told apart no more: the later one's */
+    if (fr_cal_merge(texts, &text.length, names, 1, false, &out, &err) != FR_OK) fail_msg("%s", err.text);
+    if (fr_table_parse(out.text, out.length, "merged", &t, &err) != FR_OK) fail_msg("%s", err.text);
+    assert_int_equal(t.count, g->count);
+    fr_table_free(&t);
+    /* the same card twice is an error */
+    fr_row r = g->table.rows[0];
+    r.ns = 5;
+    r.card = 0x1a;
+    fr_cal_line(&g->table, &r, NULL, 0, &text);
+    assert_int_equal(fr_table_parse(text.text, text.length, "twice", &t, &err), FR_BAD_INPUT);
+    fr_table_free(&t);
+    fr_text_free(&out);
+    fr_text_free(&text);
+    fr_cal_grid_close(g);
 }
 
 static void header(const fr_machine *m, const char *uuid, fr_text *out) {
@@ -166,23 +263,23 @@ static void resume(void **state) {
         journal(g, done, 1000, "GPU-a", &text);
         const size_t whole = text.length;
         fr_text_add(&text, "gemm precision=bf16 m=1 n=9216 k=40"); /* killed while writing */
-        if (fr_cal_grid_resume(g, text.text, text.length, "j.raw", &found, &err) != FR_OK) fail_msg("%s", err.text);
+        if (fr_cal_grid_resume(g, text.text, text.length, "j.raw", 0, &found, &err) != FR_OK) fail_msg("%s", err.text);
         assert_int_equal(found, done);
         for (uint32_t i = 0; i < g->count; i++) assert_int_equal(g->items[i].done, i < done);
         fr_cal_grid_seconds(g, 1e9, &left);
         assert_int_equal(left, g->count - done);
         /* a broken line that is not the last one is an error that says where */
         text.text[whole - 1] = 'x';
-        assert_int_equal(fr_cal_grid_resume(g, text.text, text.length, "j.raw", &found, &err), FR_OK);
+        assert_int_equal(fr_cal_grid_resume(g, text.text, text.length, "j.raw", 0, &found, &err), FR_OK);
         fr_text_add(&text, "\nnonsense\n");
-        assert_int_equal(fr_cal_grid_resume(g, text.text, text.length, "j.raw", &found, &err), FR_BAD_INPUT);
+        assert_int_equal(fr_cal_grid_resume(g, text.text, text.length, "j.raw", 0, &found, &err), FR_BAD_INPUT);
         assert_non_null(strstr(err.text, "j.raw:"));
         fr_text_free(&text);
         /* another GPU's journal is not gone on with */
         fr_machine m;
         assert_int_equal(fr_machine_load("h100x1", &m, &err), FR_OK);
         header(&m, "GPU-b", &text);
-        assert_int_equal(fr_cal_grid_resume(g, text.text, text.length, "j.raw", &found, &err), FR_BAD_INPUT);
+        assert_int_equal(fr_cal_grid_resume(g, text.text, text.length, "j.raw", 0, &found, &err), FR_BAD_INPUT);
         assert_non_null(strstr(err.text, "h100"));
         fr_text_free(&text);
         fr_cal_grid_close(g);
@@ -233,7 +330,7 @@ static void merge(void **state) {
     fr_text_add(&b, "norm bytes=4"); /* killed while writing */
     const char *texts[] = {a.text, b.text}, *names[] = {"a.raw", "b.raw"};
     const size_t lengths[] = {a.length, b.length};
-    if (fr_cal_merge(texts, lengths, names, 2, &out, &err) != FR_OK) fail_msg("%s", err.text);
+    if (fr_cal_merge(texts, lengths, names, 2, false, &out, &err) != FR_OK) fail_msg("%s", err.text);
     assert_non_null(strstr(out.text, "# uuid: GPU-a, GPU-b\n"));
     assert_non_null(strstr(out.text, "# source: a.raw, b.raw by"));
     assert_null(strstr(out.text, "## ns:"));
@@ -270,7 +367,7 @@ static void fp8_rows(void **state) {
     fr_machine a100;
     fr_error err;
     assert_int_equal(fr_machine_load("a100x8", &a100, &err), FR_OK);
-    assert_int_equal(fr_cal_grid_open(FR_CAL_FULL, 1, &a100, 480, &without, &err), FR_OK);
+    assert_int_equal(fr_cal_grid_open(&(fr_cal_request){.devices = 1, .limit_s = 480}, &a100, &without, &err), FR_OK);
     for (uint32_t i = 0; i < without->count; i++)
         assert_true(without->table.rows[i].shape.precision == FR_BF16 && !without->items[i].fp8);
     fr_cal_grid_close(without);
@@ -305,6 +402,8 @@ int main(void) {
         cmocka_unit_test(grid),
         cmocka_unit_test(anchors_and_pairs),
         cmocka_unit_test(many_ranks),
+        cmocka_unit_test(parts),
+        cmocka_unit_test(cards),
         cmocka_unit_test(resume),
         cmocka_unit_test(rows_as_text),
         cmocka_unit_test(merge),
