@@ -130,6 +130,12 @@ static void reads_shard(fr_walk *w, fr_rank *r, fr_rank *peer, int j, bool first
     fr_read(w, peer->experts);
 }
 
+static void gather_fence(fr_walk *w, fr_rank *r, int stream, int sub) {
+    fr_op *op = fr_emit(w->f, r->stream[stream], FR_OP_FENCE, 0, w->layer);
+    op->sub = (uint16_t)sub;
+    op->micro = (uint8_t)w->micro;
+}
+
 /* One stream's pulls of a layer: those of every streams-th peer, slice by slice. A stream without any still says that
  * it is through. */
 static void pull_stream(fr_walk *w, fr_rank *r, int stream, uint32_t hold) {
@@ -156,7 +162,7 @@ static void pull_stream(fr_walk *w, fr_rank *r, int stream, uint32_t hold) {
             fr_read(w, peer->experts);
             fr_use_buffer(w->f, FR_USE_WRITE, r->pool, hold);
         }
-    if (made == 0) fr_emit(w->f, r->stream[stream], FR_OP_FENCE, 0, w->layer)->sub = (uint16_t)stream;
+    if (made == 0) gather_fence(w, r, stream, stream);
     fr_raise(w, r->arrived[stream]);
 }
 
@@ -164,7 +170,7 @@ static void pull_stream(fr_walk *w, fr_rank *r, int stream, uint32_t hold) {
 static void pull_streams(fr_walk *w, fr_rank *r, int layer, uint32_t hold) {
     int now = w->layer;
     w->layer = layer;
-    fr_emit(w->f, r->stream[0], FR_OP_FENCE, 0, layer)->sub = FR_MAX_GATHER_STREAMS;
+    gather_fence(w, r, 0, FR_MAX_GATHER_STREAMS);
     may_begin(w, r);
     fr_use_buffer(w->f, FR_USE_ACQUIRE, r->pool, hold);
     fr_raise(w, r->slot_taken);

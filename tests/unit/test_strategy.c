@@ -65,13 +65,13 @@ static fr_machine machine(int gpus) {
     fr_machine m;
     fr_error err;
     if (fr_machine_load("h200x8", &m, &err) != FR_OK) fail_msg("%s", err.text);
-    if (gpus > m.gpus) m.gpus = gpus;
+    if (gpus > m.gpus) m.gpus = m.gpus_per_host = m.gpus_per_domain = gpus; /* one switch for all */
     return m;
 }
 
 static void open_planner(const fr_model *m, const fr_layout *l, const char *routing, bool fold, built *b) {
     fr_error err = {0};
-    fr_machine mach = machine(0);
+    fr_machine mach = machine(fr_layout_gpus(l));
     fr_memory memory;
     bool fits;
     char reason[256];
@@ -174,6 +174,14 @@ static const cell cells[] = {
     {"ep4 tp2 tbo", "ep", 4, {.overlap = FR_OVERLAP_TBO, .tp = 2}},
     {"ep4 groups", "ep", 4, {.overlap = FR_OVERLAP_EXPERT_GROUPS, .overlap_stages = 2}},
     {"ep2 dp4", "ep", 4, {.ep = 2, .dp = 4}},
+    {"ep16", "ep", 16, {KV}},
+    {"ep16 agrs", "ep", 16, {.exchange = FR_EXCHANGE_AGRS}},
+    {"ep8 tp2 tbo", "ep", 16, {.ep = 16, .tp = 2, .overlap = FR_OVERLAP_TBO}},
+    {"asyncep16", "asyncep", 16, {KV}},
+    {"asyncep16 nccl", "asyncep", 16, {.gather = FR_GATHER_NCCL}},
+    {"dwdp16 in slices", "dwdp", 16, {.gather_chunk = 100000}},
+    {"pp4 asyncep4", "asyncep", 16, {.pp = 4, .ep = 4, .micro_batches = 4}},
+    {"pp8 ep2", "ep", 16, {.pp = 8, .ep = 2, .micro_batches = 8}},
     {"asyncep", "asyncep", 4, {KV}},
     {"asyncep moe", "asyncep", 4, {.wait = FR_WAIT_MOE}},
     {"asyncep chunked gather", "asyncep", 4, {.gather_chunk = 100000}},
@@ -321,8 +329,8 @@ static void folded_plans_carry_the_same_bytes_and_flops(void **state) {
     (void)state;
     fr_model m = tiny();
     static const fr_sequence even[2] = {{512, 0, 2, -1, -1}, {512, 0, 2, -1, -1}};
-    fr_batch batches[8];
-    for (int i = 0; i < 8; i++) batches[i] = (fr_batch){even, 2};
+    fr_batch batches[16];
+    for (int i = 0; i < 16; i++) batches[i] = (fr_batch){even, 2};
     for (size_t i = 0; i < sizeof cells / sizeof *cells; i++) {
         fr_layout l = layout_of(cells[i].strategy, cells[i].gpus, cells[i].options);
         if (l.pp > 1 || l.experts == FR_EXP_ASAP || (l.experts == FR_EXP_DWDP && m.experts % l.ep)) continue;
@@ -408,7 +416,7 @@ static void batches_are_answered_once(void **state) {
         fr_layout l = layout_of(cells[i].strategy, cells[i].gpus, cells[i].options);
         built b;
         open_planner(&m, &l, "even", false, &b);
-        fr_batch batches[8] = {{one, 1}}; /* the other slots are empty */
+        fr_batch batches[16] = {{one, 1}}; /* the other slots are empty */
         forward(&b, 0, batches);
         int answers = 0, entries = 0, micros = 1;
         for (uint32_t o = 0; o < b.fragments[0]->ops_count; o++) {
@@ -437,7 +445,7 @@ static void cuts_are_runs_of_the_batch(void **state) {
         built b;
         open_planner(&m, &l, "even", false, &b);
         const int slots = fr_planner_slots(b.planner);
-        fr_batch batches[8];
+        fr_batch batches[16];
         for (int s = 0; s < slots; s++) batches[s] = given[s % 3];
         forward(&b, 0, batches);
         fr_cuts *c = fr_planner_cuts(b.planner);
