@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # The engine on two GPUs, and with PARTS=four on four: every layout gives the logits that one GPU gives on the same sequences.
 #   tests/gpu/test_ranks.sh [ENGINE [OUT]]        PARTS="tp pp ep gather offload weights fp8 four"  ONLY="@(tp2|ep2-*)"
-#                                                 SHARE=1/3: every third check, so that three processes share the work
+#                                                 SHARE=1/3: every third check, so that three processes share the work; LIMIT=SECONDS
 # Small random Qwen3-MoE models, so that all of it takes a minute; lengths are mixed, ranks may be empty, routing may be
 # skewed. `same`: bit for bit; `near`: within a tolerance, see below. Every run has a time limit.
 set -u
 shopt -s extglob
 engine=${1:-build/forerun-cuda} out=${2:-build/gpu/ranks}
-parts=${PARTS:-tp pp ep gather offload weights fp8} only=${ONLY:-*} share=${SHARE:-0/1} met=0 gpus=2
+parts=${PARTS:-tp pp ep gather offload weights fp8} only=${ONLY:-*} share=${SHARE:-0/1} met=0 gpus=2 limit=${LIMIT:-600}
 here=$(cd "$(dirname "$0")/../.." && pwd)
 mkdir -p "$out"
 . "$(dirname "$0")/lib.sh"
@@ -22,16 +22,12 @@ JSON
 sed 's/"num_key_value_heads": 2/"num_key_value_heads": 1/; s/"num_experts": 16/"num_experts": 64/; s/"num_experts_per_tok": 4/"num_experts_per_tok": 8/; s/"head_dim": 64/"head_dim": 128/' \
     "$out/tiny.json" >"$out/wide.json"
 
-run() { # FILE flags...: a forward or more, logits to FILE
-    local file=$1; shift
-    timeout 40 "$engine" run --no-predict --warmup 0 --fit-rounds 0 --no-spans --timeout 15 --json --logits "$file" "$@" \
-        >"$file.json" 2>"$file.err" || { tail -n 2 "$file.err" | cut -c 1-300; return 1; }
-}
-# One GPU's logits on the same sequences, made once for every set of flags.
-reference() { # flags...
-    local name; name=$out/one-$(echo "$*" | cksum | tr -c '0-9\n' '-')
-    [ -s "$name" ] || run "$name" --machine h200x1 --strategy dp "$@" >&2 || return 1
-    echo "$name"
+# Every check is one or two cells of a list: all of it then runs in one process, which starts GPUs and libraries once.
+list=$out/cells checks=$out/checks log=$out/log results=$out/results
+mkdir -p "$results"
+rm -f "$list" "$checks" "$log" "$results"/*.json "$out"/*.bits
+cell() { # NAME flags...: its logits in NAME.bits
+    grep -qs "^$1 |" "$list" || echo "$1 | ${*:2} --logits $out/$1.bits" >>"$list"
 }
 # Is this check asked for, and this process's?
 mine() { # NAME
@@ -40,18 +36,19 @@ mine() { # NAME
     met=$((met + 1))
     [ $((met % ${share#*/})) -eq "${share%/*}" ]
 }
+reference() { # MACHINE flags...: the name of its cell, one for all checks with these flags
+    local name; name=ref-$1-$(echo "${*:2}" | cksum | cut -d' ' -f1)
+    cell "$name" --machine "$1" --strategy dp "${@:2}"
+    echo "$name"
+}
 compare() { # NAME LIMITS SEQUENCES FLAGS -- LAYOUT-FLAGS; SEQUENCES as --seqs takes them, a list per attention group
-    local name=$1 limits=$2 seqs=$3 flags=() ref text; shift 3
+    local name=$1 limits=$2 seqs=$3 flags=() ref; shift 3
     mine "$name" || return
     while [ "$1" != -- ]; do flags+=("$1"); shift; done
     shift
-    ref=$(reference "${flags[@]}" --seqs "$(echo "$seqs" | tr / , | sed 's/^,*//; s/,*$//; s/,,*/,/g')") || { bad "$name: no reference"; return; }
-    local began; began=$(date +%s%N)
-    if ! text=$(run "$out/$name" --machine "h200x$gpus" "${flags[@]}" --seqs "$seqs" "$@"); then bad "$name: $text"; return; fi
-    # shellcheck disable=SC2086
-    if text=$($python "$here/tests/tools/compare_logits.py" "$ref" "$out/$name" $limits 2>&1); then ok; else bad "$name"; fi
-    printf '%-24s %s (%d ms)\n' "$name" "$text" $((($(date +%s%N) - began) / 1000000))
-    rm -f "$out/$name"
+    ref=$(reference h200x1 "${flags[@]}" --seqs "$(echo "$seqs" | tr / , | sed 's/^,*//; s/,*$//; s/,,*/,/g')")
+    cell "$name" --machine "h200x$gpus" "${flags[@]}" --seqs "$seqs" "$@"
+    echo "$name $ref $limits" >>"$checks"
 }
 same() { local name=$1; shift; compare "$name" "" "$@"; }
 # Partial sums are rounded to bf16 where one GPU adds them in fp32: each of the 2 L sums of a residual stream then errs by
@@ -97,15 +94,12 @@ fi
 # Weights come to the tokens: the bits of dp on as many GPUs, or on one per attention group, where nothing travels.
 twin() { # NAME GPUS[:GROUPS] FLAGS -- LAYOUT-FLAGS
     mine "$1" || return
-    local name=$1 gpus=${2%:*} groups=${2#*:} flags=() ref text; shift 2
+    local name=$1 on=${2%:*} groups=${2#*:} flags=() ref; shift 2
     while [ "$1" != -- ]; do flags+=("$1"); shift; done
     shift
-    ref=$out/dp$groups-$(echo "${flags[*]}" | tr -c 'a-z0-9\n' '_')
-    if [ ! -s "$ref" ] && ! text=$(run "$ref" --machine "h200x$groups" --strategy dp "${flags[@]}"); then bad "$name: dp: $text"; return; fi
-    if ! text=$(run "$out/$name" --machine "h200x$gpus" "${flags[@]}" "$@"); then bad "$name: $text"; return; fi
-    if text=$($python "$here/tests/tools/compare_logits.py" "$ref" "$out/$name" 2>&1); then ok; else bad "$name"; fi
-    printf '%-34s %s\n' "$name" "$text"
-    rm -f "$out/$name"
+    ref=$(reference "h200x$groups" "${flags[@]}")
+    cell "$name" --machine "h200x$on" "${flags[@]}" "$@"
+    echo "$name $ref" >>"$checks"
 }
 if has gather; then
     for model in tiny wide; do
@@ -205,5 +199,31 @@ if has four; then
     twin offload-hybrid2-replicas 4 $t --seqs $quarters -- --strategy offload --ep 2
     near ep4-zipf-empty 300,5///40 "${wide[@]}" --skew zipf:6 -- --strategy ep --ep-exchange agrs
 fi
+[ -s "$checks" ] || { echo "no checks"; exit 1; }
+# A cell that fails says so and the next one runs. Where the process ends before its list does, the cell it was at is left out.
+cp "$list" "$list.left"
+for try in 1 2 3 4 5; do
+    room=$((limit - SECONDS))
+    [ $room -lt 5 ] && break
+    timeout -k 10 $room "$engine" run --no-predict --warmup 0.01 --fit-rounds 0 --no-spans --timeout 15 --json --cells "$list.left" --results "$results" \
+        --limit $((room - 4)) >"$log.$try" 2>&1
+    code=$?
+    cat "$log.$try" >>"$log"
+    grep -q "left for want of time" "$log.$try" && break
+    echo "the process ended with $code: $(tail -n 1 "$log.$try" | cut -c 1-200)"
+    while read -r name _; do
+        [ -s "$results/$name.json" ] || grep -q "^$name  *FAILED" "$log" || break
+    done <"$list.left"
+    echo "$name FAILED: the process ended here" >>"$log"
+    grep -v "^$name |" "$list" >"$list.left"
+done
+while read -r name ref limits; do
+    if [ ! -s "$results/$ref.json" ]; then bad "$name: no reference: $(grep "^$ref " "$log" | cut -c 1-300)"; continue; fi
+    if [ ! -s "$results/$name.json" ]; then bad "$name: $(grep "^$name " "$log" || echo "did not run")"; continue; fi
+    # shellcheck disable=SC2086
+    if text=$($python "$here/tests/tools/compare_logits.py" "$out/$ref.bits" "$out/$name.bits" $limits 2>&1); then ok; else bad "$name"; fi
+    printf '%-26s %s (%s)\n' "$name" "$text" "$(awk -v n="$name" '$1 == n { print $2 " s" }' "$log")"
+done <"$checks"
+rm -f "$out"/*.bits
 echo "$passed passed, $failed failed"
 [ "$failed" -eq 0 ]
