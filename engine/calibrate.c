@@ -82,6 +82,7 @@ static fr_cal_item *add(maker *m, fr_cal_what what, int tier, fr_row row) {
     fr_shape *s = &row.shape;
     if (fr_op_class_of((fr_op_kind)s->kind) == FR_CLASS_ATTENTION && !s->v_head_dim)
         s->v_head_dim = (int16_t)s->head_dim;
+    if (!s->hosts) s->hosts = 1; /* as the reader has it */
     row.key = fr_row_key(t, &row);
     for (uint32_t i = 0; i < g->count; i++)
         if (fr_row_same(t, &row, t, &t->rows[i], true)) {
@@ -589,7 +590,9 @@ static void add_collectives(maker *m, int devices) {
             row.shape.ranks = (int16_t)devices;
             row.shape.transport = (uint8_t)kinds[i].transport;
             coarse = !coarse;
-            if (coarse || m->mode == FR_CAL_FULL) add(m, FR_CAL_COLLECTIVE, kinds[i].tier + !coarse, row);
+            /* what needs communicators of its own comes last: should these not open, the rest is there */
+            const int later = devices > 2 && (weights || kinds[i].kind == FR_OP_SEND) ? TIERS : 0;
+            if (coarse || m->mode == FR_CAL_FULL) add(m, FR_CAL_COLLECTIVE, kinds[i].tier + !coarse + later, row);
         }
     }
 }
@@ -744,7 +747,7 @@ static bool named(const char *list, const char *name) {
 }
 
 static bool known(const char *name) {
-    bool found = fr_op_by_name(name) != FR_OP_KIND_COUNT;
+    bool found = fr_op_by_name(name) != FR_OP_KIND_COUNT || strcmp(name, "turn") == 0;
     for (int w = 0; w < FR_CAL_WHATS; w++) found |= strcmp(name, fr_cal_what_name((fr_cal_what)w)) == 0;
     for (int c = 0; c < FR_CLASS_COUNT; c++) found |= strcmp(name, fr_op_class_name((fr_op_class)c)) == 0;
     return found;
@@ -756,10 +759,11 @@ static fr_status check_only(const char *only, fr_error *err) {
         const size_t n = strcspn(at, ",");
         snprintf(name, sizeof name, "%.*s", (int)fr_min_i64((int64_t)n, 31), at);
         if (!known(name))
-            return fr_fail(err, FR_BAD_INPUT,
-                           "--only: '%s': expected burst, hold, ramp, release, host, copy, pull, collective, exchange, "
-                           "beside, an op or a class of ops",
-                           name);
+            return fr_fail(
+                err, FR_BAD_INPUT,
+                "--only: '%s': expected burst, hold, turn, ramp, release, host, copy, pull, collective, exchange, "
+                "beside, an op or a class of ops",
+                name);
         at = at[n] ? at + n + 1 : NULL;
     }
     return FR_OK;
@@ -768,22 +772,30 @@ static fr_status check_only(const char *only, fr_error *err) {
 static bool asked(const fr_cal_grid *g, uint32_t i, const char *only) {
     const fr_row *r = &g->table.rows[i];
     const fr_op_kind kind = (fr_op_kind)r->shape.kind;
-    if (!only || named(only, fr_cal_what_name((fr_cal_what)g->items[i].what))) return true;
+    const bool turns = g->items[i].what == FR_CAL_HOLD && r->duty < 1;
+    if (!only || named(only, turns ? "turn" : fr_cal_what_name((fr_cal_what)g->items[i].what))) return true;
     if (r->type == FR_ROW_SLOWDOWN) return named(only, fr_op_class_name((fr_op_class)r->victim));
     return named(only, fr_op_name(kind)) || named(only, fr_op_class_name(fr_op_class_of(kind)));
 }
 
-/* Keeps what was asked for, in its order. */
+/* Keeps what was asked for, in its order. Shards get each item of a kind where the kind has taken least time so far. */
 static void cut(fr_cal_grid *g, const fr_cal_request *q) {
-    int seen[FR_CAL_WHATS] = {0};
+    const int shards = q->shards > 1 ? q->shards : 1;
+    double(*sum)[FR_CAL_WHATS] = fr_alloc((size_t)shards * sizeof *sum);
     uint32_t kept = 0;
     for (uint32_t i = 0; i < g->count; i++) {
+        const int what = g->items[i].what;
+        int to = 0;
         if (!asked(g, i, q->only)) continue;
-        if (q->shards > 1 && seen[g->items[i].what]++ % q->shards != q->shard) continue;
+        for (int k = 1; k < shards; k++)
+            if (sum[k][what] < sum[to][what]) to = k;
+        sum[to][what] += g->items[i].seconds;
+        if (shards > 1 && to != q->shard) continue;
         g->items[kept] = g->items[i];
         g->table.rows[kept++] = g->table.rows[i];
     }
     g->count = g->table.count = kept;
+    free(sum);
 }
 
 fr_status fr_cal_grid_open(const fr_cal_request *q, const fr_machine *machine, fr_cal_grid **out, fr_error *err) {

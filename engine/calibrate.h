@@ -79,7 +79,7 @@ typedef struct {
     double limit_s;    /* that there is: sustained measurements take a share of it, 10 s each where it is 8 minutes */
     double hold_s;     /* of a sustained anchor; 0 = that share */
     const char *only;  /* "release,hold,gemm": whats, ops and classes of ops, in any order; NULL = all */
-    int shard, shards; /* of each what every shards-th item, from the shard-th on; 0 shards = all */
+    int shard, shards; /* this part of so many, of about the same time each; 0 shards = all */
 } fr_cal_request;
 
 /* The grid for `machine`'s GPU with 1 .. FR_CAL_DEVICES devices, ordered and with estimates. FR_BAD_INPUT for another

@@ -173,6 +173,11 @@ static fr_status resume(fr_cal_run *r, const char *text, size_t length, uint32_t
     return FR_OK;
 }
 
+static fr_status note_cards(fr_cal_run *r, fr_error *err) {
+    for (int d = 0; d < r->options->devices; d++) FR_TRY(fr_cal_note(r, err, "resumed on %s", r->facts[d].uuid));
+    return FR_OK;
+}
+
 /* Goes on with the journal that is there, or begins one. */
 static fr_status open_journal(fr_cal_run *r, fr_error *err) {
     const char *path = r->result->journal;
@@ -190,7 +195,7 @@ static fr_status open_journal(fr_cal_run *r, fr_error *err) {
     r->journal = open(path, O_WRONLY | O_CREAT | O_CLOEXEC | (whole ? 0 : O_TRUNC), 0644);
     if (r->journal < 0 || ftruncate(r->journal, (off_t)whole) != 0 || lseek(r->journal, 0, SEEK_END) < 0)
         return fr_fail(err, FR_FAILED, "%s: cannot write", path);
-    if (whole) return FR_OK;
+    if (whole) return note_cards(r, err); /* the header names those of the beginning */
     fr_text text = {0};
     fr_status status = header(r, &text, err);
     if (status == FR_OK) status = append(r, &text, err);
