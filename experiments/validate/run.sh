@@ -3,7 +3,7 @@
 # OUT/NAME.json each.
 #   experiments/validate/run.sh ENGINE PART OUT [SECONDS]       stops before SECONDS are over; cells that are there already are left out
 # ANCHORS=FILE: anchor rows of this machine (forerun calibrate --anchors), stored with the runs.
-# ONLY=REGEX: cells whose names match, all of REGEX.
+# ONLY=REGEX: cells whose names match, all of REGEX. WARMUP=S: back to back before the clock of sustained runs, 1.5.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/cells.sh"
@@ -15,7 +15,7 @@ asked() {
     while IFS=$'\t' read -r name flags; do
         [[ $name =~ ^(${ONLY:-.*})$ ]] || continue
         [[ " $flags " == *" --strategy "* || " $flags " == *" --attention "* ]] || flags="--strategy dp $flags"
-        warmup=1.5
+        warmup=${WARMUP:-1.5}
         [[ " $flags " == *" --regime burst"* ]] && warmup=0
         # hundreds of forwards of 48 layers: their spans would be all there is in the store
         [[ " $flags " == *"poisson"* ]] && flags="$flags --no-spans"
