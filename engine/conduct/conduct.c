@@ -325,6 +325,7 @@ static fr_status start_clock(fr_conductor *c) {
     const struct timespec rest = {.tv_nsec = (long)fr_max_i64(left, 0)};
     nanosleep(&rest, NULL);
     c->timed = true;
+    if (c->o->warmup_s > 0) c->out->pause_ns = c->epoch - c->warm_end;
     if (c->o->spans) c->causes = fr_causes_new(c->plan);
     return FR_OK;
 }
@@ -435,6 +436,7 @@ static fr_status conduct(fr_conductor *c) {
     fr_conduct_needs(c->setup, c->o, &c->needs);
     FR_TRY(open_ranks(c));
     FR_TRY(fr_conduct_warm(c));
+    c->warm_end = fr_monotonic();
     FR_TRY(replan(c));
     FR_TRY(play(c));
     return end(c);

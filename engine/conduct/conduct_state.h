@@ -74,12 +74,12 @@ typedef struct {
     fr_unit *unit;
     fr_kv_book *books; /* [units * slots] */
     fr_deal deal;
-    fr_sequence spare;     /* a batch to measure routing with, and to warm up a trace */
-    fr_batch *spares;      /* [units * slots] of it */
-    int64_t sequences_all; /* most of a forward of all units */
-    bool timed;            /* what comes in counts */
-    int64_t epoch;
-    int64_t *fit; /* [layers][E] counts of the forwards being measured; NULL = not measuring */
+    fr_sequence spare;       /* a batch to measure routing with, and to warm up a trace */
+    fr_batch *spares;        /* [units * slots] of it */
+    int64_t sequences_all;   /* most of a forward of all units */
+    bool timed;              /* what comes in counts */
+    int64_t epoch, warm_end; /* monotonic ns */
+    int64_t *fit;            /* [layers][E] counts of the forwards being measured; NULL = not measuring */
     /* sums */
     double *ttft;
     uint32_t ttft_count, ttft_cap;

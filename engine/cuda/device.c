@@ -196,7 +196,7 @@ struct fr_meter {
     nvml_handle handle;
     pthread_t thread;
     pthread_mutex_t lock;
-    bool stop;
+    bool stop, running;
     int samples, capped;
     unsigned least;
     double clock, milliwatts;
@@ -238,20 +238,30 @@ static void *sample(void *context) {
     }
 }
 
-fr_meter *fr_meter_start(int device) {
+fr_meter *fr_meter_open(int device) {
     fr_meter *m = fr_alloc(sizeof *m);
     char bus[32];
     pthread_mutex_init(&m->lock, NULL);
     bool ok = cudaDeviceGetPCIBusId(bus, sizeof bus, device) == cudaSuccess && nvml_open(&m->n) &&
               m->n.by_bus(bus, &m->handle) == 0;
-    m->began = monotonic_s();
-    if (ok) m->millijoules = energy(m);
-    ok = ok && pthread_create(&m->thread, NULL, sample, m) == 0;
     if (ok) return m;
     nvml_close(&m->n);
     pthread_mutex_destroy(&m->lock);
     free(m);
     return NULL;
+}
+
+void fr_meter_begin(fr_meter *m) {
+    if (!m) return;
+    m->began = monotonic_s();
+    m->millijoules = energy(m);
+    m->running = pthread_create(&m->thread, NULL, sample, m) == 0;
+}
+
+fr_meter *fr_meter_start(int device) {
+    fr_meter *m = fr_meter_open(device);
+    fr_meter_begin(m);
+    return m;
 }
 
 void fr_meter_stop(fr_meter *m, fr_meter_reading *out) {
@@ -260,7 +270,7 @@ void fr_meter_stop(fr_meter *m, fr_meter_reading *out) {
     pthread_mutex_lock(&m->lock);
     m->stop = true;
     pthread_mutex_unlock(&m->lock);
-    pthread_join(m->thread, NULL);
+    if (m->running) pthread_join(m->thread, NULL);
     if (m->samples)
         *out = (fr_meter_reading){.samples = m->samples,
                                   .sm_mhz_min = (int)m->least,

@@ -36,8 +36,8 @@ fr_status fr_device_versions(fr_versions *found, fr_versions *built, fr_error *e
 fr_status fr_device_count(int *count, fr_error *err);
 fr_status fr_device_read(int index, fr_device_facts *out, fr_error *err);
 
-/* SM clock and power, sampled by a thread every 20 ms through NVML between start and stop; zeros where NVML is absent.
- */
+/* SM clock and power, sampled by a thread every 20 ms through NVML between begin and stop; zeros where NVML is absent.
+ * Opening takes a tenth of a second and more: time in which a GPU that waits for it cools and gets its clock back. */
 typedef struct fr_meter fr_meter;
 typedef struct {
     int samples, sm_mhz_min;
@@ -45,7 +45,9 @@ typedef struct {
     double capped;        /* share of the samples in which the driver named the power limit as a reason */
     bool power_capped;    /* more than half */
 } fr_meter_reading;
-fr_meter *fr_meter_start(int device);
+fr_meter *fr_meter_open(int device);                    /* NULL where there is no NVML */
+void fr_meter_begin(fr_meter *m);                       /* NULL is allowed */
+fr_meter *fr_meter_start(int device);                   /* both */
 void fr_meter_stop(fr_meter *m, fr_meter_reading *out); /* NULL m is allowed */
 
 #endif

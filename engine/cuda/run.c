@@ -39,11 +39,24 @@ typedef struct {
 static void playing(void *context, bool on) {
     metered *m = context;
     for (int r = 0; r < m->ranks; r++) {
-        if (on)
-            m->meters[r] = fr_meter_start(m->first + r);
-        else
+        if (on) {
+            fr_meter_begin(m->meters[r]);
+        } else {
             fr_meter_stop(m->meters[r], &m->out->meter[r]);
+            m->meters[r] = NULL;
+        }
     }
+}
+
+/* Before warming up, since it takes long. */
+static void open_meters(metered *m) {
+    for (int r = 0; r < m->ranks; r++) m->meters[r] = fr_meter_open(m->first + r);
+}
+
+/* Of a run that did not come to its end. */
+static void close_meters(metered *m) {
+    fr_meter_reading none;
+    for (int r = 0; r < m->ranks; r++) fr_meter_stop(m->meters[r], &none);
 }
 
 /* What NVML saw: energy, and the clock as the simulator gives it too. */
@@ -96,6 +109,7 @@ static fr_status conduct(const fr_setup *setup, const fr_run_options *o, fr_cond
     fr_status s = check_devices(o, here(o, ranks), out, err);
     if (s == FR_OK) s = fr_world_open_threads(ranks, o->timeout_s, &c->world, err);
     if (s == FR_OK && c->wires) fr_world_spread(c->world);
+    if (s == FR_OK) open_meters(c->playing_context);
     if (s == FR_OK) s = fr_conduct(setup, c, &out->c, err);
     /* After a failure the libraries' own ends may wait for a device or a communicator that was given up. */
     out->device_lost = out->c.lost || (s == FR_FAILED && out->c.ranks > 0);
@@ -135,6 +149,7 @@ static fr_status run(const fr_setup *setup, const fr_run_options *o, fr_run_outp
     fr_status s = FR_OK;
     if (o->inject) s = fr_inject_parse(o->inject, out->ranks, &k->c.inject, err);
     if (s == FR_OK) s = o->conductor ? follow_wire(setup, o, &k->c, out, err) : conduct(setup, o, &k->c, out, err);
+    close_meters(&k->m);
     fill_meters(out, &out->c.result);
     if (!out->device_lost) free(k);
     return s;
