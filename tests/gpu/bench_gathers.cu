@@ -173,11 +173,13 @@ int main(int count, char **args) {
         printf("needs two GPUs\n");
         return 77;
     }
-    if (count > 1) shard = static_cast<size_t>(atoll(args[1])) << 20;
-    if (count > 2) layers = atoi(args[2]);
+    if (count > 1) layers = atoi(args[1]);
+    std::vector<size_t> shards;
+    for (int i = 2; i < count; i++) shards.push_back(static_cast<size_t>(atoll(args[i])) << 20);
+    if (shards.empty()) shards.push_back(shard);
+    shard = *std::max_element(shards.begin(), shards.end());
     open();
     const size_t M = size_t{1} << 20;
-    printf("%d GPUs, shards of %zu MiB, %d layers\n", gpus, shard / M, layers);
     const Row rows[] = {
         {"warm-up", 1, 0, LOCKSTEP, false, false, 0, 0},
         {"one GPU alone", 1, 0, FREE, false, false, 1, 0},
@@ -211,7 +213,11 @@ int main(int count, char **args) {
         {"push, same order", 3, 0, FREE, true, true, 0, 0},
         {"lockstep again", 3, 0, LOCKSTEP, false, false, 0, 0},
     };
-    for (const Row &row : rows)
-        if (row.pullers <= gpus && row.sources < gpus) measure(row);
+    for (size_t each : shards) {
+        shard = each;
+        printf("%d GPUs, shards of %zu MiB, %d layers\n", gpus, shard / M, layers);
+        for (const Row &row : rows)
+            if (row.pullers <= gpus && row.sources < gpus) measure(row);
+    }
     return 0;
 }
