@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # The set for 4 or 8 GPUs on such a machine, into OUT: anchors and what all GPUs do at once, then all cells in one process
-# (OUT/PART.db with timelines and routing, OUT/NAME.json each; cells that are there already are left out).
+# (OUT/NAME.json each, OUT/PART.db with timelines and routing; cells that are there already are left out).
 #   experiments/large/run.sh ENGINE four|eight OUT [SECONDS]
-# ONLY="NAME...": these cells, in this order; CALIBRATE=no: no anchors, no rows; WARMUP=S: back to back before the clock, 1
+# ONLY="NAME...": these cells, in this order; CALIBRATE=no: no anchors, no rows; WARMUP=S: back to back before the clock, 1;
+# ROUNDS=N: corrections of the routing before, 4; DB="NAME...": only these cells' timelines are kept (a cell has some 1 MB)
 set -u
 here=$(cd "$(dirname "$0")" && pwd) engine=$1 part=$2 out=$3 limit=${4:-500}
 . "$here/../validate/cells.sh"
@@ -17,6 +18,11 @@ anchors=
 asked() { # of the set, those that are asked for
     local all name
     all=$(SET=$here/set.txt cells "$part" | sed 's/\t/ | /')
+    if [ -n "${DB+given}" ]; then
+        for name in $DB; do all=$(sed "s,^$name | .*,& --db $out/$part.db," <<<"$all"); done
+    else
+        all=$(sed "s,\$, --db $out/$part.db," <<<"$all")
+    fi
     [ -n "${ONLY:-}" ] || { echo "$all"; return; }
     for name in $ONLY; do grep "^$name | " <<<"$all" || echo "no cell $name in part $part" >&2; done
 }
@@ -27,5 +33,5 @@ for try in 1 2; do
     [ $room -lt 10 ] && break
     # shellcheck disable=SC2086
     timeout -k 10 $((room + 25)) "$engine" run --machine "$(machine "$part")" --warmup "${WARMUP:-1}" --timeout 20 --no-predict $anchors \
-        --db "$out/$part.db" --cells "$out/cells.txt" --results "$out" --limit $((room - 8)) && break
+        --fit-rounds "${ROUNDS:-4}" --cells "$out/cells.txt" --results "$out" --limit $((room - 8)) && break
 done
