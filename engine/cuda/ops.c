@@ -1,6 +1,7 @@
 /* Op kind -> launcher; and the launchers outside of attention and experts: embedding, norms, head. */
 #include "engine/cuda/ops.h"
 #include "engine/cuda/pools.h"
+#include "engine/strategy/strategy.h"
 
 fr_status fr_call_done(fr_call *c, cudaError_t e, const char *what) {
     if (e == cudaSuccess) return FR_OK;
@@ -59,17 +60,18 @@ static fr_status final_norm(fr_call *c) {
                         "fr_k_rmsnorm");
 }
 
-/* sub 0 and 1: before attention and before the experts; sub 2: the final one; sub 3: attention's output quantised. Two
- * buffers read = the last block's result is added to the residual stream first. */
+/* sub 0 and 1: before attention and before the experts; sub 2: the final one; sub 3 and 4: rows quantised, attention's
+ * output and what a tp group gathered. Two buffers read = the last block's result is added to the residual stream
+ * first. */
 static fr_status norm(fr_call *c) {
     const fr_device_rank *r = c->r;
     const float eps = (float)r->model->norm_eps;
     const int64_t rows = c->b->held, hidden = r->model->hidden;
     if (c->op->sub == 2) return final_norm(c);
-    if (c->op->sub == 3) return fr_launch_quantise(c);
+    if (c->op->sub == 3 || c->op->sub == 4) return fr_launch_quantise(c);
     const fr_bf16 *weight = c->op->sub == 1 ? c->w->post_norm : c->w->input_norm;
     FR_TRY(fr_call_expect(c, 1, 1, c->shape->m, rows));
-    if (fr_call_fp8(c) && c->op->sub == 0) return fr_launch_norm_fp8(c, weight);
+    if (fr_call_fp8(c) && c->op->sub == 0 && !fr_layout_sliced(r->layout)) return fr_launch_norm_fp8(c, weight);
     if (c->ins == 1)
         return fr_call_done(c, fr_k_rmsnorm(c->in[0], weight, NULL, c->out[0], rows, hidden, eps, c->stream),
                             "fr_k_rmsnorm");

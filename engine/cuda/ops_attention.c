@@ -137,7 +137,7 @@ static fr_status prepare_products(fr_device_rank *r, fr_error *err) {
             if (g.w_scale && M % 4) continue;
             if (g.w_scale) g.x_scale = (const float *)(const void *)(x + rows * fr_max_i64(q, m->hidden) / 2);
             g.x = x;
-            g.add = i == 1 && r->layout->tp == 1 ? out : NULL; /* as engine/strategy/layer.c has it */
+            g.add = i == 1 && r->layout->tp == 1 && !g.w_scale ? out : NULL; /* as engine/strategy/layer.c has it */
             g.out = out;
             g.M = M;
             g.workspace = r->gemm_workspace;

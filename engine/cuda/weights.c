@@ -15,8 +15,6 @@ static const char *no_fp8(const fr_model *m, const fr_layout *l) {
         return "hidden and each rank's expert width must be multiples of 128";
     if (m->heads / l->tp * m->head_dim % 128 || kv * m->head_dim % 128)
         return "each rank's width of q, k and v must be a multiple of 128";
-    if (l->tp > 1 && (l->dp > 1 || l->experts != FR_EXP_TP))
-        return "attention sliced over a tp group is not executed yet in fp8";
     return NULL;
 }
 

@@ -33,8 +33,8 @@ void fr_emit_embed(fr_walk *w, fr_rank *r) {
 
 /*
  * RMSNorm: rows in, rows out. With the result of the block before still to be added (residual): that in, the stream in
- * and out, rows out. In fp8 the normed row is written quantised where only products read it, and both ways where a
- * router, an exchange or the permutation (which quantises on its way) reads it beside shared experts.
+ * and out, rows out. In fp8 the normed row is written quantised where only products read it, plain where a router, an
+ * exchange or the permutation (which quantises on its way) does, and both ways where shared experts stand beside those.
  */
 void fr_emit_norm(fr_walk *w, fr_rank *r, int sub) {
     fr_planner *p = w->p;
@@ -45,7 +45,8 @@ void fr_emit_norm(fr_walk *w, fr_rank *r, int sub) {
     fr_scratch *b = fr_scratch_of(w, r);
     const fr_model *m = &p->model;
     const bool experts = sub == 1 && fr_model_is_moe_layer(m, w->layer), fp8 = p->layout.precision == FR_FP8;
-    const bool plain = !fp8 || experts || p->sliced, quantised = fp8 && (!experts || m->shared_width > 0);
+    const bool plain = !fp8 || experts || p->sliced;
+    const bool quantised = fp8 && !(p->sliced && !experts) && (!experts || m->shared_width > 0);
     int64_t tokens = fr_tokens_here(w, r), row = BF16 * (int64_t)m->hidden;
     int64_t bytes = tokens * (row * ((r->residual ? 3 : 1) + plain) + (quantised ? fr_fp8_row(w, m->hidden) : 0));
     fr_put(w, r, FR_LANE_COMPUTE, FR_OP_NORM, fr_memory_shape(w, FR_OP_NORM, tokens, m->hidden, bytes), sub);
@@ -148,7 +149,7 @@ static uint32_t attention_shape(fr_walk *w, fr_rank *r, int split) {
 }
 
 /* q, k and v at once; K and V heads are repeated where a tp group has more ranks than the model has KV heads. */
-static int64_t project_gqa(fr_walk *w, fr_rank *r, int split, int64_t tokens) {
+static int64_t project_gqa(fr_walk *w, fr_rank *r, int split, int64_t tokens, uint32_t from) {
     const fr_model *m = &w->p->model;
     fr_scratch *b = fr_scratch_of(w, r);
     int64_t kv = m->kv_heads >= split ? m->kv_heads / split : 1, d = m->head_dim;
@@ -157,14 +158,14 @@ static int64_t project_gqa(fr_walk *w, fr_rank *r, int split, int64_t tokens) {
                    (double)((m->heads + m->kv_heads) * d + (int64_t)m->kv_heads * m->v_head_dim);
     uint32_t shape = fr_gemm_shape(w, FR_OP_GEMM_QKV, w->p->layout.precision, tokens, n, m->hidden, flops);
     fr_put(w, r, FR_LANE_COMPUTE, FR_OP_GEMM_QKV, shape, 0);
-    fr_read(w, b->normed);
+    fr_read(w, from);
     fr_write(w, b->qkv);
     return tokens * 2 * BF16 * (m->heads / split + kv) * d; /* rotary: q and k in and out */
 }
 
 /* Latent projections (arXiv 2405.04434 section 2.1): down for q and kv in one GEMM, then up; K and V are rebuilt from
  * the latent for cached prefixes too, which is work but no model FLOPs. */
-static int64_t project_mla(fr_walk *w, fr_rank *r, int split, int64_t tokens) {
+static int64_t project_mla(fr_walk *w, fr_rank *r, int split, int64_t tokens, uint32_t from) {
     const fr_model *m = &w->p->model;
     fr_scratch *b = fr_scratch_of(w, r);
     fr_precision fp = w->p->layout.precision;
@@ -181,21 +182,19 @@ static int64_t project_mla(fr_walk *w, fr_rank *r, int split, int64_t tokens) {
     for (int i = 0; i < 3; i++) {
         uint32_t shape = fr_gemm_shape(w, FR_OP_GEMM_DENSE, fp, g[i].m, g[i].n, g[i].k, g[i].flops);
         fr_put(w, r, FR_LANE_COMPUTE, FR_OP_GEMM_DENSE, shape, i);
-        fr_read(w, i == 0 ? b->normed : b->qkv);
+        fr_read(w, i == 0 ? from : b->qkv);
         fr_write(w, b->qkv);
     }
     /* rotary parts of q and the shared key, latent norms: in and out */
     return tokens * 2 * BF16 * ((heads + 1) * m->rope_dim + m->q_rank + m->kv_rank);
 }
 
-/* Attention's output quantised, which a library's attention kernel does not do: in and out, into the buffer of q, k and
- * v, which are done with. */
-static void quantise_heads(fr_walk *w, fr_rank *r, int64_t tokens, int64_t width) {
-    fr_scratch *b = fr_scratch_of(w, r);
-    int64_t bytes = tokens * (BF16 * width + fr_fp8_row(w, width));
-    fr_put(w, r, FR_LANE_COMPUTE, FR_OP_NORM, fr_memory_shape(w, FR_OP_NORM, tokens, width, bytes), 3);
-    fr_read(w, b->heads);
-    fr_write(w, b->qkv);
+/* Rows of all the batch's tokens quantised by an op of their own: in and out. */
+void fr_emit_quantise(fr_walk *w, fr_rank *r, int sub, int64_t width, uint32_t from, uint32_t to) {
+    int64_t tokens = fr_work_of(w, r)->tokens, bytes = tokens * (BF16 * width + fr_fp8_row(w, width));
+    fr_put(w, r, FR_LANE_COMPUTE, FR_OP_NORM, fr_memory_shape(w, FR_OP_NORM, tokens, width, bytes), sub);
+    fr_read(w, from);
+    fr_write(w, to);
 }
 
 /*
@@ -209,7 +208,8 @@ static void project_out(fr_walk *w, fr_rank *r, int split) {
     int64_t tokens = fr_work_of(w, r)->tokens, width = (int64_t)(m->heads / split) * m->v_head_dim;
     double flops = 2.0 * (double)tokens * m->hidden * m->heads * m->v_head_dim / split;
     uint32_t shape = fr_gemm_shape(w, FR_OP_GEMM_O, p->layout.precision, tokens, m->hidden, width, flops);
-    if (p->layout.precision == FR_FP8) quantise_heads(w, r, tokens, width);
+    /* Which a library's attention kernel does not do; q, k and v are done with. */
+    if (p->layout.precision == FR_FP8) fr_emit_quantise(w, r, 3, width, b->heads, b->qkv);
     fr_put(w, r, FR_LANE_COMPUTE, FR_OP_GEMM_O, shape, 0);
     fr_read(w, p->layout.precision == FR_FP8 ? b->qkv : b->heads);
     r->residual = split > 1 || p->layout.precision != FR_BF16;
@@ -221,13 +221,13 @@ static void project_out(fr_walk *w, fr_rank *r, int split) {
     }
 }
 
-void fr_emit_heads(fr_walk *w, fr_rank *r, int split) {
+void fr_emit_heads(fr_walk *w, fr_rank *r, int split, uint32_t from) {
     fr_planner *p = w->p;
     const fr_model *m = &p->model;
     fr_scratch *b = fr_scratch_of(w, r);
     int64_t tokens = fr_work_of(w, r)->tokens;
     bool mla = m->attention == FR_ATTENTION_MLA;
-    int64_t bytes = mla ? project_mla(w, r, split, tokens) : project_gqa(w, r, split, tokens);
+    int64_t bytes = mla ? project_mla(w, r, split, tokens, from) : project_gqa(w, r, split, tokens, from);
     if (p->layout.kv_cache) /* written into the cache */
         bytes += tokens * fr_model_kv_bytes_layer(m) / (mla ? 1 : split < m->kv_heads ? split : m->kv_heads);
     fr_put(w, r, FR_LANE_COMPUTE, FR_OP_ROPE,

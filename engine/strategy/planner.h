@@ -198,7 +198,9 @@ int64_t fr_fp8_row(const fr_walk *w, int64_t width); /* bytes of a quantised row
 /* ---- layer.c: parts of a layer ---- */
 void fr_emit_embed(fr_walk *w, fr_rank *r);
 void fr_emit_norm(fr_walk *w, fr_rank *r, int sub);
-void fr_emit_heads(fr_walk *w, fr_rank *r, int split); /* projections, rotary, attention, output projection */
+void fr_emit_quantise(fr_walk *w, fr_rank *r, int sub, int64_t width, uint32_t from, uint32_t to);
+/* Projections of the normed rows in `from`, rotary, attention, output projection. */
+void fr_emit_heads(fr_walk *w, fr_rank *r, int split, uint32_t from);
 void fr_emit_router(fr_walk *w, fr_rank *r, int64_t tokens, double share);
 void fr_emit_ffn(fr_walk *w, fr_rank *r, int64_t tokens, int64_t width, int split, int sub, uint32_t in, uint32_t out);
 void fr_emit_shared(fr_walk *w, fr_rank *r, int64_t tokens, int split);
