@@ -11,5 +11,5 @@ cells() {
 }
 # machine PART: the machine whose name stands in --machine
 machine() {
-    case $1 in h) echo h100x1 ;; two | s2) echo h200x2 ;; four) echo h200x4 ;; eight) echo h200x8 ;; *) echo h200x1 ;; esac
+    case $1 in h) echo h100x1 ;; two | s2) echo h200x2 ;; four*) echo h200x4 ;; eight) echo h200x8 ;; *) echo h200x1 ;; esac
 }
