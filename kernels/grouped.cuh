@@ -8,6 +8,7 @@
 
 #include "kernels/device.cuh"
 #include "kernels/ptx.cuh"
+#include <type_traits>
 
 namespace fr {
 namespace grouped {
@@ -329,6 +330,24 @@ __device__ __forceinline__ void store(uint32_t staging, const Params &p, float (
             if (row + r < t.row_end && x < width)
                 *reinterpret_cast<uint4 *>(p.c + static_cast<int64_t>(row + r) * width + x) = v;
         }
+    }
+}
+
+/* f(blocks of a cluster, whether its consumers are kept apart) of a variant, as types. */
+template <typename F> cudaError_t with_variant(int variant, F f) {
+    constexpr std::integral_constant<int, 1> single{};
+    constexpr std::integral_constant<int, 2> pair{};
+    switch (variant) {
+    case FR_K_GROUPED_SINGLE:
+        return f(single, std::false_type());
+    case FR_K_GROUPED_SINGLE_SKEW:
+        return f(single, std::true_type());
+    case FR_K_GROUPED_CLUSTER:
+        return f(pair, std::false_type());
+    case FR_K_GROUPED_CLUSTER_SKEW:
+        return f(pair, std::true_type());
+    default:
+        return cudaErrorInvalidValue;
     }
 }
 

@@ -235,18 +235,11 @@ cudaError_t fr_k_grouped_gemm_variant(const fr_k_grouped_args *g, int variant, c
         (g->own && (g->own_first < 0 || g->own_end < g->own_first || g->own_end > g->E)))
         return cudaErrorInvalidValue;
     if (g->rows == 0) return cudaSuccess;
-    const int skew = variant == FR_K_GROUPED_SINGLE_SKEW || variant == FR_K_GROUPED_CLUSTER_SKEW ? 2 : 0;
-    if (g->token_of_row) return launch_act<1, true>(*g, skew, stream);
-    switch (variant) {
-    case FR_K_GROUPED_SINGLE:
-    case FR_K_GROUPED_SINGLE_SKEW:
-        return launch_act<1, false>(*g, skew, stream);
-    case FR_K_GROUPED_CLUSTER:
-    case FR_K_GROUPED_CLUSTER_SKEW:
-        return launch_act<2, false>(*g, skew, stream);
-    default:
-        return cudaErrorInvalidValue;
-    }
+    return with_variant(variant, [&](auto cluster, auto apart) {
+        const int skew = decltype(apart)::value ? 2 : 0;
+        if (g->token_of_row) return launch_act<1, true>(*g, skew, stream);
+        return launch_act<decltype(cluster)::value, false>(*g, skew, stream);
+    });
 }
 
 int fr_k_grouped_default(int64_t rows, int32_t E) {

@@ -187,6 +187,48 @@ static std::string format(const char *f, ...) {
     return text;
 }
 
+/* ---- the command line: --out FILE PART... ---- */
+struct Part {
+    const char *name;
+    bool usual; /* done where no part is named */
+    std::function<void()> run;
+};
+
+/* Opens stream and counter, writes the head line, runs the parts named; the exit status. */
+static int bench_main(int argc, char **argv, const std::string &versions, const std::vector<Part> &parts) {
+    std::vector<const Part *> chosen;
+    setvbuf(stdout, nullptr, _IOLBF, 0);
+    for (int i = 1; i < argc; i++) {
+        if (!strcmp(argv[i], "--out") && i + 1 < argc) {
+            out = fopen(argv[++i], "a");
+            if (!out) return perror(argv[i]), 2;
+            continue;
+        }
+        const auto p = std::find_if(parts.begin(), parts.end(), [&](const Part &x) { return !strcmp(x.name, argv[i]); });
+        if (p == parts.end()) return printf("unknown part %s\n", argv[i]), 2;
+        chosen.push_back(&*p);
+    }
+    const bool named = !chosen.empty();
+    for (const Part &p : parts)
+        if (!named && p.usual) chosen.push_back(&p);
+    cudaDeviceProp prop;
+    CUDA(cudaGetDeviceProperties(&prop, 0));
+    CUDA(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    CUDA(cudaMalloc(reinterpret_cast<void **>(&counter), 4));
+    CUDA(cudaMemset(counter, 0, 4));
+    printf("# %s, %s\n", prop.name, versions.c_str());
+    if (out)
+        fprintf(out, "# %s, %s\n# op shape regime median_ns p10_ns p90_ns sm_mhz watts flops bytes\n", prop.name,
+                versions.c_str());
+    for (const Part *p : chosen) {
+        const double t0 = now();
+        p->run();
+        if (out) fflush(out);
+        printf("-- %s took %.1f s\n", p->name, now() - t0);
+    }
+    return 0;
+}
+
 /* ---- buffers: two large arenas of random bf16 serve every part ---- */
 struct Arena {
     fr_bf16 *p;

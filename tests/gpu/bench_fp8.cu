@@ -1,12 +1,14 @@
 /*
  * bench_fp8: how fast the block-scaled e4m3 kernels are.
  *
- * usage: bench_fp8 [--out FILE] PART...   PART: grouped variants dense memory sustained (default: all)
+ * usage: bench_fp8 [--out FILE] PART...   PART: grouped variants dense memory sustained (default: all these) held
  *
  * As bench_kernels measures (bench.h). Operands are quantised from random bf16 (normal), as in a layer.
  */
 #include "kernels/fp8.h"
 #include "tests/gpu/bench.h"
+
+#include <memory>
 
 struct Product {
     const char *name;
@@ -137,6 +139,16 @@ static void part_variants(const Operands &o) {
             for (int v = 0; v < FR_K_GROUPED_VARIANTS; v++) grouped_one(o, p, m, MULTINOMIAL, v, "burst");
 }
 
+/* Variants in turn, from rest and then back to back. */
+static void part_held(const Operands &o) {
+    hold_seconds = 4;
+    for (int turn = 0; turn < 2; turn++)
+        for (const Product &p : {up235, down235})
+            for (int v = 0; v < FR_K_GROUPED_VARIANTS; v++) grouped_one(o, p, 1024, MULTINOMIAL, v, "burst1s");
+    for (const Product &p : {up235, down235})
+        for (int v : {FR_K_GROUPED_CLUSTER, FR_K_GROUPED_CLUSTER_SKEW}) grouped_one(o, p, 1024, MULTINOMIAL, v, "sustained");
+}
+
 static void part_dense(Operands &o) {
     fr_gemm *gemm;
     FR(fr_gemm_open(&gemm, &err));
@@ -165,43 +177,13 @@ static void part_sustained(Operands &o) {
 }
 
 int main(int argc, char **argv) {
-    setvbuf(stdout, nullptr, _IOLBF, 0);
-    std::vector<std::string> parts;
-    for (int i = 1; i < argc; i++) {
-        if (!strcmp(argv[i], "--out") && i + 1 < argc) {
-            out = fopen(argv[++i], "a");
-            if (!out) return perror(argv[i]), 2;
-        } else {
-            parts.push_back(argv[i]);
-        }
-    }
-    if (parts.empty()) parts = {"grouped", "variants", "dense", "memory", "sustained"};
-    CUDA(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-    CUDA(cudaMalloc(reinterpret_cast<void **>(&counter), 4));
-    CUDA(cudaMemset(counter, 0, 4));
-    cudaDeviceProp prop;
-    CUDA(cudaGetDeviceProperties(&prop, 0));
-    const std::string head =
-        format("# %s, cublasLt %lld, block-scaled e4m3", prop.name, static_cast<long long>(fr_gemm_version()));
-    printf("%s\n", head.c_str());
-    if (out) fprintf(out, "%s\n# op shape regime median_ns p10_ns p90_ns sm_mhz watts flops bytes\n", head.c_str());
-    Operands o(262144);
-    for (auto &p : parts) {
-        const double t0 = now();
-        if (p == "grouped") {
-            part_grouped(o);
-        } else if (p == "variants") {
-            part_variants(o);
-        } else if (p == "memory") {
-            part_memory(o);
-        } else if (p == "dense") {
-            part_dense(o);
-        } else if (p == "sustained") {
-            part_sustained(o);
-        } else {
-            return printf("unknown part %s\n", p.c_str()), 2;
-        }
-        printf("-- %s took %.1f s\n", p.c_str(), now() - t0);
-    }
-    return 0;
+    std::unique_ptr<Operands> made;
+    auto o = [&]() -> Operands & { return made ? *made : *(made = std::make_unique<Operands>(262144)); };
+    return bench_main(argc, argv, format("cublasLt %lld, block-scaled e4m3", static_cast<long long>(fr_gemm_version())),
+                      {{"grouped", true, [&] { part_grouped(o()); }},
+                       {"variants", true, [&] { part_variants(o()); }},
+                       {"dense", true, [&] { part_dense(o()); }},
+                       {"memory", true, [&] { part_memory(o()); }},
+                       {"sustained", true, [&] { part_sustained(o()); }},
+                       {"held", false, [&] { part_held(o()); }}});
 }

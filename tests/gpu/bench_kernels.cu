@@ -345,59 +345,34 @@ static void layer_one(int b, int length, int up, int down, bool gather, bool det
     }
 }
 
+static void part_layer_quick() {
+    for (int turn = 0; turn < 2; turn++)
+        for (int v = 0; v < FR_K_GROUPED_VARIANTS; v++) layer_one(4, 4096, v, v, false, v == 0 && turn, false);
+}
+static void part_layer() {
+    for (int turn = 0; turn < 3; turn++) layer_one(4, 4096, -1, -1, false, turn == 2, turn == 2);
+}
+static void part_layers() {
+    for (int tokens : {4096, 16384, 32768})
+        for (int length : {256, 1024, 4096, 16384})
+            if (length <= tokens) layer_one(tokens / length, length, -1, -1, false, true, false);
+}
+
 int main(int argc, char **argv) {
-    setvbuf(stdout, nullptr, _IOLBF, 0);
-    std::vector<std::string> parts;
-    for (int i = 1; i < argc; i++) {
-        if (!strcmp(argv[i], "--out") && i + 1 < argc) {
-            out = fopen(argv[++i], "a");
-            if (!out) return perror(argv[i]), 2;
-        } else {
-            parts.push_back(argv[i]);
-        }
-    }
-    if (parts.empty()) parts = {"dense", "grouped", "variants", "layers", "layer"};
-    cudaDeviceProp prop;
     int driver = 0, runtime = 0;
-    CUDA(cudaGetDeviceProperties(&prop, 0));
     CUDA(cudaDriverGetVersion(&driver));
     CUDA(cudaRuntimeGetVersion(&runtime));
-    CUDA(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-    CUDA(cudaMalloc(reinterpret_cast<void **>(&counter), 4));
-    CUDA(cudaMemset(counter, 0, 4));
-    const std::string head =
-        format("# %s, driver %d, runtime %d, cublasLt %lld, cuDNN %lld", prop.name, driver, runtime,
-               static_cast<long long>(fr_gemm_version()), static_cast<long long>(fr_attention_version()));
-    printf("%s\n", head.c_str());
-    if (out) fprintf(out, "%s\n# op shape regime median_ns p10_ns p90_ns sm_mhz watts flops bytes\n", head.c_str());
-    for (auto &p : parts) {
-        const double t0 = now();
-        if (p == "dense")
-            part_dense();
-        else if (p == "grouped")
-            part_grouped();
-        else if (p == "variants")
-            part_variants();
-        else if (p == "own")
-            part_own();
-        else if (p == "held")
-            part_held();
-        else if (p == "ratio")
-            part_ratio();
-        else if (p == "layer-quick") {
-            for (int turn = 0; turn < 2; turn++)
-                for (int v = 0; v < FR_K_GROUPED_VARIANTS; v++) layer_one(4, 4096, v, v, false, v == 0 && turn, false);
-        } else if (p == "layer")
-            for (int turn = 0; turn < 3; turn++) layer_one(4, 4096, -1, -1, false, turn == 2, turn == 2);
-        else if (p == "layers")
-            for (int tokens : {4096, 16384, 32768})
-                for (int length : {256, 1024, 4096, 16384}) {
-                    if (length <= tokens) layer_one(tokens / length, length, -1, -1, false, true, false);
-                }
-        else
-            return printf("unknown part %s\n", p.c_str()), 2;
-        if (out) fflush(out);
-        printf("-- %s took %.1f s\n", p.c_str(), now() - t0);
-    }
-    return 0;
+    return bench_main(argc, argv,
+                      format("driver %d, runtime %d, cublasLt %lld, cuDNN %lld", driver, runtime,
+                             static_cast<long long>(fr_gemm_version()),
+                             static_cast<long long>(fr_attention_version())),
+                      {{"dense", true, part_dense},
+                       {"grouped", true, part_grouped},
+                       {"variants", true, part_variants},
+                       {"own", false, part_own},
+                       {"held", false, part_held},
+                       {"ratio", false, part_ratio},
+                       {"layer-quick", false, part_layer_quick},
+                       {"layers", true, part_layers},
+                       {"layer", true, part_layer}});
 }
