@@ -126,7 +126,7 @@ static void add_shape(void *context, const fr_shape *shape) {
     row.shape.k = gemm ? shape->k : 0;
     row.shape.bytes = gemm ? 0 : shape->bytes;
     const bool fp8 = sink->precision == FR_FP8;
-    const bool rows = shape->kind == FR_OP_NORM || shape->kind == FR_OP_PERMUTE;
+    const bool rows = shape->kind == FR_OP_NORM || shape->kind == FR_OP_PERMUTE || shape->kind == FR_OP_COMBINE;
     if (fp8 && shape->precision != FR_FP8 && !rows) return; /* as in bf16, which is listed */
     const uint32_t before = sink->m->g->count;
     fr_cal_item *it = add(sink->m, FR_CAL_BURST, sink->tier, row);

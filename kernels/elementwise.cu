@@ -196,50 +196,7 @@ __global__ void __launch_bounds__(THREADS)
     const int64_t t = blockIdx.x;
     if (arrived && t >= *arrived) return;
     float sum[NV][8];
-#pragma unroll
-    for (int n = 0; n < NV; n++)
-#pragma unroll
-        for (int i = 0; i < 8; i++) sum[n][i] = 0;
-    int j = 0;
-    constexpr int AHEAD = NV <= 2 ? 4 : 2; /* rows in flight */
-    for (; j < k; j += AHEAD) {
-        vec8 v[AHEAD][NV];
-        float w[AHEAD];
-#pragma unroll
-        for (int a = 0; a < AHEAD; a++) {
-            const int64_t slot = t * k + j + a, row = j + a >= k ? -1 : row_of_slot ? row_of_slot[slot] : slot;
-            w[a] = row < 0 ? 0 : weights ? weights[slot] : 1;
-#pragma unroll
-            for (int n = 0; n < NV; n++) {
-                const int at = (n * THREADS + static_cast<int>(threadIdx.x)) * 8;
-                v[a][n] = vec8{};
-                if (row >= 0 && at < H) v[a][n] = load8(y + row * H + at);
-            }
-        }
-#pragma unroll
-        for (int a = 0; a < AHEAD; a++)
-#pragma unroll
-            for (int n = 0; n < NV; n++) {
-                float f[8];
-                to_float(v[a][n], f);
-#pragma unroll
-                for (int i = 0; i < 8; i++) sum[n][i] = fmaf(w[a], f[i], sum[n][i]);
-            }
-    }
-#pragma unroll
-    for (int n = 0; n < NV; n++) {
-        const int at = (n * THREADS + static_cast<int>(threadIdx.x)) * 8;
-        if (at >= H) break;
-        if (residual) {
-            float r[8];
-            to_float(load8_plain(residual + t * H + at), r);
-#pragma unroll
-            for (int i = 0; i < 8; i++) sum[n][i] += r[i];
-        }
-        const vec8 rounded = to_bf16(sum[n]);
-        store8(out + t * H + at, rounded);
-        if constexpr (NORM) to_float(rounded, sum[n]);
-    }
+    combine_row<NV>(y, row_of_slot, weights, residual, out, t, k, H, sum);
     if constexpr (NORM) norm_row<NV>(sum, norm_weight, norm_out + t * H, H, eps, scratch);
 }
 

@@ -88,7 +88,7 @@ __host__ __device__
 
 /*
  * ids [T, k] -> row_of_copy [T, C], source_of_copy [T * C], and send [copies, fr_k_exchange_row bytes] from normed [T,
- * H] (fp8: quantised, x = e4m3 * scale, scale = largest magnitude of 128 / 448). workspace:
+ * H] (fp8: quantised in groups of 128 as kernels/fp8.h says). workspace:
  * fr_k_pack_workspace bytes. T = 0 is allowed.
  */
 size_t fr_k_pack_workspace(const fr_k_exchange *x, int64_t T);

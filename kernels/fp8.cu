@@ -71,31 +71,74 @@ __global__ void __launch_bounds__(THREADS)
     }
 }
 
-template <int NV>
+/*
+ * Sixteen elements a thread, so that each of the k copies of a row is written 16 bytes at a time; eight lanes hold a
+ * group of 128. QUANTISED: rows come as an exchange sends them, e4m3 and behind them their scales, a row every
+ * `stride` bytes.
+ */
+template <int NV, bool QUANTISED>
 __global__ void __launch_bounds__(THREADS)
-    permute_kernel(const fr_bf16 *x, const int32_t *row_of_slot, const int32_t *arrived, fr_e4m3 *q, float *scale,
-                   int64_t pitch, int k, int H) {
+    permute_kernel(const void *rows, int64_t stride, const int32_t *row_of_slot, const int32_t *arrived, fr_e4m3 *q,
+                   float *scale, int64_t pitch, int k, int H) {
     const int64_t t = blockIdx.x;
     if (arrived && t >= *arrived) return;
-    Quantised v[NV];
+    const char *from = static_cast<const char *>(rows) + t * stride;
+    uint4 v[NV];
+    float scales[NV];
 #pragma unroll
     for (int n = 0; n < NV; n++) {
-        const int at = (n * THREADS + static_cast<int>(threadIdx.x)) * 8;
-        vec8 raw = {};
-        float f[8];
-        if (at < H) raw = load8(x + t * H + at);
-        to_float(raw, f);
-        v[n] = quantise(f);
+        const int at = (n * THREADS + static_cast<int>(threadIdx.x)) * 16;
+        if constexpr (QUANTISED) {
+            if (at < H) {
+                v[n] = *reinterpret_cast<const uint4 *>(from + at);
+                scales[n] = *reinterpret_cast<const float *>(from + H + at / BLOCK * 4);
+            }
+            continue;
+        }
+        vec8 raw[2] = {};
+        float f[2][8];
+        if (at < H)
+            raw[0] = load8(reinterpret_cast<const fr_bf16 *>(from) + at),
+            raw[1] = load8(reinterpret_cast<const fr_bf16 *>(from) + at + 8);
+        to_float(raw[0], f[0]);
+        to_float(raw[1], f[1]);
+        float most = fmaxf(largest(f[0]), largest(f[1]));
+#pragma unroll
+        for (int d = 4; d; d >>= 1) most = fmaxf(most, __shfl_xor_sync(~0u, most, d));
+        const float up = most > 0 ? 448.0f / most : 0;
+        const uint2 low = to_e4m3(f[0], up), high = to_e4m3(f[1], up);
+        v[n] = make_uint4(low.x, low.y, high.x, high.y);
+        scales[n] = most * (1.0f / 448.0f);
     }
     for (int j = 0; j < k; j++) {
         const int64_t row = row_of_slot[t * k + j];
         if (row < 0) continue;
-        const Target to = {q + row * H, scale + row, pitch};
 #pragma unroll
         for (int n = 0; n < NV; n++) {
-            const int at = (n * THREADS + static_cast<int>(threadIdx.x)) * 8;
-            if (at < H) to.put(v[n], at);
+            const int at = (n * THREADS + static_cast<int>(threadIdx.x)) * 16;
+            if (at >= H) continue;
+            *reinterpret_cast<uint4 *>(q + row * H + at) = v[n];
+            if (at % BLOCK == 0) scale[row + at / BLOCK * pitch] = scales[n];
         }
+    }
+}
+
+/* The row that the block holds, normed, rounded to bf16 (to `out`, unless NULL) and quantised. */
+template <int NV>
+__device__ __forceinline__ void norm_quantise(const float (&v)[NV][8], const fr_bf16 *weight, fr_bf16 *out,
+                                              const Target &to, int H, float eps, float *scratch) {
+    const float factor = norm_factor<NV>(v, H, eps, scratch);
+#pragma unroll
+    for (int n = 0; n < NV; n++) {
+        const int at = (n * THREADS + static_cast<int>(threadIdx.x)) * 8;
+        float y[8] = {};
+        if (at < H) {
+            const vec8 normed = norm_vector(v[n], weight + at, factor);
+            if (out) store8(out + at, normed);
+            to_float(normed, y); /* the bits that a bf16 model would go on with */
+        }
+        const Quantised z = quantise(y);
+        if (at < H) to.put(z, at);
     }
 }
 
@@ -105,22 +148,21 @@ __global__ void __launch_bounds__(THREADS)
                 int64_t pitch, int H, float eps) {
     __shared__ float scratch[THREADS / 32];
     const int64_t row = blockIdx.x;
-    const Target to = {q + row * H, scale + row, pitch};
     float v[NV][8];
     load_row<NV, true>(x + row * H, residual ? residual + row * H : nullptr, v, H);
-    const float factor = norm_factor<NV>(v, H, eps, scratch);
-#pragma unroll
-    for (int n = 0; n < NV; n++) {
-        const int at = (n * THREADS + static_cast<int>(threadIdx.x)) * 8;
-        float y[8] = {};
-        if (at < H) {
-            const vec8 normed = norm_vector(v[n], weight + at, factor);
-            if (out) store8(out + row * H + at, normed);
-            to_float(normed, y); /* the bits that a bf16 model would go on with */
-        }
-        const Quantised z = quantise(y);
-        if (at < H) to.put(z, at);
-    }
+    norm_quantise<NV>(v, weight, out ? out + row * H : nullptr, {q + row * H, scale + row, pitch}, H, eps, scratch);
+}
+
+template <int NV>
+__global__ void __launch_bounds__(THREADS)
+    combine_kernel(const fr_bf16 *y, const int32_t *row_of_slot, const float *weights, const fr_bf16 *residual,
+                   fr_bf16 *out, const fr_bf16 *norm_weight, fr_e4m3 *q, float *scale, int64_t pitch, float eps, int k,
+                   int H) {
+    __shared__ float scratch[THREADS / 32];
+    const int64_t t = blockIdx.x;
+    float sum[NV][8];
+    combine_row<NV>(y, row_of_slot, weights, residual, out, t, k, H, sum);
+    norm_quantise<NV>(sum, norm_weight, nullptr, {q + t * H, scale + t, pitch}, H, eps, scratch);
 }
 
 /*
@@ -195,15 +237,28 @@ cudaError_t fr_k_quantise_blocks(const fr_bf16 *w, fr_e4m3 *q, float *scale, int
     return cudaGetLastError();
 }
 
-cudaError_t fr_k_permute_fp8(const fr_bf16 *x, const int32_t *row_of_slot, const int32_t *arrived, fr_e4m3 *q,
-                             float *scale, int64_t pitch, int64_t T, int32_t k, int64_t H, cudaStream_t stream) {
-    if (T < 0 || k < 1 || bad_width(H) || pitch % 4) return cudaErrorInvalidValue;
+template <bool QUANTISED>
+static cudaError_t permute(const void *rows, int64_t stride, const int32_t *row_of_slot, const int32_t *arrived,
+                           fr_e4m3 *q, float *scale, int64_t pitch, int64_t T, int32_t k, int64_t H,
+                           cudaStream_t stream) {
+    if (T < 0 || k < 1 || bad_width(H) || H % 16 || stride % 16 || pitch % 4) return cudaErrorInvalidValue;
     if (!T) return cudaSuccess;
-    return with_vectors(H, [&](auto nv) {
-        permute_kernel<decltype(nv)::value><<<blocks_for(T, 1), THREADS, 0, stream>>>(x, row_of_slot, arrived, q, scale,
-                                                                                      pitch, k, static_cast<int>(H));
+    return with_vectors(H / 2, [&](auto nv) {
+        permute_kernel<decltype(nv)::value, QUANTISED><<<blocks_for(T, 1), THREADS, 0, stream>>>(
+            rows, stride, row_of_slot, arrived, q, scale, pitch, k, static_cast<int>(H));
         return cudaGetLastError();
     });
+}
+
+cudaError_t fr_k_permute_fp8(const fr_bf16 *x, const int32_t *row_of_slot, const int32_t *arrived, fr_e4m3 *q,
+                             float *scale, int64_t pitch, int64_t T, int32_t k, int64_t H, cudaStream_t stream) {
+    return permute<false>(x, 2 * H, row_of_slot, arrived, q, scale, pitch, T, k, H, stream);
+}
+
+cudaError_t fr_k_permute_quantised(const void *rows, int64_t stride, const int32_t *row_of_slot, const int32_t *arrived,
+                                   fr_e4m3 *q, float *scale, int64_t pitch, int64_t T, int32_t k, int64_t H,
+                                   cudaStream_t stream) {
+    return permute<true>(rows, stride, row_of_slot, arrived, q, scale, pitch, T, k, H, stream);
 }
 
 cudaError_t fr_k_rmsnorm_fp8(const fr_bf16 *x, fr_bf16 *residual, const fr_bf16 *weight, fr_bf16 *out, fr_e4m3 *q,
@@ -213,6 +268,20 @@ cudaError_t fr_k_rmsnorm_fp8(const fr_bf16 *x, fr_bf16 *residual, const fr_bf16 
     return with_vectors(H, [&](auto nv) {
         norm_kernel<decltype(nv)::value><<<blocks_for(n, 1), THREADS, 0, stream>>>(x, residual, weight, out, q, scale,
                                                                                    pitch, static_cast<int>(H), eps);
+        return cudaGetLastError();
+    });
+}
+
+cudaError_t fr_k_combine_fp8(const fr_bf16 *y, const int32_t *row_of_slot, const float *weights,
+                             const fr_bf16 *residual, fr_bf16 *out, const fr_bf16 *norm_weight, fr_e4m3 *q,
+                             float *scale, int64_t pitch, float eps, int64_t T, int32_t k, int64_t H,
+                             cudaStream_t stream) {
+    if (T < 0 || k < 1 || (!row_of_slot && k != 1) || bad_width(H) || bad_pitch(pitch, T) || !norm_weight)
+        return cudaErrorInvalidValue;
+    if (!T) return cudaSuccess;
+    return with_vectors(H, [&](auto nv) {
+        combine_kernel<decltype(nv)::value><<<blocks_for(T, 1), THREADS, 0, stream>>>(
+            y, row_of_slot, weights, residual, out, norm_weight, q, scale, pitch, eps, k, static_cast<int>(H));
         return cudaGetLastError();
     });
 }

@@ -33,15 +33,29 @@ cudaError_t fr_k_quantise_rows(const fr_bf16 *x, fr_e4m3 *q, float *scale, int64
 cudaError_t fr_k_quantise_blocks(const fr_bf16 *w, fr_e4m3 *q, float *scale, int32_t E, int64_t N, int64_t K,
                                  bool interleaved, cudaStream_t stream);
 
-/* fr_k_permute_arrived with rows quantised on the way: q [rows, H], scale [ceil(H / 128), pitch]. arrived may be NULL. */
+/* fr_k_permute_arrived with rows quantised on the way: q [rows, H], scale [ceil(H / 128), pitch]. arrived may be NULL.
+ * H a multiple of 16. */
 cudaError_t fr_k_permute_fp8(const fr_bf16 *x, const int32_t *row_of_slot, const int32_t *arrived, fr_e4m3 *q,
                              float *scale, int64_t pitch, int64_t T, int32_t k, int64_t H, cudaStream_t stream);
+
+/* The same of rows that are quantised already: `stride` bytes each, H of e4m3 and then their scales, as exchanges send
+ * them (fr_k_exchange_row). */
+cudaError_t fr_k_permute_quantised(const void *rows, int64_t stride, const int32_t *row_of_slot, const int32_t *arrived,
+                                   fr_e4m3 *q, float *scale, int64_t pitch, int64_t T, int32_t k, int64_t H,
+                                   cudaStream_t stream);
 
 /* fr_k_rmsnorm and fr_k_add_rmsnorm (residual not NULL: x is added to it first, and it is updated) with the normed row
  * also, or, out NULL, only, written quantised: q [n, H], scale [ceil(H / 128), pitch]. What is quantised is the row
  * rounded to bf16. */
 cudaError_t fr_k_rmsnorm_fp8(const fr_bf16 *x, fr_bf16 *residual, const fr_bf16 *weight, fr_bf16 *out, fr_e4m3 *q,
                              float *scale, int64_t pitch, int64_t n, int64_t H, float eps, cudaStream_t stream);
+
+/* fr_k_combine with the next layer's normed row written quantised only, as fr_k_rmsnorm_fp8 does: q [T, H], scale
+ * [ceil(H / 128), pitch]. */
+cudaError_t fr_k_combine_fp8(const fr_bf16 *y, const int32_t *row_of_slot, const float *weights,
+                             const fr_bf16 *residual, fr_bf16 *out, const fr_bf16 *norm_weight, fr_e4m3 *q,
+                             float *scale, int64_t pitch, float eps, int64_t T, int32_t k, int64_t H,
+                             cudaStream_t stream);
 
 /*
  * Grouped GEMM (sm_90a): c[r,:] = a[r,:] * b[e]^T for the rows r of each expert e; products of 128 elements are summed
@@ -72,8 +86,8 @@ typedef struct {
     bool packed;
 } fr_k_fp8_args;
 cudaError_t fr_k_grouped_fp8(const fr_k_fp8_args *args, cudaStream_t stream);
-/* variant: as fr_k_grouped_gemm_variant; all give the same bits. Clusters are the quicker ones from 512 rows an expert on
- * (up 1,104 against 1,046 TFLOP/s, down 969 against 892, at 1,024 rows), single blocks below. */
+/* variant: as fr_k_grouped_gemm_variant; all give the same bits. Clusters are the quicker ones from 512 rows an expert
+ * on (up 1,104 against 1,046 TFLOP/s, down 969 against 892, at 1,024 rows), single blocks below. */
 cudaError_t fr_k_grouped_fp8_variant(const fr_k_fp8_args *args, int variant, cudaStream_t stream);
 int fr_k_grouped_fp8_default(int64_t rows, int32_t E);
 

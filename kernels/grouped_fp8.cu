@@ -6,10 +6,11 @@
  * one step of the ring, and is then multiplied by the scales of its row and of its weights' block and added to an fp32
  * sum in registers: 64 registers of products, 128 of sums. A consumer takes 64 rows x 256 columns as two products of
  * 128 columns, one after the other; while one consumer adds up, the other has the tensor cores. Of a half tile (64
- * rows) each consumer takes 128 columns. Left alone, consumers fall into step: the tensor cores then serve both products
- * at once and stand still while both add up. So they can take turns: named barrier 3 + g hands the tensor cores to
- * consumer g when three quarters of the other's product are through, which is about as long before its end as the
- * barrier takes. Both have the same tiles and so the same number of products; nobody waits for a turn that never comes.
+ * rows) each consumer takes 128 columns. Left alone, consumers fall into step: the tensor cores then serve both
+ * products at once and stand still while both add up. So they can take turns: named barrier 3 + g hands the tensor
+ * cores to consumer g when three quarters of the other's product are through, which is about as long before its end as
+ * the barrier takes. Both have the same tiles and so the same number of products; nobody waits for a turn that never
+ * comes.
  *
  * Consumers read the scales themselves, a step ahead: those of their two rows each step, those of the weights 32 steps
  * at a time, a step a lane. (TMA cannot bring the rows': a box of floats must begin at a multiple of 16 bytes, an
@@ -28,7 +29,7 @@ constexpr int TILE_K = STEP_BYTES, BLOCK = 128, TURN = 3; /* TURN: the first of 
 #ifndef FR_HAND_OVER
 #define FR_HAND_OVER 2
 #endif
-constexpr int HAND_OVER = FR_HAND_OVER; /* quarters of a product that are left when the other's turn begins */
+constexpr int HAND_OVER = FR_HAND_OVER;   /* quarters of a product that are left when the other's turn begins */
 enum Output { PLAIN, SWIGLU, QUANTISED }; /* bf16; bf16 after SwiGLU; e4m3 after SwiGLU */
 
 struct ScaledShared : Shared {
@@ -197,7 +198,7 @@ __device__ void consume(ScaledShared &s, const ScaledParams &p, int cluster, int
             multiply<true, OUT, CLUSTER, TURNS>(s, p, t, ring, d, steps, group, warp, lane);
         else
             multiply<false, OUT, CLUSTER, TURNS>(s, p, t, ring, d, steps, group, warp, lane);
-        unit = read_next<CLUSTER>(s, turn, true, lane == 0); /* before the stores: see read_next */
+        unit = read_next<CLUSTER>(s, turn, true, lane == 0);             /* before the stores: see read_next */
         if (TURNS && group == 0 && unit >= units) named_sync(TURN, 256); /* the turn after the last is its as well */
         const int row = t.row + (t.half ? warp % 4 : warp) * 16;
         const int column = t.column * TILE_N + (t.half ? group * (TILE_N / 2) : 0);

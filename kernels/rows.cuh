@@ -78,5 +78,57 @@ __device__ __forceinline__ vec8 norm_vector(const float (&x)[8], const fr_bf16 *
     return to_bf16(y);
 }
 
+/* out[t,:] = residual[t,:] + the weighted sum of token t's rows of y, in slot order (fr_k_reduce); `sum` takes what was
+ * stored, rounded. */
+template <int NV>
+__device__ __forceinline__ void combine_row(const fr_bf16 *y, const int32_t *row_of_slot, const float *weights,
+                                            const fr_bf16 *residual, fr_bf16 *out, int64_t t, int k, int H,
+                                            float (&sum)[NV][8]) {
+#pragma unroll
+    for (int n = 0; n < NV; n++)
+#pragma unroll
+        for (int i = 0; i < 8; i++) sum[n][i] = 0;
+    int j = 0;
+    constexpr int AHEAD = NV <= 2 ? 4 : 2; /* rows in flight */
+    for (; j < k; j += AHEAD) {
+        vec8 v[AHEAD][NV];
+        float w[AHEAD];
+#pragma unroll
+        for (int a = 0; a < AHEAD; a++) {
+            const int64_t slot = t * k + j + a, row = j + a >= k ? -1 : row_of_slot ? row_of_slot[slot] : slot;
+            w[a] = row < 0 ? 0 : weights ? weights[slot] : 1;
+#pragma unroll
+            for (int n = 0; n < NV; n++) {
+                const int at = (n * THREADS + static_cast<int>(threadIdx.x)) * 8;
+                v[a][n] = vec8{};
+                if (row >= 0 && at < H) v[a][n] = load8(y + row * H + at);
+            }
+        }
+#pragma unroll
+        for (int a = 0; a < AHEAD; a++)
+#pragma unroll
+            for (int n = 0; n < NV; n++) {
+                float f[8];
+                to_float(v[a][n], f);
+#pragma unroll
+                for (int i = 0; i < 8; i++) sum[n][i] = fmaf(w[a], f[i], sum[n][i]);
+            }
+    }
+#pragma unroll
+    for (int n = 0; n < NV; n++) {
+        const int at = (n * THREADS + static_cast<int>(threadIdx.x)) * 8;
+        if (at >= H) break;
+        if (residual) {
+            float r[8];
+            to_float(load8_plain(residual + t * H + at), r);
+#pragma unroll
+            for (int i = 0; i < 8; i++) sum[n][i] += r[i];
+        }
+        const vec8 rounded = to_bf16(sum[n]);
+        store8(out + t * H + at, rounded);
+        to_float(rounded, sum[n]);
+    }
+}
+
 } // namespace fr
 #endif

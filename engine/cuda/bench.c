@@ -440,6 +440,9 @@ static fr_status run_quantising(fr_bench *b, cudaStream_t stream, fr_error *err)
     cudaError_t e;
     if (s->kind == FR_OP_PERMUTE)
         e = fr_k_permute_fp8(b->x, b->slot, NULL, q, b->y_scale, pitch, s->m / b->top_k, b->top_k, s->n, stream);
+    else if (s->kind == FR_OP_COMBINE)
+        e = fr_k_combine_fp8(b->x, b->slot, b->weights, b->y, b->y, b->w, q + ACTIVATIONS, b->y_scale, pitch, 1e-6F,
+                             s->m, b->top_k, s->n, stream);
     else if (b->quantise)
         e = fr_k_quantise_rows(b->x, q, b->y_scale, pitch, s->m, s->n, stream);
     else

@@ -42,7 +42,10 @@ typedef struct {
 } fr_fp8_rows;
 fr_fp8_rows fr_fp8_at(const void *buffer, int64_t rows, int64_t width);
 fr_status fr_launch_norm_fp8(fr_call *c, const fr_bf16 *weight); /* the normed rows quantised only */
-fr_status fr_launch_quantise(fr_call *c);                        /* attention's output */
+fr_status fr_launch_quantise(fr_call *c);                        /* all tokens' rows, as they are */
+/* fr_k_combine where the next layer's normed rows are quantised. */
+fr_status fr_call_combine_fp8(fr_call *c, const fr_bf16 *y, const int32_t *row_of_slot, const float *weights,
+                              const fr_bf16 *residual, int64_t tokens, int k);
 /* As fr_call_gemm, of quantised rows and a quantised weight. */
 fr_status fr_call_gemm_fp8(fr_call *c, const fr_bf16 *w, const float *scale);
 /* The arguments of a bf16 product whose rows, weights and, with swiglu, output are quantised. */

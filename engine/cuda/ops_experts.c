@@ -8,6 +8,7 @@
  */
 #include "engine/cuda/ops.h"
 #include "engine/cuda/pools.h"
+#include "kernels/exchange.h"
 
 typedef struct {
     int64_t tokens;         /* at most */
@@ -114,11 +115,19 @@ fr_status fr_launch_permute(fr_call *c) {
     const bool known = c->op->late == FR_NONE;
     FR_TRY(fr_call_expect(c, 2, 1, known ? c->shape->m : 0, known ? s.tokens * s.k : 0));
     if (fr_call_fp8(c)) {
-        const fr_fp8_rows to = fr_fp8_at(c->out[0], rows_of(c, &s), c->r->model->hidden);
-        return fr_call_done(c,
-                            fr_k_permute_fp8(c->in[1], c->in[0], s.arrived, to.q, to.scale, to.pitch, s.tokens, s.k,
-                                             c->r->model->hidden, c->stream),
-                            "fr_k_permute_fp8");
+        const int64_t hidden = c->r->model->hidden;
+        const fr_fp8_rows to = fr_fp8_at(c->out[0], rows_of(c, &s), hidden);
+        if (travels(c->r) && c->r->layout->exchange == FR_EXCHANGE_A2A_FP8) {
+            const fr_k_exchange x = {.fp8 = true};
+            return fr_call_done(c,
+                                fr_k_permute_quantised(c->in[1], fr_k_exchange_row(&x, hidden), c->in[0], s.arrived,
+                                                       to.q, to.scale, to.pitch, s.tokens, s.k, hidden, c->stream),
+                                "fr_k_permute_quantised");
+        }
+        return fr_call_done(
+            c,
+            fr_k_permute_fp8(c->in[1], c->in[0], s.arrived, to.q, to.scale, to.pitch, s.tokens, s.k, hidden, c->stream),
+            "fr_k_permute_fp8");
     }
     return fr_call_done(
         c,
@@ -193,6 +202,7 @@ static fr_status sum(fr_call *c, const void *y, const int32_t *row_of_slot, cons
         return fr_call_done(
             c, fr_k_reduce(y, row_of_slot, weights, NULL, residual, c->out[0], tokens, k, hidden, c->stream),
             "fr_k_reduce");
+    if (fr_call_fp8(c)) return fr_call_combine_fp8(c, y, row_of_slot, weights, residual, tokens, k);
     return fr_call_done(c,
                         fr_k_combine(y, row_of_slot, weights, residual, c->out[0],
                                      fr_weights_layer(r->weights, c->op->layer + 1)->input_norm, c->out[1],

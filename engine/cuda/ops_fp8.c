@@ -32,6 +32,17 @@ fr_status fr_launch_norm_fp8(fr_call *c, const fr_bf16 *weight) {
                         "fr_k_rmsnorm_fp8");
 }
 
+fr_status fr_call_combine_fp8(fr_call *c, const fr_bf16 *y, const int32_t *row_of_slot, const float *weights,
+                              const fr_bf16 *residual, int64_t tokens, int k) {
+    const fr_model *m = c->r->model;
+    const fr_fp8_rows to = fr_fp8_at(c->out[1], dense_rows(c, tokens), m->hidden);
+    return fr_call_done(c,
+                        fr_k_combine_fp8(y, row_of_slot, weights, residual, c->out[0],
+                                         fr_weights_layer(c->r->weights, c->op->layer + 1)->input_norm, to.q, to.scale,
+                                         to.pitch, (float)m->norm_eps, tokens, k, m->hidden, c->stream),
+                        "fr_k_combine_fp8");
+}
+
 fr_status fr_launch_quantise(fr_call *c) {
     const int64_t rows = c->b->tokens, width = c->shape->n;
     FR_TRY(fr_call_expect(c, 1, 1, c->shape->m, rows));

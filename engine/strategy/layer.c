@@ -298,19 +298,21 @@ void fr_emit_sort(fr_walk *w, fr_rank *r, const fr_moe *m, uint32_t source, int 
     fr_scratch *b = fr_scratch_of(w, r);
     int64_t hidden = p->model.hidden, fp8 = fr_fp8_row(w, hidden);
     int64_t out = fp8 ? fp8 : BF16 * hidden, sort = 12, tables = 8 * (int64_t)p->model.experts;
+    bool quantised = fp8 && source != b->normed && p->layout.exchange == FR_EXCHANGE_A2A_FP8;
+    int64_t moved = (quantised ? fp8 : BF16 * hidden) + out; /* a row that came quantised moves as it is */
     fr_put(w, r, FR_LANE_COMPUTE, FR_OP_SORT,
            fr_memory_shape(w, FR_OP_SORT, m->rows, p->model.experts, m->rows * sort + tables), sub);
     fr_read(w, source == b->normed ? b->route : source); /* ids travel with their rows */
     fr_write(w, b->order);
     if (b->counts != FR_NONE)
         fr_late(w->f, b->counts, fr_memory_shape(w, FR_OP_SORT, m->bound, p->model.experts, m->bound * sort + tables));
-    fr_put(w, r, FR_LANE_COMPUTE, FR_OP_PERMUTE,
-           fr_memory_shape(w, FR_OP_PERMUTE, m->rows, hidden, m->rows * (BF16 * hidden + out)), sub);
+    fr_put(w, r, FR_LANE_COMPUTE, FR_OP_PERMUTE, fr_memory_shape(w, FR_OP_PERMUTE, m->rows, hidden, m->rows * moved),
+           sub);
     fr_read(w, b->order);
     fr_read(w, source);
     fr_write(w, b->rows);
     if (b->counts != FR_NONE)
-        fr_late(w->f, b->counts, fr_memory_shape(w, FR_OP_PERMUTE, m->bound, hidden, m->bound * (BF16 * hidden + out)));
+        fr_late(w->f, b->counts, fr_memory_shape(w, FR_OP_PERMUTE, m->bound, hidden, m->bound * moved));
 }
 
 static void weights_use(fr_walk *w, fr_rank *r) {
@@ -336,13 +338,14 @@ void fr_emit_grouped(fr_walk *w, fr_rank *r, const fr_moe *m, int sub) {
     if (b->counts != FR_NONE) fr_late(w->f, b->counts, m->down_bound);
 }
 
-/* A combine that holds the finished row of the stream writes the next layer's normed row too: one more row out, and no
- * norm that reads it again. Not where experts are split by width (partial results are summed after it), nor in fp8 (the
- * norm quantises). */
+/* A combine that holds the finished row of the stream writes the next layer's normed row too (in fp8 quantised): one
+ * more row out, and no norm that reads it again. Not where experts are split by width (partial results are summed after
+ * it).
+ */
 static bool norms_next(const fr_walk *w) {
     const fr_layout *l = &w->p->layout;
     const bool whole = l->experts != FR_EXP_TP && l->experts != FR_EXP_ASAP;
-    return whole && l->precision == FR_BF16 && l->tp == 1 && w->layer + 1 < w->end;
+    return whole && l->tp == 1 && w->layer + 1 < w->end;
 }
 
 /*
@@ -354,7 +357,8 @@ void fr_emit_combine(fr_walk *w, fr_rank *r, uint32_t source, int64_t rows, int6
     fr_scratch *b = fr_scratch_of(w, r);
     bool shared = p->model.shared_width > 0, residual = into == FR_NONE;
     bool next = residual && norms_next(w);
-    int64_t row = BF16 * (int64_t)p->model.hidden, bytes = row * (rows + tokens * (1 + residual + shared + next));
+    int64_t row = BF16 * (int64_t)p->model.hidden, fp8 = fr_fp8_row(w, p->model.hidden), normed = fp8 ? fp8 : row;
+    int64_t bytes = row * (rows + tokens * (1 + residual + shared)) + next * tokens * normed;
     fr_put(w, r, FR_LANE_COMPUTE, FR_OP_COMBINE, fr_memory_shape(w, FR_OP_COMBINE, tokens, p->model.hidden, bytes), 0);
     fr_read(w, source);
     if (source == b->out) fr_read(w, b->order);                 /* else rows come summed */

@@ -204,7 +204,8 @@ static int bench_main(int argc, char **argv, const std::string &versions, const 
             if (!out) return perror(argv[i]), 2;
             continue;
         }
-        const auto p = std::find_if(parts.begin(), parts.end(), [&](const Part &x) { return !strcmp(x.name, argv[i]); });
+        const auto p =
+            std::find_if(parts.begin(), parts.end(), [&](const Part &x) { return !strcmp(x.name, argv[i]); });
         if (p == parts.end()) return printf("unknown part %s\n", argv[i]), 2;
         chosen.push_back(&*p);
     }

@@ -123,6 +123,11 @@ static void part_memory(Operands &o) {
     Dev<int32_t> places(slot);
     memory_one("permute_fp8", T * 8, H, row2 + 8 * row1,
                [&] { CUDA(fr_k_permute_fp8(o.x, places.p, nullptr, o.a, o.a_scale, o.rows, T, 8, H, stream)); });
+    std::vector<float> one(static_cast<size_t>(T * 8), 0.125f);
+    Dev<float> shares(one);
+    memory_one("combine_norm_fp8", T, H, 10 * row2 + row1, [&] {
+        CUDA(fr_k_combine_fp8(o.x, places.p, shares.p, o.c, o.c, o.x, o.a, o.a_scale, T, 1e-6f, T, 8, H, stream));
+    });
 }
 
 static void part_grouped(const Operands &o) {
@@ -146,7 +151,8 @@ static void part_held(const Operands &o) {
         for (const Product &p : {up235, down235})
             for (int v = 0; v < FR_K_GROUPED_VARIANTS; v++) grouped_one(o, p, 1024, MULTINOMIAL, v, "burst1s");
     for (const Product &p : {up235, down235})
-        for (int v : {FR_K_GROUPED_CLUSTER, FR_K_GROUPED_CLUSTER_SKEW}) grouped_one(o, p, 1024, MULTINOMIAL, v, "sustained");
+        for (int v : {FR_K_GROUPED_CLUSTER, FR_K_GROUPED_CLUSTER_SKEW})
+            grouped_one(o, p, 1024, MULTINOMIAL, v, "sustained");
 }
 
 static void part_dense(Operands &o) {

@@ -364,8 +364,7 @@ int main(int argc, char **argv) {
     CUDA(cudaRuntimeGetVersion(&runtime));
     return bench_main(argc, argv,
                       format("driver %d, runtime %d, cublasLt %lld, cuDNN %lld", driver, runtime,
-                             static_cast<long long>(fr_gemm_version()),
-                             static_cast<long long>(fr_attention_version())),
+                             static_cast<long long>(fr_gemm_version()), static_cast<long long>(fr_attention_version())),
                       {{"dense", true, part_dense},
                        {"grouped", true, part_grouped},
                        {"variants", true, part_variants},

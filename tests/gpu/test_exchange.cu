@@ -236,9 +236,9 @@ static std::vector<fr_bf16> arrives(const Config &c, const fr_bf16 *row) {
         float top = 0;
         const int end = std::min(c.H, (g + 1) * 128);
         for (int i = g * 128; i < end; i++) top = std::max(top, std::fabs(bf_to_float(row[i])));
-        const float scale = top > 0 ? top / 448.0f : 1.0f;
+        const float up = top > 0 ? 448.0f / top : 0, scale = top * (1.0f / 448.0f);
         for (int i = g * 128; i < end; i++) {
-            const __nv_fp8_storage_t q = __nv_cvt_float_to_fp8(bf_to_float(row[i]) / scale, __NV_SATFINITE, __NV_E4M3);
+            const __nv_fp8_storage_t q = __nv_cvt_float_to_fp8(bf_to_float(row[i]) * up, __NV_SATFINITE, __NV_E4M3);
             const __half_raw h = __nv_cvt_fp8_to_halfraw(q, __NV_E4M3);
             out[static_cast<size_t>(i)] = float_to_bf(__half2float(__half(h)) * scale);
         }

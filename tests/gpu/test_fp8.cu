@@ -153,7 +153,7 @@ static void test_blocks() {
 
 /* Fused: the bits of the parts one after the other. */
 static void test_fused() {
-    for (int H : {128, 1000, 2048, 4096, 7168}) {
+    for (int H : {128, 1008, 2048, 4096, 7168}) {
         const int T = 23, k = 3;
         const int64_t pitch = pitch_of(T), rows = T * k, row_pitch = pitch_of(rows);
         const size_t G = static_cast<size_t>((H + 127) / 128);
@@ -207,6 +207,19 @@ static void test_fused() {
                                    want.scale[g * static_cast<size_t>(pitch) + static_cast<size_t>(t)];
         }
         verdict(same, name, "rows differ from those quantised first");
+
+        snprintf(name, sizeof name, "combine and norm quantised H=%d", H);
+        const auto y = random_bf(r, static_cast<size_t>(rows) * H);
+        Dev<fr_bf16> dy(y), sum1(x.size()), sum2(x.size());
+        Dev<float> shares(std::vector<float>(static_cast<size_t>(rows), 0.3f));
+        CUDA(fr_k_combine(dy.p, places.p, shares.p, dx.p, sum1.p, dw.p, out.p, 1e-6f, T, k, H, 0));
+        CUDA(fr_k_quantise_rows(out.p, q.p, scale.p, pitch, T, H, 0));
+        q2.poison();
+        CUDA(fr_k_combine_fp8(dy.p, places.p, shares.p, dx.p, sum2.p, dw.p, q2.p, scale2.p, pitch, 1e-6f, T, k, H, 0));
+        CUDA(cudaDeviceSynchronize());
+        equal(name, sum2.get(), sum1.get());
+        equal((std::string(name) + ", e4m3").c_str(), q2.get(), q.get());
+        equal((std::string(name) + ", scales").c_str(), live(scale2.get(), pitch, T), live(scale.get(), pitch, T));
     }
 }
 

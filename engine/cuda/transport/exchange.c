@@ -26,7 +26,8 @@ typedef struct {
     const float *weights;
     uint32_t number, round;  /* exchanges launched; layers begun */
     uint64_t recent[RECENT]; /* ids of the latest, by number */
-    size_t unpacked[PARTS];  /* fp8: where rows of a part lie in `memory` before they are unpacked */
+    bool unpacks;            /* rows come in fp8 and are wanted in bf16: fp8 products take them as they come */
+    size_t unpacked[PARTS];  /* unpacks: where rows of a part lie in `memory` before that */
     void *send_of[FR_X_RANKS], *recv_of[PARTS][FR_X_RANKS]; /* members' buffers, as mapped here; found on first use */
 } half;
 
@@ -67,7 +68,7 @@ static void cut(fr_exchanges *x, int64_t tokens) {
         at += aligned((size_t)copies * sizeof *a->source_of_copy);
         a->workspace = x->memory ? x->memory + at : NULL;
         at += aligned(fr_k_pack_workspace(&a->x, tokens));
-        for (int g = 0; g < a->x.parts && a->x.fp8; g++) {
+        for (int g = 0; g < a->x.parts && a->unpacks; g++) {
             a->unpacked[g] = at;
             at += aligned((size_t)(x->o.arriving * fr_k_exchange_row(&a->x, x->o.model->hidden)));
         }
@@ -77,7 +78,8 @@ static void cut(fr_exchanges *x, int64_t tokens) {
 
 static void fill(fr_exchanges *x) {
     const fr_layout *l = x->o.layout;
-    for (int h = 0; h < x->halves; h++)
+    for (int h = 0; h < x->halves; h++) {
+        x->half[h].unpacks = l->exchange == FR_EXCHANGE_A2A_FP8 && l->precision != FR_FP8;
         x->half[h].x = (fr_k_exchange){.spin_ns = (int64_t)(1e9 * FR_TRANSPORT_SPIN_S),
                                        .ranks = l->ep,
                                        .me = x->o.rank - x->first,
@@ -86,6 +88,7 @@ static void fill(fr_exchanges *x) {
                                        .top_k = x->o.model->top_k,
                                        .by_expert = l->exchange == FR_EXCHANGE_A2A_K,
                                        .fp8 = l->exchange == FR_EXCHANGE_A2A_FP8};
+    }
 }
 
 static fr_status open_memory(fr_exchanges *x, fr_error *err) {
@@ -230,9 +233,9 @@ static fr_status dispatch(fr_exchanges *x, half *h, const fr_collective *c, cuda
                         .blocks = blocks_of(x, c),
                         .bulk = bulk(x, c)};
     memcpy(a.recv, h->recv_of[d->part], sizeof a.recv);
-    for (int i = 0; i < h->x.ranks; i++) a.to[i] = h->x.fp8 ? x->peer[i] + h->unpacked[d->part] : a.recv[i];
+    for (int i = 0; i < h->x.ranks; i++) a.to[i] = h->unpacks ? x->peer[i] + h->unpacked[d->part] : a.recv[i];
     FR_TRY(check(fr_k_dispatch(&h->x, &a, h->number, FR_X_ALL, stream), "fr_k_dispatch", err));
-    if (!h->x.fp8) return FR_OK;
+    if (!h->unpacks) return FR_OK;
     return check(fr_k_unpack(&h->x, a.to[h->x.me], d->landed + d->part, x->o.model->hidden, a.recv[h->x.me], stream),
                  "fr_k_unpack", err);
 }
