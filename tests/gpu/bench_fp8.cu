@@ -146,7 +146,7 @@ static void part_variants(const Operands &o) {
 
 /* Variants in turn, from rest and then back to back. */
 static void part_held(const Operands &o) {
-    hold_seconds = 4;
+    hold_seconds = 3;
     for (int turn = 0; turn < 2; turn++)
         for (const Product &p : {up235, down235})
             for (int v = 0; v < FR_K_GROUPED_VARIANTS; v++) grouped_one(o, p, 1024, MULTINOMIAL, v, "burst1s");
