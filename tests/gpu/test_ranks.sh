@@ -12,7 +12,8 @@ here=$(cd "$(dirname "$0")/../.." && pwd)
 mkdir -p "$out"
 . "$(dirname "$0")/lib.sh"
 
-# tiny: 8 query and 2 KV heads, 16 experts; wide: more ranks than KV heads, 64 experts of which 8 are chosen
+# tiny: 8 query and 2 KV heads, 16 experts; wide: more ranks than KV heads, 64 experts of which 8 are chosen; blocks: tiny
+# with heads of 128, so that two ranks cut no block of 128 x 128
 cat >"$out/tiny.json" <<'JSON'
 {"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "hidden_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8,
  "num_key_value_heads": 2, "head_dim": 64, "num_experts": 16, "num_experts_per_tok": 4, "moe_intermediate_size": 256, "norm_topk_prob": true,
@@ -21,6 +22,7 @@ cat >"$out/tiny.json" <<'JSON'
 JSON
 sed 's/"num_key_value_heads": 2/"num_key_value_heads": 1/; s/"num_experts": 16/"num_experts": 64/; s/"num_experts_per_tok": 4/"num_experts_per_tok": 8/; s/"head_dim": 64/"head_dim": 128/' \
     "$out/tiny.json" >"$out/wide.json"
+sed 's/"head_dim": 64/"head_dim": 128/' "$out/tiny.json" >"$out/blocks.json"
 
 # Every check is one or two cells of a list: all of it then runs in one process, which starts GPUs and libraries once.
 list=$out/cells checks=$out/checks log=$out/log results=$out/results
@@ -60,6 +62,10 @@ near() { local name=$1; shift; compare "$name" "--rms 0.0078 --row 0.0625" "$@";
 # many of them, and tokens near a border change experts.
 rough() { local name=$1; shift; compare "$name" "--rms 0.06 --row 0.25" "$@"; }
 
+# fp8: a partial sum rounded once more moves an element by 2^-9, which makes one e4m3 rounding in fifty go the other way, by
+# 6 %; a token near a border between experts changes them more easily.
+near8() { local name=$1; shift; compare "$name" "--rms 0.06 --row 0.25" "$@"; }
+
 tiny=(--model "$out/tiny.json" --candidates -1 --forwards 2) wide=(--model "$out/wide.json" --candidates -1 --forwards 2)
 mixed=1,37,512,129,64x3,700,8,255 halves=1,37,512,129,64/64x2,700,8,255
 if has tp; then
@@ -91,6 +97,27 @@ if has ep; then
     near ep2-empty-rank 300,5/ "${tiny[@]}" -- --strategy ep
     near ep2-parts $halves "${tiny[@]}" -- --strategy ep --overlap expert-groups --overlap-stages 2
 fi
+# Two layouts, the same bits.
+alike() { # NAME SEQUENCES FLAGS -- LAYOUT-FLAGS -- OTHER-LAYOUT-FLAGS
+    local name=$1 seqs=$2 flags=() one=() ref; shift 2
+    mine "$name" || return
+    while [ "$1" != -- ]; do flags+=("$1"); shift; done
+    flags+=(--machine "h200x$gpus" --seqs "$seqs")
+    shift
+    while [ "$1" != -- ]; do one+=("$1"); shift; done
+    shift
+    ref=as-$(echo "${flags[*]} ${one[*]}" | cksum | cut -d' ' -f1)
+    cell "$ref" "${flags[@]}" "${one[@]}"
+    cell "$name" "${flags[@]}" "$@"
+    echo "$name $ref" >>"$checks"
+}
+# A layout that cannot be ends with exit 1 and a line that says why.
+refused() { # NAME TEXT GPUS FLAGS
+    local name=$1 said=$2 on=$3 text; shift 3
+    mine "$name" || return
+    if text=$(timeout 40 "$engine" run --no-predict --json --machine "h200x$on" "$@" 2>&1 >/dev/null); then bad "$name: was not refused"; return; fi
+    case "$text" in *"$said"*) ok; printf '%-26s refused\n' "$name" ;; *) bad "$name: $(echo "$text" | tail -n 2 | cut -c 1-300)" ;; esac
+}
 # Weights come to the tokens: the bits of dp on as many GPUs, or on one per attention group, where nothing travels.
 twin() { # NAME GPUS[:GROUPS] FLAGS -- LAYOUT-FLAGS
     mine "$1" || return
@@ -136,14 +163,46 @@ if has offload; then
     twin offload-two-alone 2 $t -- --strategy offload --ep 1
 fi
 if has fp8; then # quantised weights travel with their scales; tp and ep round sums elsewhere, and an e4m3 step is 6 %
+    blocks=(--model "$out/blocks.json" --candidates -1 --forwards 2 --precision fp8) wide8=("${wide[@]}" --precision fp8)
+    near8 tp2-fp8 $mixed "${blocks[@]}" -- --strategy tp
+    near8 tp2-fp8-wide $mixed "${wide8[@]}" -- --strategy tp
+    near8 tp2-ep2-fp8 $mixed "${blocks[@]}" -- --attention tp --experts ep --tp 2 --ep 2
+    near8 tp2-ep2-fp8-wide $mixed "${wide8[@]}" -- --attention tp --experts ep --tp 2 --ep 2
+    near8 tp2-ep2-fp8-agrs $mixed "${blocks[@]}" -- --attention tp --experts ep --tp 2 --ep 2 --ep-exchange agrs
+    near8 dp2-by-width-fp8 $halves "${blocks[@]}" -- --attention dp --experts tp --tp 1 --dp 2
+    for x in a2a agrs a2a-k a2a-fp8; do near8 "ep2-fp8-$x" $halves "${blocks[@]}" -- --strategy ep --ep-exchange $x; done
+    # what travels quantised is what would be quantised on arrival
+    alike ep2-fp8-a2a-fp8-bits $halves "${blocks[@]}" -- --strategy ep -- --strategy ep --ep-exchange a2a-fp8
+    near8 ep2-fp8-a2a-tbo $halves "${blocks[@]}" -- --strategy ep --overlap tbo
+    near8 ep2-fp8-a2a-fp8-tbo $halves "${blocks[@]}" -- --strategy ep --ep-exchange a2a-fp8 --overlap tbo
+    near8 ep2-fp8-parts $halves "${blocks[@]}" -- --strategy ep --overlap expert-groups --overlap-stages 2
+    near8 ep2-fp8-hot $halves "${wide8[@]}" --skew hot:4 -- --strategy ep
+    near8 ep2-fp8-empty-rank 300,5/ "${blocks[@]}" -- --strategy ep
+    same pp2-fp8 $mixed "${blocks[@]}" -- --strategy pp --micro-batches 1 --no-kv-cache
+    same pp2-fp8-micro-batches $mixed "${blocks[@]}" --forwards 4 -- --strategy pp --micro-batches 4
+    near8 pp2-fp8-chunks $mixed "${blocks[@]}" --forwards 3 -- --strategy pp --micro-batches 1 --chunk-tokens 200
     t="--model $out/tiny.json --candidates -1 --seqs $mixed --forwards 3 --precision fp8"
     twin asyncep-fp8 2 $t -- --strategy asyncep
     twin asyncep-fp8-chunks 2 $t -- --strategy asyncep --gather-chunk 300001
-    twin dwdp-fp8 2 $t -- --strategy dwdp
     twin asyncep-fp8-nccl 2 $t -- --strategy asyncep --gather nccl
+    twin dwdp-fp8 2 $t -- --strategy dwdp
     twin offload-fp8-ahead 1 $t -- --strategy offload
     twin offload-fp8-2-slots 1 $t -- --strategy offload --slots 2
-    same pp2-fp8 $mixed "${tiny[@]}" --precision fp8 -- --strategy pp --micro-batches 1 --no-kv-cache
+    twin offload-fp8-hybrid 2 $t -- --strategy offload --ep 2
+    refused fp8-heads-of-64 "each rank's width of q, k and v must be a multiple of 128" 2 --model "$out/tiny.json" --seqs 64 --precision fp8 --strategy tp
+    # a checkpoint in the layout of Qwen's FP8 models, cut over ranks
+    dir=$out/checkpoint-fp8
+    $python "$here/tests/tools/random_checkpoint.py" "$out/blocks.json" "$dir" --fp8 || bad "random_checkpoint --fp8"
+    t="--weights $dir --candidates -1 --precision fp8"
+    near8 weights-tp2-fp8 $mixed $t -- --strategy tp
+    near8 weights-tp2-ep2-fp8 $mixed $t -- --attention tp --experts ep --tp 2 --ep 2
+    near8 weights-ep2-fp8 $halves $t -- --strategy ep
+    same weights-pp2-fp8 $mixed $t -- --strategy pp --micro-batches 1 --no-kv-cache
+    t="$t --seqs $mixed"
+    twin weights-asyncep-fp8 2 $t -- --strategy asyncep
+    twin weights-dwdp-fp8 2 $t -- --strategy dwdp
+    twin weights-offload-2-slots-fp8 1 $t -- --strategy offload --slots 2
+    twin weights-hybrid-fp8 2 $t -- --strategy offload --ep 2
 fi
 if has weights; then # a checkpoint's slices: as random weights, every layout reads the same tensors
     for form in "" --stacked; do
