@@ -63,8 +63,9 @@ near() { local name=$1; shift; compare "$name" "--rms 0.0078 --row 0.0625" "$@";
 rough() { local name=$1; shift; compare "$name" "--rms 0.06 --row 0.25" "$@"; }
 
 # fp8: a partial sum rounded once more moves an element by 2^-9, which makes one e4m3 rounding in fifty go the other way, by
-# 6 %; a token near a border between experts changes them more easily.
-near8() { local name=$1; shift; compare "$name" "--rms 0.06 --row 0.25" "$@"; }
+# 6 %: sqrt(1 / 50) * 6 % = 0.8 % of a product, where one GPU's own rounding to e4m3 is off by 2.6 %. Measured: random weights
+# rms 1.0 to 1.7 * 10^-3, worst row 3.4 * 10^-3; checkpoints, whose blocks add more to the stream, 1.2 * 10^-2 and 3.2 * 10^-2.
+near8() { local name=$1; shift; compare "$name" "--rms 0.03 --row 0.125" "$@"; }
 
 tiny=(--model "$out/tiny.json" --candidates -1 --forwards 2) wide=(--model "$out/wide.json" --candidates -1 --forwards 2)
 mixed=1,37,512,129,64x3,700,8,255 halves=1,37,512,129,64/64x2,700,8,255
