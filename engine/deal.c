@@ -153,9 +153,11 @@ void fr_deal_open(const fr_experiment *e, int64_t groups, int fold, fr_deal *out
         deal_listed(e, out);
     else
         deal_equal(e, real_groups, out);
-    for (int64_t g = 0; g < groups; g++) {
+    const int batches = fr_layout_batches(&e->layout); /* of one attention group, behind one another */
+    for (int64_t g = 0; g < groups; g += batches) {
         bool work = false;
-        for (int v = 0; v < out->variants; v++) work = work || out->batches[v * groups + g].count > 0;
+        for (int i = 0; i < out->variants * batches; i++)
+            work = work || out->batches[i / batches * groups + g + i % batches].count > 0;
         if (!work) out->idle += e->layout.tp;
     }
 }

@@ -106,7 +106,7 @@ static fr_status refuse_unused(const fr_experiment *e, fr_error *err) {
     const use uses[] = {
         {"tokens", !trace && !e->seqs[0], "equal batches: --trace has --budget, --seqs its own lengths"},
         {"seq", !trace && !e->seqs[0], "equal batches: --trace and --seqs have their own lengths"},
-        {"seqs", !trace && l->experts != FR_EXP_ASAP, "batches in place of a trace, of any strategy but asap"},
+        {"seqs", !trace, "batches in place of a trace"},
         {"prefix", !trace, "equal batches: a trace has its own prefixes"},
         {"forwards", !trace, "equal batches: with --trace use --requests or --duration"},
         {"format", trace, "--trace"},
@@ -191,20 +191,22 @@ static fr_status size_list(fr_setup *s, int64_t groups, fr_error *err) {
     e->tokens = fr_max_i64(q.tokens / fr_layout_gpus(&e->layout), 1);
     s->load.tokens = q.most_tokens;
     s->load.sequences = q.most_sequences;
-    s->load.kv_tokens = e->layout.kv_cache ? q.most_tokens + q.most_sequences * e->prefix : 0;
+    s->load.kv_tokens =
+        e->layout.kv_cache ? fr_layout_batches(&e->layout) * (q.most_tokens + q.most_sequences * e->prefix) : 0;
     return FR_OK;
 }
 
 static fr_status size_batches(fr_setup *s, fr_error *err) {
     const fr_experiment *e = &s->experiment;
-    int64_t groups = (int64_t)e->layout.replicas * e->layout.dp;
+    const int batches = fr_layout_batches(&e->layout);
+    int64_t groups = (int64_t)e->layout.replicas * e->layout.dp * batches; /* asap's batches are dealt one by one */
     if (e->seqs[0]) return size_list(s, groups, err);
     int64_t total = fr_max_i64(e->tokens * fr_layout_gpus(&e->layout) / e->seq, 1); /* as fr_deal deals them */
     int64_t most = fr_ceil_div(total, groups);
     FR_TRY(too_many(most, most * e->seq, err));
     s->load.tokens = most * e->seq;
     s->load.sequences = most;
-    s->load.kv_tokens = e->layout.kv_cache ? most * (e->seq + e->prefix) : 0;
+    s->load.kv_tokens = e->layout.kv_cache ? batches * most * (e->seq + e->prefix) : 0;
     return FR_OK;
 }
 
@@ -214,7 +216,8 @@ static void size_trace(fr_setup *s, int64_t longest) {
     s->load.tokens = e->layout.chunk_tokens > 0 ? budget : fr_max_i64(budget, longest);
     s->load.sequences = fr_min_i64(s->load.tokens, MOST_SEQUENCES);
     /* The cache takes what the rest leaves unless its size is given; a chunked request keeps all of its KV. */
-    s->load.kv_tokens = e->layout.kv_cache ? fr_max_i64(s->load.tokens, longest) + fr_max_i64(e->cache_tokens, 0) : 0;
+    int64_t kv = fr_max_i64(s->load.tokens, longest) + fr_max_i64(e->cache_tokens, 0);
+    s->load.kv_tokens = e->layout.kv_cache ? fr_layout_batches(&e->layout) * kv : 0;
 }
 
 static fr_status check_layout(fr_setup *s, fr_error *err) {

@@ -12,6 +12,10 @@ int fr_layout_gpus(const fr_layout *l) {
     return l->replicas * l->pp * fr_layout_stage_ranks(l);
 }
 
+int fr_layout_batches(const fr_layout *l) {
+    return l->experts == FR_EXP_ASAP ? 2 : 1;
+}
+
 int fr_layout_layers(const fr_layout *l, const fr_model *m) {
     return l->run_layers ? l->run_layers : m->layers;
 }

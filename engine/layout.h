@@ -67,6 +67,8 @@ typedef struct fr_layout {
 } fr_layout;
 
 int fr_layout_gpus(const fr_layout *l);
+/* Batches of one attention group in a forward: asap takes pairs. */
+int fr_layout_batches(const fr_layout *l);
 int fr_layout_stage_ranks(const fr_layout *l);               /* tp * dp (asap: tp * dp + ep) */
 int fr_layout_layers(const fr_layout *l, const fr_model *m); /* executed */
 /* Layers [first, end) of a pipeline stage: as equal as whole layers allow, earlier stages take the remainder. */
@@ -78,7 +80,7 @@ fr_status fr_layout_from_strategy(const char *strategy, int gpus, fr_layout *l, 
 
 /* What one forward holds at most, per rank: sizes the buffers. */
 typedef struct {
-    int64_t tokens; /* new tokens per attention group and forward: what each of its tp ranks sees */
+    int64_t tokens; /* new tokens of a batch, of an attention group: what each of its tp ranks sees */
     int64_t sequences;
     int64_t kv_tokens; /* tokens of KV resident per rank (cached prefixes included) */
     double imbalance;  /* hottest rank's share of routed tokens over the mean, >= 1: sizes ep receive buffers */
@@ -98,6 +100,9 @@ typedef struct {
      * (4 bytes each) of `slots` experts for each of them: [arriving, H] | [arriving, slots] | [arriving, slots]. */
     int64_t arriving;
     int slots;
+    /* asap: a slot that one attention rank's tokens travel in to an expert rank: rows, ids and weights as above of
+     * `carried` tokens at most, and how many there are (two ints); one that their results come back in: the rows. */
+    int64_t carried, payload, result;
     int64_t rows; /* routed rows that this rank computes at most (a count, not bytes) */
     int64_t permuted, up, down;
     int64_t dense; /* hidden layer of a dense FFN or of the shared experts */

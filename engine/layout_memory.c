@@ -31,11 +31,12 @@ static fr_model tp_slice(const fr_layout *l, const fr_model *m) {
     return s;
 }
 
-/* Routed rows of the rank that gets most. Each of `groups` attention groups brings `tokens` tokens. */
+/* Routed rows of the rank that gets most. Each of `groups` attention groups brings `tokens` tokens; asap's expert ranks
+ * take one group's batch at a time. */
 static int64_t routed_rows(const fr_layout *l, const fr_model *m, const fr_load *load, int64_t tokens) {
     if (l->experts == FR_EXP_TP) return tokens * l->dp * m->top_k; /* all tokens of the stage, a slice of each expert */
     if (l->experts != FR_EXP_EP && l->experts != FR_EXP_ASAP) return tokens * m->top_k;
-    int64_t groups = l->experts == FR_EXP_ASAP ? l->dp : l->ep > l->tp ? l->ep / l->tp : 1;
+    int64_t groups = l->experts != FR_EXP_ASAP && l->ep > l->tp ? l->ep / l->tp : 1;
     double skew = load->imbalance > 1 ? load->imbalance : 1;
     int64_t mean = fr_ceil_div(tokens * groups * m->top_k, l->ep);
     int64_t most = tokens * groups * fr_min_i64(m->top_k, m->experts / l->ep); /* every token's k on this rank */
@@ -52,9 +53,13 @@ static void exchange_buffers(const fr_layout *l, const fr_model *m, const fr_loa
         a->arriving = tokens * l->dp;
         a->receive = a->arriving * (row + 8 * a->slots);
     }
-    if (l->experts == FR_EXP_ASAP) { /* dp groups' tokens at an expert rank: D * S * H (facts: asap-duoserve, a.3) */
-        a->receive = tokens * l->dp * row;
-        a->send = fr_ceil_div(tokens, l->tp) * fr_min_i64(m->top_k, l->ep) * row;
+    if (l->experts == FR_EXP_ASAP) { /* one copy per token and expert rank, S * H a group (facts: asap-duoserve, a.3) */
+        a->carried = fr_ceil_div(tokens, l->tp);
+        a->arriving = fr_ceil_div(tokens, 4) * 4; /* what lies behind begins at a multiple of 16 bytes */
+        a->receive = a->arriving * (row + 8 * a->slots);
+        a->send = a->carried * fr_min_i64(m->top_k, l->ep) * row;
+        a->payload = fr_ceil_div(a->carried * (row + 8 * a->slots) + 8, 16) * 16;
+        a->result = a->carried * row;
     }
     if (l->experts != FR_EXP_EP || l->ep == 1) return;
     int64_t groups = l->ep > l->tp ? l->ep / l->tp : 1;
@@ -190,10 +195,11 @@ static void stage_memory(const fr_layout *l, const fr_model *m, const fr_load *l
     if (l->pp > 1 && l->chunk_tokens) tokens = fr_min_i64(tokens, l->chunk_tokens);
     fr_layout_activations(l, m, load, tokens, &a);
     out->activations = a.peak;
-    if (l->experts == FR_EXP_ASAP) /* attention ranks keep results to combine where expert ranks keep rows */
-        out->activations =
-            expert_rank ? a.receive + a.up + fr_max_i64(a.permuted, a.down)
-                        : a.residual + a.normed + a.router + a.send + fr_max_i64(a.qkv + a.attention_out, a.dense);
+    if (l->experts == FR_EXP_ASAP) /* two slots from every attention rank; two batches, results of every expert rank */
+        out->activations = expert_rank
+                               ? 2 * l->dp * l->tp * a.payload + a.receive + a.up + fr_max_i64(a.permuted, a.down)
+                               : 2 * (a.residual + a.normed + a.router + a.send +
+                                      fr_max_i64(a.qkv + a.attention_out, a.dense) + l->ep * a.result);
     out->workspace = CONTEXT_BYTES + CUBLAS_BYTES + (fr_layout_uses_nccl(l) ? NCCL_BYTES : 0);
     out->total = out->attention + out->embedding_head + out->experts + out->gather_buffers + out->first_layer +
                  out->kv + out->activations + out->workspace;

@@ -11,12 +11,19 @@ static void place(const fr_layout *l, const fr_model *m, int rank, fr_shard *s) 
     s->d = s->local / l->tp;
     s->t = s->local % l->tp;
     s->index = s->local % l->ep;
+    s->attention = true;
+    if (l->experts == FR_EXP_ASAP) { /* expert ranks come behind the attention ranks */
+        s->attention = s->local < l->tp * l->dp;
+        s->index = s->attention ? 0 : s->local - l->tp * l->dp;
+        if (!s->attention) s->d = s->t = 0;
+    }
     fr_layout_stage_layers(l, m, s->stage, &s->first_layer, &s->end_layer);
     s->modulo = distinct(l, fr_layout_layers(l, m));
     s->layers = distinct(l, s->end_layer - s->first_layer);
 }
 
 static void split_attention(const fr_layout *l, const fr_model *m, fr_shard *s) {
+    if (!s->attention) return;
     s->heads = m->heads / l->tp;
     s->head_first = s->t * s->heads;
     s->kv_heads = m->kv_heads >= l->tp ? m->kv_heads / l->tp : 1;
@@ -30,6 +37,8 @@ static void split_experts(const fr_layout *l, const fr_model *m, fr_shard *s) {
         const int each = m->expert_width / (l->tp * l->dp);
         s->width_first = s->local * each;
         s->width_end = s->width_first + each;
+    } else if (l->experts == FR_EXP_ASAP && s->attention) {
+        s->expert_end = 0;
     } else if (l->experts != FR_EXP_LOCAL && l->ep > 1) {
         fr_layout_held_range(l, m, s->index, &s->expert_first, &s->expert_end);
     }
@@ -44,8 +53,8 @@ void fr_shard_of(const fr_layout *l, const fr_model *m, int rank, fr_shard *out)
     place(l, m, rank, out);
     split_attention(l, m, out);
     split_experts(l, m, out);
-    out->embedding = out->stage == 0;
-    out->head = out->stage == l->pp - 1;
+    out->embedding = out->attention && out->stage == 0;
+    out->head = out->attention && out->stage == l->pp - 1;
     out->precision = l->precision;
 }
 

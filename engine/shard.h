@@ -24,6 +24,7 @@ typedef struct {
     int kv_first, kv_heads;     /* KV heads: a copy of the one that its query heads use where tp exceeds their number */
     int expert_first, expert_end; /* experts that this rank holds (offload: of the part that it streams) */
     int width_first, width_end;   /* of each of them */
+    bool attention;               /* norms, attention and router; not asap's expert ranks */
     bool embedding, head;         /* whole: embedding on the first stage, head and final norm on the last */
     bool by_expert;               /* on_host, moved one by one: each lies as a run of its own, so that it is one copy */
     bool on_host;                 /* own experts lie in pinned host memory */
@@ -32,7 +33,7 @@ typedef struct {
     fr_precision precision;       /* of the linear weights */
 } fr_shard;
 
-/* Rank as fr_layout counts them. Every layout but asap. */
+/* Rank as fr_layout counts them. */
 void fr_shard_of(const fr_layout *l, const fr_model *m, int rank, fr_shard *out);
 
 /* Which of the layers held (0 .. layers - 1) an executed layer of this stage uses, and the number under which the whole

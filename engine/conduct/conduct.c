@@ -60,23 +60,53 @@ static void finish(fr_conductor *c, fr_flight *f) {
     flight_free(c, f);
 }
 
-/* Puts what a rank computed of its slot's logits to what the others did. */
-static void merge_logits(fr_flight *f, int slot, const fr_rank_done *d) {
-    if (d->runs_count == 0) return;
-    if (!f->logits[slot]) f->logits[slot] = fr_alloc((size_t)d->logits_count * sizeof **f->logits);
-    for (uint32_t i = 0; i < d->runs_count; i++)
-        memcpy(f->logits[slot] + d->runs[i].first, d->logits + d->runs[i].first,
-               (size_t)d->runs[i].count * sizeof **f->logits);
+/* Floats of a slot's logits. */
+static int64_t logits_of_slot(const fr_conductor *c, const fr_flight *f, int slot) {
+    const fr_job_batch *b = &f->job->batches[slot];
+    int64_t all = 0;
+    for (int32_t i = 0; i < b->count; i++)
+        all += b->sequences[i].candidates < 0 ? c->setup->model.vocab : b->sequences[i].candidates;
+    return all;
+}
+
+/* Puts what a rank computed of its slots' logits, one slot after the other, to what the others did. */
+static void merge_logits(const fr_conductor *c, fr_flight *f, const fr_place *p, const fr_rank_done *d) {
+    int64_t base = 0;
+    for (int slot = p->slot; slot < p->slot + p->batches && d->runs_count > 0; slot++) {
+        const int64_t count = logits_of_slot(c, f, slot);
+        if (!f->logits[slot]) f->logits[slot] = fr_alloc((size_t)count * sizeof **f->logits);
+        for (uint32_t i = 0; i < d->runs_count; i++) {
+            const int64_t from = fr_max_i64(d->runs[i].first, base);
+            const int64_t to = fr_min_i64(d->runs[i].first + d->runs[i].count, base + count);
+            if (from < to)
+                memcpy(f->logits[slot] + from - base, d->logits + from, (size_t)(to - from) * sizeof **f->logits);
+        }
+        base += count;
+    }
+}
+
+/* Among the unit's ranks. */
+static int index_of(const fr_unit *u, int rank) {
+    int index = 0;
+    while (u->ranks[index] != rank) index++;
+    return index;
 }
 
 static void note_done(fr_conductor *c, fr_note *n) {
     fr_flight *f = flight_of(c, n->job);
-    const int slot = c->place[n->rank].slot, index = c->index[n->rank];
+    const fr_place *p = &c->place[n->rank];
+    const int index = index_of(&c->unit[n->job->unit], n->rank);
     f->done[index] = n->done;
     f->spans[index] = n->spans;
-    f->answers[slot] = fr_max_i64(f->answers[slot], n->done.answer);
-    merge_logits(f, slot, &n->done);
+    /* Two batches of the same ranks both count as answered when the forward ends, as in the simulator. */
+    if (p->batches == 1) f->answers[p->slot] = fr_max_i64(f->answers[p->slot], n->done.answer);
+    merge_logits(c, f, p, &n->done);
     if (--f->left == 0) finish(c, f);
+}
+
+/* Whether a forward is let in when this rank, and the others like it, have let it in. */
+static bool is_door(const fr_place *p) {
+    return p->stage == 0 && !p->experts_only;
 }
 
 static void take_note(fr_conductor *c, fr_note *n) {
@@ -91,7 +121,7 @@ static void take_note(fr_conductor *c, fr_note *n) {
     case FR_NOTE_ENTERED: {
         fr_unit *u = &c->unit[n->job->unit];
         fr_flight *f = flight_of(c, n->job);
-        if (c->place[n->rank].stage == 0 && ++f->entered == u->doors) u->held--;
+        if (is_door(&c->place[n->rank]) && ++f->entered == u->doors) u->held--;
         break;
     }
     case FR_NOTE_DONE:
@@ -209,11 +239,12 @@ static fr_status open_planner(fr_conductor *c) {
 static void place_ranks(fr_conductor *c) {
     for (int r = 0; r < c->ranks; r++) {
         fr_layout_place(&c->setup->experiment.layout, r, &c->place[r]);
-        fr_unit *u = &c->unit[c->place[r].unit];
-        c->index[r] = u->ranks_count;
-        u->ranks = fr_realloc(u->ranks, (size_t)u->ranks_count + 1, sizeof *u->ranks);
-        u->ranks[u->ranks_count++] = r;
-        u->doors += c->place[r].stage == 0;
+        for (int i = 0; i < c->place[r].served; i++) {
+            fr_unit *u = &c->unit[c->place[r].unit + i];
+            u->ranks = fr_realloc(u->ranks, (size_t)u->ranks_count + 1, sizeof *u->ranks);
+            u->ranks[u->ranks_count++] = r;
+            u->doors += is_door(&c->place[r]);
+        }
     }
 }
 
@@ -226,7 +257,7 @@ static int64_t kv_room(const fr_setup *s, const fr_conduct_options *o, int64_t l
     const int64_t chunk = e->layout.chunk_tokens, cache = fr_max_i64(e->cache_tokens, 0), load = s->load.tokens;
     if (!o->requests) {
         const bool kept = e->prefix > 0 || chunk > 0;
-        return kept ? s->load.sequences * (e->seq + e->prefix) : 0;
+        return kept ? fr_layout_batches(&e->layout) * s->load.sequences * (e->seq + e->prefix) : 0;
     }
     if (chunk == 0 && cache == 0) return 0;
     int64_t all = 0;
@@ -266,7 +297,6 @@ static void open_tables(fr_conductor *c) {
     c->slots = fr_planner_slots(c->planner);
     const size_t groups = (size_t)c->units * (size_t)c->slots;
     c->place = fr_alloc(ranks * sizeof *c->place);
-    c->index = fr_alloc(ranks * sizeof *c->index);
     c->workers = fr_alloc(ranks * sizeof *c->workers);
     c->gone = fr_alloc(ranks * sizeof *c->gone);
     c->asked = fr_alloc(ranks * sizeof *c->asked);
@@ -415,7 +445,6 @@ static void close_conductor(fr_conductor *c, bool failed) {
     fr_sched_free(c->sched);
     fr_deal_close(&c->deal);
     free(c->place);
-    free(c->index);
     free(c->workers);
     free(c->gone);
     free(c->asked);

@@ -60,7 +60,6 @@ typedef struct {
     fr_rank_needs needs;
     int ranks, layers, units, slots;
     fr_place *place; /* [ranks] */
-    int *index;      /* [ranks] among the unit's */
     fr_worker **workers;
     fr_mailbox *notes;
     int ready, closed; /* ranks that have said so */

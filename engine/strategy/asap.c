@@ -6,11 +6,16 @@
  *   expert rank      takes items as they become ready, of any group, batch and layer:
  *                    drain the group's slots | sort, permute, up, down, sum | push one row per copy back
  *
+ * An item is all that one group's batch wants of an expert rank in one layer. Items of one group become ready in the
+ * order in which the group sends them, so with one group the expert ranks' lanes are in-order; with more they are
+ * first-ready (plan.h, S2), and which group comes next is decided while the plan runs, by the simulator as by the engine.
+ *
  * A unit is one attention group; its expert ranks serve all groups. Between every attention rank and expert rank lie
  * two payload slots there; the receiver acknowledges a slot when it has copied it out, the sender waits for that
  * (two-way flags, depth 2 so that a sender seldom waits; a.4). Results have a slot here for each of the two batches:
- * the next ones of a batch can only come after its combine, so they need no flag back. Counts travel with the payload,
- * so sizes behind a drain are late. Router and shared experts are on the attention side, one copy goes per token and
+ * the next ones of a batch can only come after its combine, so they need no flag back. Slots go round: hold h is in slot
+ * h modulo their number, which both ends know without asking. Counts, ids and weights travel with the payload, so sizes
+ * from a drain on are late. Router and shared experts are on the attention side, one copy goes per token and
  * expert rank. Each rank of a tp group sends its own part of the tokens.
  */
 #include "engine/strategy/planner.h"
@@ -18,8 +23,6 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
-
-#define DEPTH 2
 
 typedef struct {
     uint32_t payload;     /* pool at the expert rank */
@@ -56,14 +59,15 @@ static void open_expert_rank(fr_planner *p, fr_rank *r) {
     fr_layout_memory(&p->layout, &p->model, &p->machine, &p->load, &memory);
     fr_layout_activations(&p->layout, &p->model, &p->load, p->load.tokens, &a);
     fr_add_lane(p, r, FR_LANE_HOST);
-    r->lane[FR_LANE_COMPUTE] = fr_plan_lane(p->plan, r->rank, FR_LANE_COMPUTE, "compute", true);
+    /* One group's items become ready in the order in which it sends them: there is nothing to choose. */
+    r->lane[FR_LANE_COMPUTE] = fr_plan_lane(p->plan, r->rank, FR_LANE_COMPUTE, "compute", p->layout.dp > 1);
     r->launched = fr_add_event(p, r, "launched");
     int64_t experts = p->model.experts / p->layout.ep * fr_model_expert_bytes(&p->model, p->layout.precision);
     r->experts = fr_add_buffer(p, r, FR_BUF_WEIGHTS, "experts", experts * (p->model.layers - p->model.dense_layers), 0);
     fr_scratch *b = &r->half[0];
     b->recv = fr_add_buffer(p, r, FR_BUF_ACTIVATION, "drained", a.receive, 0);
     b->route = b->recv; /* ids and weights come with the rows */
-    b->order = fr_add_buffer(p, r, FR_BUF_ACTIVATION, "order", a.rows * 8, 0);
+    b->order = fr_add_buffer(p, r, FR_BUF_ACTIVATION, "order", 4 * (a.rows + a.arriving * a.slots), 0);
     b->rows = fr_add_buffer(p, r, FR_BUF_ACTIVATION, "rows", a.permuted, 0);
     b->mid = fr_add_buffer(p, r, FR_BUF_ACTIVATION, "mid", a.up, 0);
     b->out = fr_add_buffer(p, r, FR_BUF_ACTIVATION, "out", a.down, 0);
@@ -74,10 +78,11 @@ static void open_expert_rank(fr_planner *p, fr_rank *r) {
 static void open_link(fr_planner *p, int replica, int a, int e) {
     fr_rank *from = rank_at(p, replica, a), *to = rank_at(p, replica, p->asap->attention + e);
     link *l = link_of(p, replica, a, e);
-    int64_t bytes = fr_ceil_div(p->load.tokens, p->layout.tp) * 2 * p->model.hidden;
+    fr_activations size;
     char name[40];
+    fr_layout_activations(&p->layout, &p->model, &p->load, p->load.tokens, &size);
     snprintf(name, sizeof name, "payload of r%d", from->rank);
-    l->payload = fr_add_buffer(p, to, FR_BUF_SLOT, name, bytes, DEPTH);
+    l->payload = fr_add_buffer(p, to, FR_BUF_SLOT, name, size.payload, FR_ASAP_DEPTH);
     snprintf(name, sizeof name, "arrived of r%d", from->rank);
     l->arrived = fr_add_event(p, to, name);
     snprintf(name, sizeof name, "drained by r%d", to->rank);
@@ -86,7 +91,7 @@ static void open_link(fr_planner *p, int replica, int a, int e) {
         snprintf(name, sizeof name, "returned%s of r%d", h ? "'" : "", to->rank);
         l->returned[h] = fr_add_event(p, from, name);
         snprintf(name, sizeof name, "results%s of r%d", h ? "'" : "", to->rank);
-        l->results[h] = fr_add_buffer(p, from, FR_BUF_SLOT, name, bytes, 1);
+        l->results[h] = fr_add_buffer(p, from, FR_BUF_SLOT, name, size.result, 1);
     }
 }
 
@@ -216,8 +221,9 @@ static void push(fr_walk *w, fr_rank *r, int replica, int a, uint32_t ready) {
         fr_op *op = fr_put(w, r, FR_LANE_SEND, FR_OP_PUSH, message(w, FR_OP_PUSH, copies), e);
         op->peer = rank_at(p, replica, p->asap->attention + e)->rank;
         fr_wait(w->f, r->ready[w->half], ready);
-        if (hold >= DEPTH) fr_wait(w->f, l->ack, hold - DEPTH + 1);
+        if (hold >= FR_ASAP_DEPTH) fr_wait(w->f, l->ack, hold - FR_ASAP_DEPTH + 1);
         fr_read(w, b->send);
+        fr_read(w, b->route); /* ids and weights go with the rows */
         fr_use_buffer(w->f, FR_USE_ACQUIRE, l->payload, hold);
         fr_use_buffer(w->f, FR_USE_WRITE, l->payload, hold);
         fr_late(w->f, b->held, message(w, FR_OP_PUSH, most));
@@ -263,6 +269,7 @@ static void dispatch(fr_walk *w, fr_rank *r, int replica, int a) {
     fr_read(w, b->route);
     fr_read(w, b->normed);
     fr_write(w, b->send);
+    fr_write(w, b->route); /* where each copy's result will lie */
     fr_late(w->f, b->held, fr_memory_shape(w, FR_OP_PERMUTE, most, p->model.hidden, 2 * most * row));
     uint32_t ready = fr_raise(w, r->ready[w->half]);
     push(w, r, replica, a, ready);
@@ -319,6 +326,8 @@ static void item(fr_walk *w, int replica, int group, int e) {
         fr_write(w, b->recv);
         if (t == tp - 1) fr_fill_table(w->f, b->counts);
         fr_use_buffer(w->f, FR_USE_FREE, l->payload, hold);
+        fr_rank *from = rank_at(p, replica, group * tp + t);
+        fr_late(w->f, from->half[w->half].held, message(w, FR_OP_DRAIN, fr_tokens_here(w, from)));
         fr_raise(w, l->ack);
     }
     fr_emit_sort(w, r, m, b->recv, 0);
@@ -327,6 +336,7 @@ static void item(fr_walk *w, int replica, int group, int e) {
            fr_memory_shape(w, FR_OP_REDUCE, m->landed, p->model.hidden, (m->rows + m->landed) * row), 0);
     fr_read(w, b->out);
     fr_read(w, b->order);
+    fr_read(w, b->recv); /* weights */
     fr_write(w, b->recv);
     fr_late(w->f, b->counts, fr_memory_shape(w, FR_OP_REDUCE, m->bound, p->model.hidden, 2 * m->bound * row));
     for (int t = 0; t < tp; t++) {

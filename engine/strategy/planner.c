@@ -83,18 +83,38 @@ static int unit_ranks(const fr_layout *l) {
     }
 }
 
+/* A unit is an attention group with all expert ranks of its replica, which come behind its attention ranks. */
+static void place_asap(const fr_layout *l, int rank, fr_place *out) {
+    int index = rank % fr_layout_stage_ranks(l), replica = rank / fr_layout_stage_ranks(l), attention = l->tp * l->dp;
+    bool experts = index >= attention;
+    *out = (fr_place){.unit = replica * l->dp + (experts ? 0 : index / l->tp),
+                      .served = experts ? l->dp : 1,
+                      .local = experts ? l->tp + index - attention : index % l->tp,
+                      .batches = fr_layout_batches(l),
+                      .t = experts ? 0 : index % l->tp,
+                      .ep_index = experts ? index - attention : 0,
+                      .experts_only = experts};
+}
+
 void fr_layout_place(const fr_layout *l, int rank, fr_place *out) {
+    if (l->experts == FR_EXP_ASAP) {
+        place_asap(l, rank, out);
+        return;
+    }
     int stage_ranks = l->tp * l->dp, index = rank % stage_ranks, row = rank / stage_ranks, unit = unit_ranks(l);
     *out = (fr_place){.unit = row / l->pp * (stage_ranks / unit) + index / unit,
                       .stage = row % l->pp,
+                      .served = 1,
                       .local = index % unit,
                       .slot = index % unit / l->tp,
+                      .batches = 1,
                       .t = index % l->tp,
                       .ep_index = index % l->ep};
 }
 
 bool fr_layout_sliced(const fr_layout *l) {
-    return l->tp > 1 && (l->experts == FR_EXP_EP || (l->experts == FR_EXP_TP && l->dp > 1));
+    const bool by_width = l->experts == FR_EXP_TP && l->dp > 1;
+    return l->tp > 1 && (l->experts == FR_EXP_EP || l->experts == FR_EXP_ASAP || by_width);
 }
 
 static const fr_experts_part *part_of(fr_expert_split e) {
@@ -153,14 +173,17 @@ static void open_scratch(fr_planner *p, fr_rank *r, int half, const fr_activatio
     ROOM(route, a->router, 0);
     /* Where each chosen expert's row lies, and the token of each row; ids come with what arrives (experts_ep.c). */
     bool travels = p->layout.experts == FR_EXP_EP && p->layout.ep > 1;
-    ROOM(order, 4 * (a->rows + (travels ? a->arriving * a->slots : a->rows)), 0);
-    ROOM(rows, a->permuted, 0);
-    ROOM(mid, a->up, 0);
-    ROOM(out, a->down, 0);
-    if (p->model.shared_width || p->model.dense_layers) ROOM(shared, 3 * a->dense, 0);
+    b->order = b->rows = b->mid = b->out = FR_NONE;
     b->held = b->counts = b->active = b->send = b->recv = FR_NONE;
+    if (!p->asap) { /* else experts are elsewhere */
+        ROOM(order, 4 * (a->rows + (travels ? a->arriving * a->slots : a->rows)), 0);
+        ROOM(rows, a->permuted, 0);
+        ROOM(mid, a->up, 0);
+        ROOM(out, a->down, 0);
+    }
+    if (p->model.shared_width || p->model.dense_layers) ROOM(shared, 3 * a->dense, 0);
     if (a->send) ROOM(send, a->send, 0);
-    if (a->receive && p->moe_groups == 1) ROOM(recv, a->receive, 0);
+    if (a->receive && p->moe_groups == 1 && !p->asap) ROOM(recv, a->receive, 0);
 #undef ROOM
 }
 

@@ -83,17 +83,24 @@ typedef struct {
 fr_cuts *fr_planner_cuts(const fr_planner *p);
 void fr_cuts_free(fr_cuts *c);
 
-/* Where a rank of an unfolded plan stands (asap stands apart). */
+/* Where a rank of an unfolded plan stands. asap's expert ranks serve all units of their replica: `unit` is the first,
+ * `served` how many. */
 typedef struct {
     int unit, stage;
-    int local;    /* rank within its unit's stage */
-    int slot;     /* whose batch it runs: attention group within the unit */
-    int t;        /* index in that tp group */
-    int ep_index; /* in its expert group of `ep` ranks */
+    int served;
+    int local;         /* rank within its unit's stage */
+    int slot;          /* whose batch it runs: attention group within the unit */
+    int batches;       /* slots from `slot` on that it runs: asap's ranks two, in turn */
+    int t;             /* index in that tp group */
+    int ep_index;      /* in its expert group of `ep` ranks */
+    bool experts_only; /* asap's expert ranks: no attention, no logits */
 } fr_place;
 void fr_layout_place(const fr_layout *l, int rank, fr_place *out);
 /* Between attention blocks each rank of a tp group holds its part of the tokens only: fr_share(tokens, tp, t). */
 bool fr_layout_sliced(const fr_layout *l);
+/* asap: slots for the payload of one attention rank at an expert rank, so that a sender seldom waits (facts:
+ * asap-duoserve, a.4). A payload's slot is its number modulo this. */
+enum { FR_ASAP_DEPTH = 2 };
 int64_t fr_share(int64_t total, int parts, int index); /* whole parts, the first ones take the remainder */
 
 /* ---- what strategy files share

@@ -25,7 +25,7 @@ typedef struct {
     const fr_job *jobs[OUT];
     int64_t ends[OUT];
     int out;
-    int64_t busy_until, last_number;
+    int64_t busy_until, last_number[8]; /* of each unit that it serves */
     float logits[4096];
     fr_float_run run;
     bool released;
@@ -42,12 +42,24 @@ typedef struct {
 
 static stage *the;
 
+static void forget(pretended *p) {
+    for (int i = 0; i < 8; i++) p->last_number[i] = -1;
+}
+
+/* Sequences of all batches that the rank runs. */
+static int32_t sequences_of(const pretended *p, const fr_job *job) {
+    int32_t n = 0;
+    for (int s = 0; s < p->place.batches; s++) n += job->batches[p->place.slot + s].count;
+    return n;
+}
+
 static fr_status open_rank(void *context, int rank, fr_world *world, const fr_plan *plan, const fr_rank_needs *needs,
                            void **self, fr_error *err) {
     pretended *p = fr_alloc(sizeof *p);
     (void)context;
     (void)plan;
-    *p = (pretended){.rank = rank, .needs = needs, .world = world, .hang = the->hang_rank == rank, .last_number = -1};
+    *p = (pretended){.rank = rank, .needs = needs, .world = world, .hang = the->hang_rank == rank};
+    forget(p);
     fr_layout_place(&needs->setup->experiment.layout, rank, &p->place);
     if (fr_world_exchange(world, rank, &rank, sizeof rank, NULL, err) != FR_OK) {
         free(p);
@@ -62,7 +74,7 @@ static fr_status replan(void *self, const fr_plan *plan, bool spans, fr_error *e
     (void)plan;
     (void)spans;
     (void)err;
-    ((pretended *)self)->last_number = -1;
+    forget(self);
     return FR_OK;
 }
 
@@ -82,14 +94,15 @@ static fr_status skew(void *self, const int64_t *counts, fr_error *err) {
 static fr_status append(void *self, const fr_job *job, fr_error *err) {
     pretended *p = self;
     (void)err;
-    if (job->number != ++p->last_number || job->unit != p->place.unit || p->out == OUT)
+    const int unit = job->unit - p->place.unit;
+    if (unit < 0 || unit >= p->place.served || job->number != ++p->last_number[unit] || p->out == OUT)
         __atomic_add_fetch(&the->wrong, 1, __ATOMIC_SEQ_CST);
     __atomic_add_fetch(&the->trims, (int32_t)job->batches[p->place.slot].trims_count, __ATOMIC_SEQ_CST);
     while (the->stick_forward && p->rank == 1 && job->number == the->stick_forward && p->epoch &&
            !__atomic_load_n(&p->released, __ATOMIC_SEQ_CST))
         nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
     const int64_t now = fr_monotonic(), from = now > p->busy_until ? now : p->busy_until;
-    const bool work = job->batches[p->place.slot].count > 0;
+    const bool work = sequences_of(p, job) > 0;
     p->busy_until = from + (int64_t)(work ? the->ms * 1e6 : 0);
     p->jobs[p->out] = job;
     p->ends[p->out++] = p->busy_until;
@@ -108,19 +121,22 @@ static fr_status poll_rank(void *self, fr_rank_state *state, fr_error *err) {
 }
 
 /* What this rank's logits are: of its first and last token ids, so that the test can tell whose they are. */
-static void fill_logits(pretended *p, const fr_job *job) {
-    const fr_job_batch *b = &job->batches[p->place.slot];
+static int64_t fill_logits(pretended *p, const fr_job *job) {
     int64_t at = 0;
-    const int32_t *id = b->ids;
-    for (int32_t i = 0; i < b->count; i++) {
-        for (int32_t k = 0; k < b->sequences[i].candidates; k++) p->logits[at++] = (float)id[0];
-        id += b->sequences[i].queries;
+    for (int s = 0; s < p->place.batches && !p->place.experts_only; s++) {
+        const fr_job_batch *b = &job->batches[p->place.slot + s];
+        const int32_t *id = b->ids;
+        for (int32_t i = 0; i < b->count; i++) {
+            for (int32_t k = 0; k < b->sequences[i].candidates; k++) p->logits[at++] = (float)id[0];
+            id += b->sequences[i].queries;
+        }
     }
     const int tp = p->needs->setup->experiment.layout.tp;
     const int64_t each = (at + tp - 1) / tp, first = each * p->place.t; /* tp ranks share them */
     p->run = (fr_float_run){first, first + each < at ? each : at > first ? at - first : 0};
     for (int64_t i = 0; i < at; i++)
         if (i < p->run.first || i >= p->run.first + p->run.count) p->logits[i] = -1;
+    return at;
 }
 
 static fr_status collect(void *self, fr_timeline *spans, fr_rank_done *out, fr_error *err) {
@@ -128,10 +144,7 @@ static fr_status collect(void *self, fr_timeline *spans, fr_rank_done *out, fr_e
     const fr_job *job = p->jobs[0];
     const int64_t end = p->ends[0] - p->epoch, ns = (int64_t)(the->ms * 1e6);
     (void)err;
-    fill_logits(p, job);
-    int64_t all = 0;
-    for (int32_t i = 0; i < job->batches[p->place.slot].count; i++)
-        all += job->batches[p->place.slot].sequences[i].candidates;
+    const int64_t all = fill_logits(p, job);
     if (spans) fr_timeline_add(spans, &(fr_span){.id = 1, .start = end - ns, .end = end, .rank = (int16_t)p->rank});
     *out = (fr_rank_done){.begin = end - ns, .end = end, .answer = end, .busy = ns, .logits = p->logits};
     out->logits_count = all;

@@ -87,6 +87,30 @@ static void test_forwards_of_all_units(void **unused) {
     done(&q);
 }
 
+/* asap: two batches a forward for each attention group; expert ranks serve all groups and have no logits. */
+static void test_expert_ranks_serve_all_groups(void **unused) {
+    (void)unused;
+    const char *flags[] = {TINY, "strategy", "asap", "gpus", "4",  "dp",       "2", "ep",
+                           "2",  "tokens",   "98",   "seq",  "30", "forwards", "5", NULL};
+    fr_conduct_options o = {.spans = true, .logits = true, .warmup_s = 0.01};
+    played p = {.stage = {.ms = 1, .hang_rank = -1}};
+    play(&p, flags, &o, NULL);
+    if (p.status != FR_OK) fail_msg("%s", p.err.text);
+    assert_int_equal(p.stage.wrong, 0);
+    assert_int_equal(p.out.forwards_count, 10);
+    assert_int_equal(p.out.result.tokens, 5 * 13 * 30);
+    assert_int_equal(p.out.logit_rows_count, 5 * 13);
+    played q = {.stage = {.ms = 1, .hang_rank = -1}};
+    const char *dp[] = {TINY, "strategy", "dp", "gpus", "4", "tokens", "98", "seq", "30", "forwards", "5", NULL};
+    fr_conduct_options o2 = {.logits = true};
+    play(&q, dp, &o2, NULL);
+    assert_int_equal(q.status, FR_OK);
+    assert_int_equal(fr_conducted_hash(&q.out), fr_conducted_hash(&p.out));
+    assert_int_equal(q.out.result.idle_ranks, p.out.result.idle_ranks);
+    done(&p);
+    done(&q);
+}
+
 static void test_an_empty_rank(void **unused) {
     (void)unused;
     const char *flags[] = {TINY, "strategy", "dp", "gpus", "4", "tokens", "10", "seq", "20", "forwards", "3", NULL};
@@ -311,6 +335,7 @@ static void test_processes_that_fail(void **unused) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_forwards_of_all_units),
+        cmocka_unit_test(test_expert_ranks_serve_all_groups),
         cmocka_unit_test(test_an_empty_rank),
         cmocka_unit_test(test_a_pipeline_fills),
         cmocka_unit_test(test_faults),

@@ -97,6 +97,17 @@ static void test_regions_tile(void **state) {
     tiles(&l, &m, 0, 5, 5, 1);
     l = layout("pp", 4, (fr_layout){.dp = 2, .pp = 2});
     tiles(&l, &m, 1, 2, 2, 2);
+    l = layout("asap", 5, (fr_layout){.dp = 2, .ep = 3}); /* attention on two ranks, experts on three others */
+    tiles(&l, &m, 0, 2, 2, 1);
+    l = layout("asap", 6, (fr_layout){.tp = 2, .dp = 2, .ep = 2});
+    tiles(&l, &m, 0, 2, 2, 1);
+    for (int rank = 0; rank < 6; rank++) {
+        fr_shard s;
+        fr_shard_of(&l, &m, rank, &s);
+        assert_int_equal(s.attention, rank < 4);
+        assert_int_equal(s.head, rank < 4);
+        assert_int_equal(s.expert_end - s.expert_first, rank < 4 ? 0 : 6);
+    }
 }
 
 /* Stages cover the layers once; resident layers keep the numbers that one GPU gives them. */
