@@ -109,6 +109,7 @@ reference: $(BUILD)/forerun
 gpu-test: gpu-test-build engine
 	$(BUILD)/gpu/test_kernels
 	$(BUILD)/gpu/test_copies
+	$(BUILD)/gpu/test_carry
 	bash tests/gpu/test_transport.sh $(BUILD)/gpu
 	bash tests/gpu/test_engine.sh $(BUILD)/forerun-cuda
 	@[ $$(nvidia-smi -L | wc -l) -lt 2 ] || bash tests/gpu/test_ranks.sh $(BUILD)/forerun-cuda

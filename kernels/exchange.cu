@@ -6,19 +6,17 @@
  */
 #include "kernels/exchange.h"
 
+#include "kernels/bulk.cuh"
 #include "kernels/device.cuh"
-#include "kernels/ptx.cuh"
 #include <cuda_fp8.h>
 
 namespace {
 using namespace fr;
 
 constexpr int THREADS = 512, IN_FLIGHT = 4;
-constexpr int64_t CHUNK = THREADS * IN_FLIGHT * 16;       /* bytes of rows that a block moves at a time */
-constexpr int BULK_THREADS = 128, STAGES = 12, AHEAD = 6; /* of the ring: chunks, and those on their way into it */
-constexpr int64_t BULK = 16384;
-constexpr unsigned UNPACK_BLOCKS = 1056; /* eight an SM */
-constexpr int META_ROWS = 256;           /* rows whose ids and weights it moves at a time */
+constexpr int64_t CHUNK = THREADS * IN_FLIGHT * 16; /* bytes of rows that a block moves at a time */
+constexpr unsigned UNPACK_BLOCKS = 1056;            /* eight an SM */
+constexpr int META_ROWS = 256;                      /* rows whose ids and weights it moves at a time */
 
 /* ---- memory order between GPUs -----------------------------------------------------------------------------------*/
 
@@ -264,68 +262,7 @@ __global__ void __launch_bounds__(THREADS)
     finish<DISPATCH>(x, number, phases);
 }
 
-/*
- * The same with the bulk copy engine of the SMs: one thread a block keeps a ring of chunks in flight, from memory into
- * shared memory and from there to the target, so that a few SMs fill a link. Chunks are taken in an order that spreads
- * every target's over the whole run (stride G, coprime to their number N): no link waits while another is served.
- */
-__device__ int64_t coprime(int64_t n) {
-    int64_t g = n * 618 / 1000 + 1; /* about the golden section: consecutive ones are far apart */
-    for (;; g++) {
-        int64_t u = n, v = g;
-        while (v) {
-            const int64_t w = u % v;
-            u = v;
-            v = w;
-        }
-        if (u == 1) return g;
-    }
-}
-
-/* A member's run, and where its chunks begin in the numbering of all. */
-struct Run {
-    const char *from;
-    char *to;
-    int64_t bytes, start;
-};
-
-/* A chunk on its way: what its store needs. */
-struct Chunk {
-    char *to;
-    uint32_t bytes;
-};
-
-/* One thread: moves this block's chunks of the runs. `n`: chunks in all. */
-__device__ void move_chunks(const Run *run, int64_t n, uint32_t ring, uint32_t full, Chunk *flying) {
-    if (blockIdx.x >= n) return;
-    const int64_t g = n > 1 ? coprime(n) : 1, step = static_cast<int64_t>(gridDim.x) * g % n;
-    const int64_t mine = (n - blockIdx.x + gridDim.x - 1) / gridDim.x;
-    int64_t at = blockIdx.x * g % n;
-    uint32_t load = 0, store = 0, parity = 0; /* stages */
-    for (int64_t i = 0; i < mine + AHEAD; i++) {
-        if (i < mine) {
-            /* The store that used this stage has read it: of those issued since, STAGES - AHEAD - 1 may be out. */
-            if (i >= STAGES) bulk_wait_read<STAGES - AHEAD - 1>();
-            const Run *r = run;
-            while (at >= r[1].start) r++;
-            const int64_t offset = (at - r->start) * BULK;
-            const uint32_t bytes = static_cast<uint32_t>(min(BULK, r->bytes - offset));
-            flying[load] = Chunk{r->to + offset, bytes};
-            mbar_expect(full + 8 * load, bytes);
-            bulk_load(ring + load * static_cast<uint32_t>(BULK), r->from + offset, bytes, full + 8 * load);
-            load = load + 1 == STAGES ? 0 : load + 1;
-            at += step;
-            if (at >= n) at -= n;
-        }
-        if (i >= AHEAD) {
-            mbar_wait(full + 8 * store, parity);
-            bulk_store(flying[store].to, ring + store * static_cast<uint32_t>(BULK), flying[store].bytes);
-            if (++store == STAGES) store = 0, parity ^= 1;
-        }
-    }
-    bulk_wait_all();
-}
-
+/* The same with the bulk copy engine of the SMs (bulk.cuh), meta data by the other threads of the blocks. */
 template <bool DISPATCH>
 __global__ void __launch_bounds__(BULK_THREADS)
     bulk_kernel(const __grid_constant__ fr_k_exchange x, const __grid_constant__ fr_k_push_args a, uint32_t number,
