@@ -1,19 +1,24 @@
 /* A forward's batch on the device: per micro-batch its tokens, positions, sequences, rows that want logits, KV rows. */
 #include "engine/cuda/rank.h"
 
+#include <string.h>
+
 static fr_status check(cudaError_t e, const char *call, fr_error *err) {
     if (e == cudaSuccess) return FR_OK;
     return fr_fail(err, FR_FAILED, "%s failed: %s", call, cudaGetErrorString(e));
 }
 
+/* A rank that runs several slots in turn takes them as micro-batches: m = micro * batches + slot. */
 static const fr_cut *own_cut(const fr_device_rank *r, const fr_cuts *cuts, int m) {
-    return &cuts->cut[m * cuts->slots + r->place.slot];
+    const int batches = r->place.batches;
+    return &cuts->cut[m / batches * cuts->slots + r->place.slot + m % batches];
 }
 
 int64_t fr_rank_tokens(const fr_device_rank *r, int q, int m) {
     fr_place place;
     fr_layout_place(r->layout, q, &place);
-    const int64_t tokens = r->tokens[m * r->slots + place.slot];
+    const int64_t tokens = r->tokens[m / place.batches * r->slots + place.slot + m % place.batches];
+    if (place.experts_only) return tokens;
     return fr_layout_sliced(r->layout) ? fr_share(tokens, r->layout->tp, place.t) : tokens;
 }
 
@@ -21,9 +26,9 @@ int64_t fr_rank_tokens(const fr_device_rank *r, int q, int m) {
 
 static fr_status check_batch(const fr_device_rank *r, const fr_cuts *cuts, fr_error *err) {
     int64_t tokens = 0, sequences = 0;
-    for (int m = 0; m < cuts->micros; m++) {
+    for (int m = 0; m < r->micros; m++) {
         const fr_cut *cut = own_cut(r, cuts, m);
-        tokens += cut->tokens;
+        tokens = r->place.batches > 1 ? fr_max_i64(tokens, cut->tokens) : tokens + cut->tokens;
         sequences += cut->count;
         for (int32_t i = 0; i < cut->count; i++) {
             const fr_sequence *s = &cut->sequences[i];
@@ -38,7 +43,7 @@ static fr_status check_batch(const fr_device_rank *r, const fr_cuts *cuts, fr_er
             return fr_fail(err, FR_FAILED, "a batch of %d sequences and %d candidates: room was made for %lld and %lld",
                            cut->count, r->micro[m].picks, (long long)r->most_sequences, (long long)r->most_picks);
     }
-    if (tokens <= r->most_tokens && r->logits <= r->most_logits) return FR_OK;
+    if (tokens <= r->most_tokens && r->logits <= r->place.batches * r->most_logits) return FR_OK;
     return fr_fail(err, FR_FAILED,
                    "a batch of %lld sequences, %lld tokens and %lld logits: room was made for %lld, %lld and %lld",
                    (long long)sequences, (long long)tokens, (long long)r->logits, (long long)r->most_sequences,
@@ -54,26 +59,45 @@ int64_t fr_batch_room(const fr_device_rank *r) {
     const int64_t micros = r->offsets_micros, cuts = r->most_sequences + micros; /* a chunk ends within a sequence */
     const int64_t runs = 9, tokens = 3 * r->most_tokens, picks = 2 * r->most_picks;
     const int64_t sequences = (3 * 2 + 1) * cuts + micros; /* up to twice as many, in three of the runs */
-    return tokens + picks + sequences + 3 * runs * micros + (r->kv ? 2 * r->kv_capacity : 0);
+    const int64_t one = tokens + picks + sequences + 3 * runs * micros + (r->kv ? 2 * r->kv_capacity : 0);
+    return r->place.experts_only ? 0 : r->place.batches * one;
+}
+
+/* Slot after slot. Several slots are not cut further (planner.c: only pipelines cut). */
+static void place_logits(fr_device_rank *r, const fr_cuts *cuts) {
+    for (int s = 0; s < r->place.batches; s++) {
+        fr_batch_rank who = r->batch;
+        fr_batch_tables *t = &r->micro[s];
+        who.place.slot += s;
+        const int64_t count = fr_batch_place_logits(&who, cuts, t);
+        for (int m = 0; m < cuts->micros && s > 0; m++) {
+            if (t[m].all_at >= 0) t[m].all_at += r->logits;
+            if (t[m].picks_at >= 0) t[m].picks_at += r->logits;
+        }
+        r->logits += count;
+    }
 }
 
 fr_status fr_batch_plan(fr_device_rank *r, const fr_cuts *cuts, const fr_exec_batch *batches, int64_t *ints,
                         fr_error *err) {
     const int slots = cuts->slots;
     (void)batches;
-    if (r->place.slot >= slots || cuts->micros > r->offsets_micros)
+    r->micros = cuts->micros * r->place.batches;
+    if (r->place.slot + r->place.batches > slots || r->micros > r->offsets_micros)
         return fr_fail(err, FR_FAILED, "%d batches in %d micro-batches: room was made for slot %d and %d", slots,
                        cuts->micros, r->place.slot, r->offsets_micros);
-    FR_GROW(r->micro, r->micro_cap, (uint32_t)cuts->micros);
+    FR_GROW(r->micro, r->micro_cap, (uint32_t)r->micros);
     FR_GROW(r->tokens, r->tokens_cap, (uint32_t)(cuts->micros * slots));
-    r->micros = cuts->micros;
     r->slots = slots;
-    for (int i = 0; i < cuts->micros * slots; i++) r->tokens[i] = cuts->cut[i].tokens;
-    for (int m = 0; m < cuts->micros; m++) fr_batch_count(&r->batch, own_cut(r, cuts, m), &r->micro[m]);
-    r->logits = fr_batch_place_logits(&r->batch, cuts, r->micro);
-    FR_TRY(check_batch(r, cuts, err));
+    r->logits = 0;
     *ints = 0;
-    for (int m = 0; m < cuts->micros; m++) *ints += fr_batch_ints(&r->micro[m], r->kv != NULL);
+    for (int i = 0; i < cuts->micros * slots; i++) r->tokens[i] = cuts->cut[i].tokens;
+    memset(r->micro, 0, (size_t)r->micros * sizeof *r->micro);
+    if (r->place.experts_only) return FR_OK; /* the tokens that arrive bring all that it needs to know */
+    for (int m = 0; m < r->micros; m++) fr_batch_count(&r->batch, own_cut(r, cuts, m), &r->micro[m]);
+    place_logits(r, cuts);
+    FR_TRY(check_batch(r, cuts, err));
+    for (int m = 0; m < r->micros; m++) *ints += fr_batch_ints(&r->micro[m], r->kv != NULL);
     return FR_OK;
 }
 
@@ -100,12 +124,14 @@ static fr_status plan_rows(fr_device_rank *r, const fr_sequence *s, int64_t owne
 }
 
 /* A chunk's context is read when its rows are planned and no later ones. */
-static fr_status fill_all(fr_device_rank *r, const fr_cuts *cuts, const fr_exec_batch *b, int32_t *staging,
+static fr_status fill_all(fr_device_rank *r, const fr_cuts *cuts, const fr_exec_batch *batches, int32_t *staging,
                           fr_error *err) {
     int64_t pick = 0;
-    for (int m = 0; m < cuts->micros; m++) {
+    for (int m = 0; m < r->micros; m++) {
         const fr_cut *cut = own_cut(r, cuts, m);
+        const fr_exec_batch *b = &batches[m % r->place.batches];
         fr_batch_tables *t = &r->micro[m];
+        if (r->place.batches > 1) pick = 0; /* a batch of its own */
         for (int32_t i = 0; i < cut->count && r->kv; i++)
             FR_TRY(plan_rows(r, &cut->sequences[i], b->owners ? b->owners[cut->origin[i]] : cut->origin[i], err));
         fr_batch_point(t, staging, r->kv != NULL);
@@ -120,6 +146,7 @@ fr_status fr_batch_upload(fr_device_rank *r, const fr_cuts *cuts, const fr_exec_
                           cudaStream_t stream, fr_error *err) {
     const int64_t D = r->model->head_dim, width = (int64_t)(r->shard.heads + 2 * r->shard.kv_heads) * D;
     int64_t ints = 0, metas = 0, context = 0;
+    if (r->place.experts_only) return FR_OK;
     for (int m = 0; m < r->micros; m++) {
         ints += fr_batch_ints(&r->micro[m], r->kv != NULL);
         metas += meta_ints(&r->micro[m]);

@@ -1,5 +1,6 @@
 #include "engine/cuda/exec_state.h"
 
+#include "engine/cuda/links.h"
 #include "engine/cuda/transport/transport.h"
 
 #include <math.h>
@@ -31,7 +32,8 @@ bool fr_exec_lost(const fr_exec *x) {
 
 int64_t fr_exec_bytes(const fr_exec *x) {
     const fr_device_rank *r = &x->rank;
-    return r->arena_bytes + fr_pools_bytes(r->pools) + (int64_t)r->attention_workspace_bytes + 4 * r->batch_ints +
+    return r->arena_bytes + fr_pools_bytes(r->pools) + fr_links_bytes(r->links) +
+           (int64_t)r->attention_workspace_bytes + 4 * r->batch_ints +
            2 * r->kv_width * (r->context_capacity + (r->kv ? r->layers * r->kv_capacity : 0));
 }
 
@@ -85,8 +87,6 @@ static fr_status open_lanes(fr_exec *x, fr_error *err) {
         x->lanes[i].waiting = FR_NONE;
         x->streams[i] = &x->lanes[i].stream;
         if (p->lanes[i].rank != x->o.rank || p->lanes[i].kind == FR_LANE_HOST) continue;
-        if (p->lanes[i].first_ready)
-            return fr_fail(err, FR_FAILED, "lane %s: first-ready lanes are not executed yet", p->lanes[i].name);
         FR_TRY(open_stream(x, &x->lanes[i].stream, (fr_lane_kind)p->lanes[i].kind, err));
     }
     return FR_OK;
@@ -106,12 +106,14 @@ static fr_status open_readback(fr_exec *x, fr_error *err) {
 /* What moves between ops: counters, slots, experts' weights. Collective. */
 static fr_status open_moves(fr_exec *x, fr_error *err) {
     const fr_layout *l = x->o.layout;
-    const bool remote = l->experts == FR_EXP_OFFLOAD && l->ep > 1 && l->gather == FR_GATHER_CE;
+    const bool asap = l->experts == FR_EXP_ASAP;
+    const bool remote = asap || (l->experts == FR_EXP_OFFLOAD && l->ep > 1 && l->gather == FR_GATHER_CE);
     const fr_issue_options io = {.plan = x->o.plan,
                                  .rank = x->o.rank,
                                  .streams = (cudaStream_t *const *)x->streams,
                                  .world = x->o.world,
-                                 .transport = x->o.transport};
+                                 .transport = x->o.transport,
+                                 .slots_of_others = asap};
     const fr_pools_options go = {.plan = x->o.plan,
                                  .model = x->o.model,
                                  .layout = l,
@@ -119,8 +121,17 @@ static fr_status open_moves(fr_exec *x, fr_error *err) {
                                  .world = x->o.world,
                                  .transport = x->o.transport,
                                  .rank = x->o.rank};
+    const fr_links_options lo = {.plan = x->o.plan,
+                                 .model = x->o.model,
+                                 .layout = l,
+                                 .room = &x->rank.room,
+                                 .transport = x->o.transport,
+                                 .rank = x->o.rank};
     FR_TRY(fr_issue_open(&io, remote, &x->issue, err));
-    FR_TRY(fr_pools_open(&go, &x->rank.pools, err));
+    if (asap)
+        FR_TRY(fr_links_open(&lo, &x->rank.links, err));
+    else
+        FR_TRY(fr_pools_open(&go, &x->rank.pools, err));
     x->rank.issue = x->issue;
     return open_readback(x, err);
 }
@@ -140,8 +151,8 @@ static fr_status open_slot(fr_exec *x, fr_flight *f, fr_error *err) {
         if (x->lanes[i].stream && x->o.plan->lanes[i].kind != FR_LANE_COMPUTE)
             FR_TRY(fr_exec_check(x, cudaEventCreateWithFlags(&f->lane_ends[i], cudaEventDisableTiming),
                                  "cudaEventCreate", err));
-    FR_TRY(fr_exec_check(x, cudaHostAlloc((void **)&f->logits, (size_t)r->most_logits * 4, cudaHostAllocDefault),
-                         "cudaHostAlloc", err));
+    const size_t logits = (size_t)(r->place.batches * r->most_logits) * 4;
+    FR_TRY(fr_exec_check(x, cudaHostAlloc((void **)&f->logits, logits, cudaHostAllocDefault), "cudaHostAlloc", err));
     if (!x->o.counts) return FR_OK;
     f->counts = fr_alloc(offsets * sizeof *f->counts);
     return fr_exec_check(x, cudaHostAlloc((void **)&f->offsets, offsets * 4, cudaHostAllocDefault), "cudaHostAlloc",
@@ -227,6 +238,7 @@ void fr_exec_close(fr_exec *x) {
     }
     fr_issue_close(x->issue, x->lost);
     fr_pools_close(x->rank.pools, x->lost);
+    fr_links_close(x->rank.links, x->lost);
     if (!x->lost) fr_rank_close(&x->rank);
     free(x->lanes);
     free(x->streams);

@@ -75,7 +75,7 @@ static void open_pools(fr_issue *s) {
     s->pools = fr_alloc(s->pools_count * sizeof *s->pools);
     for (uint32_t i = 0; i < p->buffers_count; i++) {
         const fr_buffer *b = &p->buffers[i];
-        if (b->rank != s->o.rank || b->slots < 1) continue;
+        if (b->rank != s->o.rank || b->slots < 1 || (b->kind == FR_BUF_SLOT && s->o.slots_of_others)) continue;
         s->pools[i].slots = fr_slots_new(b->slots);
         s->pools[i].freed = fr_alloc((size_t)b->slots * sizeof *s->pools[i].freed);
         s->pools[i].used = fr_alloc((size_t)b->slots * sizeof *s->pools[i].used);

@@ -98,6 +98,11 @@ static fr_status copy(fr_call *c) {
     return fr_pools_copy(c->r->pools, c->r->issue, c->f, c->op, c->stream, c->err);
 }
 
+/* Of tokens that came, or of weights. */
+static fr_status drain(fr_call *c) {
+    return c->r->links ? fr_launch_drain(c) : copy(c);
+}
+
 /* ---- dispatch -----------------------------------------------------------------------------------------------------*/
 
 typedef fr_status (*launcher)(fr_call *);
@@ -118,8 +123,9 @@ static const launcher launchers[FR_OP_KIND_COUNT] = {
     [FR_OP_REDUCE] = fr_launch_reduce,
     [FR_OP_GEMM_HEAD] = head,
     [FR_OP_PULL] = copy,
+    [FR_OP_PUSH] = fr_launch_push,
     [FR_OP_H2D] = copy,
-    [FR_OP_DRAIN] = copy,
+    [FR_OP_DRAIN] = drain,
 };
 
 fr_status fr_op_launch(fr_device_rank *r, const fr_plan *plan, const fr_fragment *f, const fr_op *op,

@@ -73,7 +73,7 @@ typedef struct {
     float *weights;
 } fr_recv_view;
 fr_recv_view fr_recv_of(const fr_device_rank *r, const void *recv);
-int fr_call_half(const fr_call *c);             /* of a two-batch overlap, else 0 */
+int fr_call_half(const fr_call *c);             /* of a two-batch overlap, which of asap's two batches, else 0 */
 int64_t fr_call_group_tokens(const fr_call *c); /* of all ranks that this one's experts work for */
 fr_status fr_launch_router(fr_call *c);
 fr_status fr_launch_topk(fr_call *c);
@@ -87,6 +87,12 @@ fr_status fr_launch_reduce(fr_call *c);
 /* ops_exchange.c */
 fr_status fr_launch_collective(fr_call *c); /* the whole class */
 fr_status fr_launch_pack(fr_call *c);       /* PERMUTE sub FR_SUB_PACK */
-enum { FR_SUB_PACK = 1000 };                /* experts_ep.c */
+enum { FR_SUB_PACK = 1000 };                /* experts_ep.c, asap.c */
+
+/* ops_links.c: asap */
+fr_status fr_launch_push(fr_call *c);
+fr_status fr_launch_drain(fr_call *c);
+fr_status fr_launch_links_pack(fr_call *c);
+fr_status fr_launch_links_combine(fr_call *c);
 
 #endif

@@ -152,6 +152,7 @@ static fr_status prepare_products(fr_device_rank *r, fr_error *err) {
 }
 
 fr_status fr_rank_prepare(fr_device_rank *r, fr_error *err) {
+    if (!r->shard.attention) return FR_OK;
     if (r->varied) FR_TRY(prepare_products(r, err));
     const int64_t most = r->most_sequences < PREPARED ? r->most_sequences : PREPARED;
     for (int32_t b = 1; b < 2 * most; b *= 2) {

@@ -178,6 +178,7 @@ static fr_status exchange(fr_call *c) {
 /* Reads route and normed, writes send and, in route, where each copy lies. */
 fr_status fr_launch_pack(fr_call *c) {
     meeting m;
+    if (c->r->links) return fr_launch_links_pack(c);
     FR_TRY(meet(c, &m));
     FR_TRY(fr_call_expect(c, 2, 1, 0, 0));
     const fr_route_view route = fr_route_of(c->r, c->in[0], c->b->held);

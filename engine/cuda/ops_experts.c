@@ -4,8 +4,10 @@
  *
  *     own        the rank's own tokens, ids and weights in the route buffer (experts local or gathered; tp with dp = 1)
  *     gathered   all tokens of the group lie in recv, with ids and weights behind them (tp with dp > 1; ep by agrs)
- *     arrived    copies of tokens lie in recv likewise; only the device knows how many (ep by all-to-all)
+ *     arrived    copies of tokens lie in recv likewise; only the device knows how many (ep by all-to-all; asap, where
+ * the results go another way: ops_links.c)
  */
+#include "engine/cuda/links.h"
 #include "engine/cuda/ops.h"
 #include "engine/cuda/pools.h"
 #include "kernels/exchange.h"
@@ -18,7 +20,7 @@ typedef struct {
 } source;
 
 static bool travels(const fr_device_rank *r) {
-    return r->layout->experts == FR_EXP_EP && r->layout->ep > 1;
+    return (r->layout->experts == FR_EXP_EP && r->layout->ep > 1) || r->links;
 }
 static bool gathered(const fr_device_rank *r) {
     return travels(r) ? r->layout->exchange == FR_EXCHANGE_AGRS : r->layout->experts == FR_EXP_TP && r->layout->dp > 1;
@@ -38,11 +40,12 @@ fr_recv_view fr_recv_of(const fr_device_rank *r, const void *recv) {
 }
 
 int fr_call_half(const fr_call *c) {
-    return c->r->layout->overlap == FR_OVERLAP_TBO ? c->op->micro % 2 : 0;
+    return c->r->layout->overlap == FR_OVERLAP_TBO || c->r->links ? c->op->micro % 2 : 0;
 }
 
 int64_t fr_call_group_tokens(const fr_call *c) {
     const fr_device_rank *r = c->r;
+    if (r->links) return fr_rank_tokens(r, r->rank, c->op->micro);
     const int size = travels(r) ? r->layout->ep : r->layout->tp * r->layout->dp;
     const int first = r->rank - (travels(r) ? r->place.ep_index : r->place.local);
     int64_t tokens = 0;
@@ -63,7 +66,7 @@ static source source_of(const fr_call *c) {
     if (gathered(r)) return s;
     s.k = r->room.slots;
     s.tokens *= s.k < m->top_k ? m->top_k : 1; /* a copy for each expert */
-    s.arrived = r->landed + fr_call_half(c) * FR_MOST_PARTS + s.part;
+    s.arrived = r->links ? fr_links_landed(r->links) : r->landed + fr_call_half(c) * FR_MOST_PARTS + s.part;
     return s;
 }
 
@@ -219,6 +222,7 @@ fr_status fr_launch_combine(fr_call *c) {
     const fr_device_rank *r = c->r;
     const source s = source_of(c);
     const int64_t held = c->b->held;
+    if (r->links) return fr_launch_links_combine(c);
     if (travels(r) && gathered(r)) {
         FR_TRY(fr_call_expect(c, 3, 1, c->shape->m, held));
         return sum(c, c->in[0], NULL, NULL, c->in[2], held, 1);

@@ -44,7 +44,8 @@ static int phase_of(const fr_device_rank *r, const char *name) {
     static const char *const attention[] = {"qkv", "heads", "delta"};
     static const char *const experts[] = {"logits", "route", "order", "rows", "mid", "out"};
     const fr_layout *l = r->layout;
-    if (l->tp > 1 || l->experts == FR_EXP_TP || (l->experts == FR_EXP_EP && l->ep > 1)) return 0;
+    const bool travels = (l->experts == FR_EXP_EP && l->ep > 1) || l->experts == FR_EXP_ASAP;
+    if (l->tp > 1 || l->experts == FR_EXP_TP || travels) return 0;
     for (size_t i = 0; i < sizeof attention / sizeof *attention; i++)
         if (strcmp(name, attention[i]) == 0) return 1;
     for (size_t i = 0; i < sizeof experts / sizeof *experts; i++)
@@ -156,6 +157,7 @@ static fr_status open_kv(fr_device_rank *r, fr_error *err) {
 /* Micro-batches of a forward, at most (cut.c); balanced chunks may be as many as a plan can name. */
 static int most_micros(const fr_layout *l, int64_t tokens) {
     if (l->overlap == FR_OVERLAP_TBO) return 2 * (l->micro_batches > 1 ? l->micro_batches : 1);
+    if (fr_layout_batches(l) > 1) return fr_layout_batches(l);
     const int64_t parts = l->micro_batches > 1 ? l->micro_batches : 1;
     if (!l->chunk_tokens || l->pp == 1) return (int)parts;
     if (l->chunking == FR_CHUNK_BALANCED) return UINT8_MAX + 1;
@@ -221,7 +223,7 @@ fr_status fr_rank_open(const fr_exec_options *o, fr_device_rank *r, fr_error *er
     r->most_picks = r->most_sequences * fr_max_i64(o->candidates, 0);
     r->most_logits = r->most_sequences * fr_max_i64(o->vocabulary ? o->model->vocab : 1, o->candidates);
     r->kv_width = 2 * (int64_t)r->shard.kv_heads * o->model->head_dim;
-    r->kv_capacity = o->kv_tokens;
+    r->kv_capacity = r->shard.attention ? o->kv_tokens : 0;
     r->made_up_prefix = o->made_up_prefix;
     r->varied = o->varied;
     r->buffers_count = o->plan->buffers_count;
@@ -261,8 +263,9 @@ void fr_rank_close(fr_device_rank *r) {
 void fr_rank_counts(const fr_device_rank *r, const int32_t *offsets, int micros, int32_t *counts) {
     const int64_t experts = r->model->experts, stride = fr_rank_offsets(r);
     const int parts = fr_layout_expert_parts(r->layout), all = r->layout->ep * parts;
-    const bool travels = r->layout->experts == FR_EXP_EP && r->layout->ep > 1;
+    const bool travels = (r->layout->experts == FR_EXP_EP && r->layout->ep > 1) || r->place.experts_only;
     memset(counts, 0, (size_t)(r->layers * experts) * sizeof *counts);
+    if (r->layout->experts == FR_EXP_ASAP && r->shard.attention) return;
     if (r->layout->experts == FR_EXP_TP && r->place.local > 0) return; /* the stage's first rank has the same */
     for (int64_t l = 0; l < (int64_t)micros * r->layers; l++)
         for (int p = 0; p < (travels ? parts : 1); p++) {

@@ -38,6 +38,7 @@ typedef struct fr_device_rank {
     uint32_t buffers_count;
     struct fr_pools *pools; /* pools of weights; the executor's */
     struct fr_issue *issue; /* which slots holds have; the executor's */
+    struct fr_links *links; /* asap's slots; the executor's */
     void *gemm_workspace, *attention_workspace, *route_workspace;
     int64_t attention_workspace_bytes;
     float *rope; /* [positions][D / 2] pairs */
@@ -91,7 +92,7 @@ void fr_rank_retire(fr_device_rank *r, void *pinned);
 
 /* Where buffer `target` lies, `hold` naming the slot of a pool; NULL where it is no memory of this kind. */
 void *fr_rank_buffer(const fr_device_rank *r, const fr_plan *plan, uint32_t target, uint32_t hold);
-/* Tokens of micro-batch m that rank q of the unit holds between attention blocks. */
+/* Tokens of micro-batch m that rank q of the unit holds between attention blocks; of an expert rank: all of them. */
 int64_t fr_rank_tokens(const fr_device_rank *r, int q, int m);
 
 /* Ints that a layer's table of offsets takes: a part has one more than it has experts; part p's begin p places late. */

@@ -15,6 +15,7 @@ static bool executed(fr_op_kind kind) {
     case FR_OP_READBACK:
     case FR_OP_PULL:
     case FR_OP_H2D:
+    case FR_OP_PUSH:
     case FR_OP_DRAIN:
         return true;
     default:
@@ -36,8 +37,10 @@ static fr_status check_ops(const fr_plan *p, const fr_fragment *f, const fr_layo
     for (uint32_t i = 0; i < f->ops_count; i++) {
         const fr_op *op = &f->ops[i];
         if (p->lanes[op->lane].first_ready)
-            return fr_fail(err, FR_BAD_INPUT, "--strategy %s: the engine does not execute first-ready lanes yet",
-                           l->strategy);
+            return fr_fail(err, FR_BAD_INPUT,
+                           "--strategy %s --dp %d: the engine does not execute first-ready lanes yet, which more than "
+                           "one attention group needs: say --dp 1",
+                           l->strategy, l->dp);
         if (!executed((fr_op_kind)op->kind))
             return fr_fail(err, FR_BAD_INPUT, "--strategy %s: the engine does not execute %s ops yet", l->strategy,
                            fr_op_name((fr_op_kind)op->kind));

@@ -76,6 +76,7 @@ static fr_bf16 *cut_linear(cutter *c, fr_precision p, int64_t rows, int64_t colu
 
 static void place_layer(cutter *c, const fr_shard *s, const fr_model *m, fr_layer_weights *w) {
     const int64_t h = m->hidden, d = m->head_dim;
+    if (!s->attention) return;
     w->input_norm = cut(c, h);
     w->post_norm = cut(c, h);
     w->qkv = cut_linear(c, s->precision, (s->heads + 2 * s->kv_heads) * d, h, &w->qkv_scale);

@@ -283,7 +283,7 @@ static void list_attention(load *l, int layer, const fr_layer_weights *w) {
         p.row = in[i].first;
         p.row_end = p.row + in[i].count;
         snprintf(name, sizeof name, "model.layers.%d.self_attn.%s.weight", layer, in[i].name);
-        linear(l, name, p, false, false, (char *)w->qkv + in[i].place * h * size,
+        linear(l, name, p, false, false, w->qkv ? (char *)w->qkv + in[i].place * h * size : NULL,
                w->qkv_scale ? w->qkv_scale + in[i].place / 128 * blocks : NULL);
     }
     part o = all_of(h, q); /* the rank's heads of the output projection are columns of it */
@@ -301,14 +301,15 @@ static void list_layer(load *l, int held) {
         const char *name;
         int64_t n;
         fr_bf16 *to;
-    } norms[] = {{"input_layernorm", h, w->input_norm},
-                 {"post_attention_layernorm", h, w->post_norm},
-                 {"self_attn.q_norm", d, w->q_norm},
-                 {"self_attn.k_norm", d, w->k_norm}};
+        bool there;
+    } norms[] = {{"input_layernorm", h, w->input_norm, true},
+                 {"post_attention_layernorm", h, w->post_norm, true},
+                 {"self_attn.q_norm", d, w->q_norm, l->m->qk_norm},
+                 {"self_attn.k_norm", d, w->k_norm, l->m->qk_norm}};
     char name[256];
     for (size_t i = 0; i < sizeof norms / sizeof *norms; i++) {
         snprintf(name, sizeof name, "model.layers.%d.%s.weight", layer, norms[i].name);
-        if (norms[i].to) whole(l, name, norms[i].n, 0, norms[i].to);
+        if (norms[i].there) whole(l, name, norms[i].n, 0, norms[i].to);
     }
     list_attention(l, layer, w);
     list_experts(l, layer, held);

@@ -183,7 +183,7 @@ fr_status fr_weights_random(fr_weights *w, const fr_model *m, int layers, uint64
     if (!e) e = fill_all(w->embedding, table, all.embedding, 1);
     if (!e && w->head != w->embedding) e = fill_all(w->head, table, all.head, DEVIATION);
     if (!e) e = ones(w->final_norm, m->hidden);
-    for (int i = 0; i < w->shard.layers && !e; i++)
+    for (int i = 0; i < w->shard.layers && w->shard.attention && !e; i++)
         e = random_dense(&w->shard, &w->layer[i], m, gain, all.layer[fr_shard_layer_id(&w->shard, i)], &by);
     if (!e) e = random_experts(w, m, gain, &all, &by);
     if (!e) e = cudaDeviceSynchronize();

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# The engine on two GPUs, and with PARTS=four on four: every layout gives the logits that one GPU gives on the same sequences.
-#   tests/gpu/test_ranks.sh [ENGINE [OUT]]        PARTS="tp pp ep gather offload weights fp8 four"  ONLY="@(tp2|ep2-*)"
+# The engine on two GPUs, and with PARTS="four asap4" on four: every layout gives the logits that one GPU gives on the same sequences.
+#   tests/gpu/test_ranks.sh [ENGINE [OUT]]        PARTS="tp pp ep asap gather offload weights fp8 four asap4"  ONLY="@(tp2|ep2-*)"
 #                                                 SHARE=1/3: every third check, so that three processes share the work; LIMIT=SECONDS
 # Small random Qwen3-MoE models, so that all of it takes a minute; lengths are mixed, ranks may be empty, routing may be
 # skewed. `same`: bit for bit; `near`: within a tolerance, see below. Every run has a time limit.
 set -u
 shopt -s extglob
 engine=${1:-build/forerun-cuda} out=${2:-build/gpu/ranks}
-parts=${PARTS:-tp pp ep gather offload weights fp8} only=${ONLY:-*} share=${SHARE:-0/1} met=0 gpus=2 limit=${LIMIT:-600}
+parts=${PARTS:-tp pp ep asap gather offload weights fp8} only=${ONLY:-*} share=${SHARE:-0/1} met=0 gpus=2 limit=${LIMIT:-600}
 here=$(cd "$(dirname "$0")/../.." && pwd)
 mkdir -p "$out"
 . "$(dirname "$0")/lib.sh"
@@ -119,6 +119,26 @@ refused() { # NAME TEXT GPUS FLAGS
     if text=$(timeout 40 "$engine" run --no-predict --json --machine "h200x$on" "$@" 2>&1 >/dev/null); then bad "$name: was not refused"; return; fi
     case "$text" in *"$said"*) ok; printf '%-26s refused\n' "$name" ;; *) bad "$name: $(echo "$text" | tail -n 2 | cut -c 1-300)" ;; esac
 }
+# A list for each of the two batches of a group. Experts on other GPUs than attention, sums as ep's.
+pairs() { # NAME LAYOUT-FLAGS: pairs of batches, uneven, one empty, one of a single token; skewed routing; a cached prefix
+    local name=$1; shift
+    near "$name" "$halves" "${tiny[@]}" --forwards 3 -- --strategy asap "$@"
+    near "$name-hot" "$halves" "${tiny[@]}" --skew hot:4 -- --strategy asap "$@"
+    near "$name-zipf" "$halves" "${tiny[@]}" --skew zipf:6 -- --strategy asap "$@"
+    near "$name-wide" "$halves" "${wide[@]}" -- --strategy asap "$@"
+    near "$name-empty" "300,5/" "${tiny[@]}" -- --strategy asap "$@"
+    near "$name-one-token" "1/700" "${tiny[@]}" -- --strategy asap "$@"
+    near "$name-cached" 64,17/200,64 "${tiny[@]}" --prefix 96 -- --strategy asap "$@"
+    near "$name-candidates" "$halves" --model "$out/tiny.json" --candidates 3 --forwards 2 -- --strategy asap "$@"
+}
+if has asap; then
+    pairs asap1-1 --dp 1 --ep 1
+fi
+if has asap4; then
+    gpus=4
+    pairs asap-tp2-2 --tp 2 --dp 1 --ep 2
+    near asap1-3 "$halves" "${tiny[@]}" --forwards 3 --gpus 3 -- --strategy asap --dp 1 --ep 2
+fi
 # Weights come to the tokens: the bits of dp on as many GPUs, or on one per attention group, where nothing travels.
 twin() { # NAME GPUS[:GROUPS] FLAGS -- LAYOUT-FLAGS
     mine "$1" || return
