@@ -36,7 +36,7 @@ static fr_status read_seqs(char *text, int64_t groups, each_length each, void *c
         int64_t group = 0;
         for (char *list; (list = next_part(&forward, '/')); group++) {
             if (apart && group >= groups)
-                return fr_fail(err, FR_BAD_INPUT, "--seqs: lists for more than the layout's %lld attention groups",
+                return fr_fail(err, FR_BAD_INPUT, "--seqs: more lists than the layout's %lld batches of a forward",
                                (long long)groups);
             for (char *item; list && list[0] && (item = next_part(&list, ','));) {
                 int64_t length, times;

@@ -120,7 +120,7 @@ static const char *overlap_names(int i) {
     X("seq", "N", "Batch", "tokens of each of the equal sequences", T_LONG, seq, 1, TOKEN, NULL)                       \
     X("seqs", "N,NxK,.../...", "Batch",                                                                                \
       "lengths of a forward's sequences in place of equal ones: dealt round robin, or one list per attention group "   \
-      "between slashes; forwards take turns between semicolons",                                                       \
+      "(asap: per batch, two a group) between slashes; forwards take turns between semicolons",                        \
       T_TEXT, seqs, 0, 0, NULL)                                                                                        \
     X("prefix", "N", "Batch", "cached prefix tokens before every sequence", T_LONG, prefix, 0, TOKEN, NULL)            \
     X("forwards", "K", "Batch", "consecutive batches", T_INT, forwards, 1, 1000000, NULL)                              \

@@ -55,9 +55,10 @@ typedef struct {
 
 /* What a rank says about a forward that has ended on it. Pointers are valid until its next append. */
 typedef struct {
-    int64_t begin, end, answer; /* ns on the run's clock */
-    int64_t busy;               /* device time in ops; without spans, begin to end */
-    int64_t late;               /* the device stood still because the host had not issued the next op yet */
+    const fr_fragment *fragment; /* which */
+    int64_t begin, end, answer;  /* ns on the run's clock */
+    int64_t busy;                /* device time in ops; without spans, begin to end */
+    int64_t late;                /* the device stood still because the host had not issued the next op yet */
     /* Logits of its slot's batch: sequences that want all first, vocab each, then the others'; of these
      * [logits_count] floats the rank computed the runs. */
     const float *logits;
@@ -88,8 +89,8 @@ typedef struct {
  * start     time 0 of the clock is CLOCK_MONOTONIC's `epoch`; the device is idle
  * skew      random weights: moves the router bias (counts as measured with the bias in force, NULL = first)
  * append    issues a forward
- * poll      what has become of the oldest forward that is out
- * collect   waits for it and takes it in; spans may be NULL
+ * poll      what has become of the oldest forward that is out; of a rank that serves several units: of any
+ * collect   takes that one in (waits for the oldest); spans may be NULL
  * finish    after the last forward: how well the clock held (facts)
  * release   the world has failed: lets go whatever on the device waits for other ranks. Any thread
  * where     which op the rank's thread is issuing; leaves *out as it is when none. Any thread; may be NULL

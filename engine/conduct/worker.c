@@ -132,14 +132,18 @@ static void *copy_of(const void *from, size_t bytes) {
 
 static fr_status take_in(fr_worker *w) {
     const size_t experts = (size_t)w->o.needs->setup->model.experts;
-    fr_note n = {.kind = FR_NOTE_DONE, .rank = w->o.rank, .job = w->jobs[0]};
+    fr_note n = {.kind = FR_NOTE_DONE, .rank = w->o.rank};
+    int at = 0;
     FR_TRY(w->o.kind->collect(w->self, w->spans ? &n.spans : NULL, &n.done, &w->err));
+    while (at < w->out && w->jobs[at]->fragment != n.done.fragment) at++;
+    if (at == w->out) return fr_fail(&w->err, FR_FAILED, "rank %d ended a forward that is not out", w->o.rank);
+    n.job = w->jobs[at];
     n.done.logits = copy_of(n.done.logits, (size_t)n.done.logits_count * sizeof *n.done.logits);
     n.done.runs = copy_of(n.done.runs, n.done.runs_count * sizeof *n.done.runs);
     n.done.counts = copy_of(n.done.counts, (size_t)n.done.layers * experts * sizeof *n.done.counts);
-    if (!w->entered) tell(w, FR_NOTE_ENTERED, w->jobs[0]);
+    if (!w->entered) tell(w, FR_NOTE_ENTERED, n.job);
     w->entered = false;
-    memmove(w->jobs, w->jobs + 1, (size_t)--w->out * sizeof *w->jobs);
+    memmove(w->jobs + at, w->jobs + at + 1, (size_t)(--w->out - at) * sizeof *w->jobs);
     fr_mailbox_put(w->o.notes, &n);
     return FR_OK;
 }

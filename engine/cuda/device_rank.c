@@ -163,7 +163,8 @@ static fr_status collect(void *self, fr_timeline *spans, fr_rank_done *out, fr_e
     device_rank *d = self;
     fr_exec_done e;
     FR_TRY(fr_exec_collect(d->exec, spans, &e, err));
-    *out = (fr_rank_done){.begin = e.record.start,
+    *out = (fr_rank_done){.fragment = e.fragment,
+                          .begin = e.record.start,
                           .end = e.record.end,
                           .answer = e.answer,
                           .busy = e.record.parts.compute,

@@ -11,6 +11,7 @@
 
 #define SETTLE_NS 4000000000 /* when closing: a device's own waits for its peers end within 2 s */
 #define SPIN_NS   100000000  /* longer than a layer takes */
+#define ITEMS_NS  200000     /* as long as a command may wait for a rank that chooses items */
 
 int64_t fr_exec_monotonic(void) {
     struct timespec t;
@@ -49,7 +50,7 @@ int32_t fr_exec_kv_handles(const fr_exec *x) {
 
 fr_status fr_exec_replan(fr_exec *x, const fr_plan *plan, bool spans, fr_error *err) {
     const fr_plan *old = x->o.plan;
-    if (x->appended != x->collected) return fr_fail(err, FR_FAILED, "a forward is out");
+    if (x->outs > 0) return fr_fail(err, FR_FAILED, "a forward is out");
     if (plan->lanes_count != old->lanes_count || plan->buffers_count < x->rank.buffers_count)
         return fr_fail(err, FR_FAILED, "the plan's static part is another one");
     x->o.plan = plan;
@@ -83,12 +84,17 @@ static fr_status open_lanes(fr_exec *x, fr_error *err) {
     const fr_plan *p = x->o.plan;
     x->lanes = fr_alloc(p->lanes_count * sizeof *x->lanes);
     x->streams = fr_alloc(p->lanes_count * sizeof *x->streams);
+    x->choice = FR_NONE;
     for (uint32_t i = 0; i < p->lanes_count; i++) {
         x->lanes[i].waiting = FR_NONE;
         x->streams[i] = &x->lanes[i].stream;
         if (p->lanes[i].rank != x->o.rank || p->lanes[i].kind == FR_LANE_HOST) continue;
         FR_TRY(open_stream(x, &x->lanes[i].stream, (fr_lane_kind)p->lanes[i].kind, err));
+        if (p->lanes[i].first_ready) x->choice = i;
     }
+    for (int i = 0; i < FR_EXEC_ITEMS && x->choice != FR_NONE; i++)
+        FR_TRY(fr_exec_check(x, cudaEventCreateWithFlags(&x->item_end[i], cudaEventDisableTiming), "cudaEventCreate",
+                             err));
     return FR_OK;
 }
 
@@ -113,6 +119,7 @@ static fr_status open_moves(fr_exec *x, fr_error *err) {
                                  .streams = (cudaStream_t *const *)x->streams,
                                  .world = x->o.world,
                                  .transport = x->o.transport,
+                                 .listens = x->choice != FR_NONE,
                                  .slots_of_others = asap};
     const fr_pools_options go = {.plan = x->o.plan,
                                  .model = x->o.model,
@@ -227,6 +234,8 @@ void fr_exec_close(fr_exec *x) {
     if (!x) return;
     if (fr_exec_settle(x)) { /* frees would wait for a device that does not answer */
         for (int i = 0; i < FR_EXEC_SLOTS; i++) close_slot(x, &x->slot[i]);
+        for (int i = 0; i < FR_EXEC_ITEMS; i++)
+            if (x->item_end[i]) cudaEventDestroy(x->item_end[i]);
         if (x->readback) cudaStreamDestroy(x->readback);
         if (x->readback_done) cudaEventDestroy(x->readback_done);
         if (x->readback_offsets) cudaFreeHost(x->readback_offsets);
@@ -321,11 +330,21 @@ fr_status fr_exec_await_spinning(fr_exec *x, fr_flight *f, cudaEvent_t event, fr
 
 /* ---- forwards in --------------------------------------------------------------------------------------------------*/
 
+/* One that is not out, nor the one that was collected last. */
+static int free_slot(const fr_exec *x) {
+    for (int at = (x->last + 1) % FR_EXEC_SLOTS;; at = (at + 1) % FR_EXEC_SLOTS) {
+        bool out = false;
+        for (int i = 0; i < x->outs; i++) out = out || x->out[i] == at;
+        if (!out) return at;
+    }
+}
+
 fr_status fr_exec_append(fr_exec *x, const fr_fragment *fragment, const fr_cuts *cuts, const fr_exec_batch *batches,
                          fr_error *err) {
-    if (x->appended - x->collected >= FR_EXEC_FLIGHTS)
+    if (x->outs >= FR_EXEC_FLIGHTS)
         return fr_fail(err, FR_FAILED, "%d forwards are out: collect one first", FR_EXEC_FLIGHTS);
-    fr_flight *f = &x->slot[x->appended % FR_EXEC_SLOTS];
+    const int at = free_slot(x);
+    fr_flight *f = &x->slot[at];
     f->f = fragment;
     f->count = 0;
     f->has_entry = f->has_answer = f->entered = false;
@@ -334,8 +353,10 @@ fr_status fr_exec_append(fr_exec *x, const fr_fragment *fragment, const fr_cuts 
     f->release = fr_exec_now(x);
     x->known = NULL; /* a fragment's memory may be an earlier one's */
     fr_issue_fragment(x->issue, fragment);
-    x->appended++;
-    fr_status s = fr_exec_issue_forward(x, f, cuts, batches, err);
+    x->out[x->outs++] = x->last = at;
+    f->item = FR_NONE;
+    fr_status s = x->choice != FR_NONE ? fr_exec_items_append(x, f, cuts, batches, err)
+                                       : fr_exec_issue_forward(x, f, cuts, batches, err);
     if (s != FR_OK) x->lost = x->lost || cudaPeekAtLastError() != cudaSuccess;
     return s;
 }
@@ -355,10 +376,40 @@ void fr_exec_release(fr_exec *x) {
     fr_issue_release(x->issue);
 }
 
+/*
+ * Items are chosen by the host, so this stays for a while where there may be some to issue: what waits for a look at
+ * the next poll waits longer than a small item takes. Whichever forward has ended first becomes the first one out.
+ */
+static fr_status poll_items(fr_exec *x, fr_exec_state *state, fr_error *err) {
+    const int64_t until = fr_exec_monotonic() + ITEMS_NS;
+    do {
+        FR_TRY(fr_exec_items_step(x, err));
+        for (int i = 0; i < x->outs; i++) {
+            fr_flight *f = fr_exec_out(x, i);
+            if (f->item == FR_NONE && cudaEventQuery(f->end) != cudaErrorNotReady) {
+                const int first = x->out[i];
+                memmove(x->out + 1, x->out, (size_t)i * sizeof *x->out);
+                x->out[0] = first;
+                *state = FR_EXEC_DONE;
+                return FR_OK;
+            }
+            if (fr_exec_now(x) - f->release <= (int64_t)(x->o.timeout_s * 1e9)) continue;
+            if (f->item == FR_NONE) return fr_exec_await(x, f, f->end, err);
+            char op[48];
+            fr_op_id_text(fr_op_id(x->o.plan, f->f, &f->f->ops[f->item]), op);
+            return fr_fail(err, FR_FAILED, "rank %d waited %.3g s for what item %s needs (--timeout sets the limit)",
+                           x->o.rank, x->o.timeout_s, op);
+        }
+    } while (fr_exec_monotonic() < until);
+    *state = FR_EXEC_RUNNING;
+    return FR_OK;
+}
+
 fr_status fr_exec_poll(fr_exec *x, fr_exec_state *state, fr_error *err) {
     *state = FR_EXEC_NONE;
-    if (x->appended == x->collected) return FR_OK;
-    fr_flight *f = &x->slot[x->collected % FR_EXEC_SLOTS];
+    if (x->outs == 0) return FR_OK;
+    if (x->choice != FR_NONE) return poll_items(x, state, err);
+    fr_flight *f = fr_exec_out(x, 0);
     const cudaError_t e = cudaEventQuery(f->end);
     if (e != cudaSuccess && e != cudaErrorNotReady) return fr_exec_await(x, f, f->end, err);
     if (e == cudaErrorNotReady && fr_exec_now(x) - f->release > (int64_t)(x->o.timeout_s * 1e9))

@@ -17,7 +17,10 @@
 
 typedef struct fr_exec fr_exec;
 
-enum { FR_EXEC_FLIGHTS = 8 }; /* forwards issued and not collected, at most: pipelines hold some in every stage */
+enum {
+    FR_EXEC_FLIGHTS = 8, /* forwards issued and not collected, at most: pipelines hold some in every stage */
+    FR_EXEC_UNITS = 4    /* units that a rank serves, at most: each has two forwards out (conduct.h) */
+};
 
 typedef struct {
     const fr_plan *plan;

@@ -141,6 +141,17 @@ static fr_status issue_one(fr_exec *x, fr_flight *f, uint32_t index, int64_t *si
     return FR_OK;
 }
 
+fr_status fr_exec_issue_op(fr_exec *x, fr_flight *f, uint32_t index, fr_error *err) {
+    int64_t since = 0;
+    bool issued;
+    char why[160];
+    FR_TRY(issue_one(x, f, index, &since, &issued, err));
+    if (issued) return FR_OK;
+    fr_issue_why(x->issue, f->f, &f->f->ops[index], why, sizeof why);
+    fr_fail(err, FR_FAILED, "waits for %s", why);
+    return named(x, f, &f->f->ops[index], FR_FAILED, err);
+}
+
 /* Lanes that stand at an op go on, as far as ops emitted up to `now` let them. */
 static fr_status go_on(fr_exec *x, fr_flight *f, uint32_t now, uint32_t *standing, int64_t *since, fr_error *err) {
     for (bool more = *standing > 0; more;) {
@@ -233,14 +244,26 @@ fr_status fr_exec_issue_forward(fr_exec *x, fr_flight *f, const fr_cuts *cuts, c
         FR_TRY(fr_exec_check(x, cudaHostAlloc((void **)&f->staging, (size_t)f->staging_ints * 4, cudaHostAllocDefault),
                              "cudaHostAlloc", err));
     }
-    FR_TRY(fr_exec_check(x, cudaEventRecord(f->begin, stream), "cudaEventRecord", err));
+    FR_TRY(fr_exec_mark_begin(x, f, stream, err));
     FR_TRY(fr_batch_upload(&x->rank, cuts, batches, f->staging, stream, err));
     for (uint32_t i = 0; i < x->o.plan->lanes_count; i++) x->lanes[i].last = NULL; /* the tables stand between */
     FR_TRY(issue_all(x, f, err));
+    return fr_exec_mark_end(x, f, stream, err);
+}
+
+fr_status fr_exec_mark_begin(fr_exec *x, fr_flight *f, cudaStream_t stream, fr_error *err) {
+    f->begun = ++x->begins;
+    return fr_exec_check(x, cudaEventRecord(f->begin, stream), "cudaEventRecord", err);
+}
+
+fr_status fr_exec_mark_end(fr_exec *x, fr_flight *f, cudaStream_t stream, fr_error *err) {
+    const fr_device_rank *r = &x->rank;
     if (x->o.counts) {
-        const size_t bytes = (size_t)(r->micros * r->layers) * (size_t)fr_rank_offsets(r) * 4;
+        const size_t layers = (size_t)r->layers * (size_t)fr_rank_offsets(r);
         f->micros = r->micros;
-        FR_TRY(fr_exec_check(x, cudaMemcpyAsync(f->offsets, r->offsets, bytes, cudaMemcpyDeviceToHost, stream),
+        FR_TRY(fr_exec_check(x,
+                             cudaMemcpyAsync(f->offsets, r->offsets + (size_t)r->micro_base * layers,
+                                             (size_t)r->micros * layers * 4, cudaMemcpyDeviceToHost, stream),
                              "cudaMemcpyAsync of the counts", err));
     }
     for (uint32_t i = 0; i < x->o.plan->lanes_count; i++) {

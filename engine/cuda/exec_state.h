@@ -1,6 +1,7 @@
 /*
  * exec_state: what the parts of the executor share (internal): exec.c (opening, the clock, waiting, forwards in and
- * out), exec_issue.c (a forward's ops onto their streams) and exec_take.c (what a forward that ended has measured).
+ * out), exec_issue.c (a forward's ops onto their streams), exec_items.c (items of a first-ready lane, one by one) and
+ * exec_take.c (what a forward that ended has measured).
  */
 #ifndef FR_CUDA_EXEC_STATE_H
 #define FR_CUDA_EXEC_STATE_H
@@ -13,7 +14,11 @@
 
 #include <stdatomic.h>
 
-enum { FR_EXEC_SLOTS = FR_EXEC_FLIGHTS + 1 }; /* one more: a forward's begin is measured from the one before it */
+enum {
+    FR_EXEC_SLOTS = FR_EXEC_FLIGHTS + 1
+}; /* one more: what was collected last stays as it is until the next append */
+/* Items of a first-ready lane that are issued and have not ended: one runs, one follows it without a gap. */
+enum { FR_EXEC_ITEMS = 2, FR_EXEC_MOST_TOKENS = 2 };
 
 typedef struct {
     cudaStream_t stream; /* NULL: a host lane or another rank's */
@@ -48,7 +53,12 @@ typedef struct {
     bool *lane_used;
     bool has_entry, has_answer, entered, spans;
     int64_t release, begin_ns, logits_count;
-    fr_exec_run *runs; /* of the logits, that this rank computes */
+    uint64_t begun; /* number of its begin mark */
+    /* of a first-ready lane */
+    uint32_t item;                       /* its next item, FR_NONE = all are issued */
+    int64_t ready;                       /* when that was seen to be ready, 0 = not yet */
+    int64_t tokens[FR_EXEC_MOST_TOKENS]; /* fr_device_rank.tokens */
+    fr_exec_run *runs;                   /* of the logits, that this rank computes */
     uint32_t runs_count, runs_cap;
     fr_timed *ops;
     uint32_t count, cap, events; /* events: ops whose events exist */
@@ -69,7 +79,12 @@ struct fr_exec {
     uint16_t known_layer;
     uint8_t known_micro;
     fr_flight slot[FR_EXEC_SLOTS];
-    int64_t appended, collected;
+    int out[FR_EXEC_FLIGHTS], outs; /* of them, in the order in which they were appended */
+    int last;                       /* appended last */
+    uint64_t begins, anchored;      /* begin marks made; the one that is the anchor */
+    uint32_t choice;                /* its first-ready lane, FR_NONE = none */
+    cudaEvent_t item_end[FR_EXEC_ITEMS];
+    uint64_t items_issued, items_ended;
     bool lost; /* the device failed or did not answer: nothing more is asked of it */
     _Atomic uint64_t issuing;
     /* clock */
@@ -88,8 +103,21 @@ fr_status fr_exec_check(fr_exec *x, cudaError_t e, const char *call, fr_error *e
 fr_status fr_exec_await(fr_exec *x, fr_flight *f, cudaEvent_t event, fr_error *err);
 fr_status fr_exec_await_spinning(fr_exec *x, fr_flight *f, cudaEvent_t event, fr_error *err);
 
+static inline fr_flight *fr_exec_out(fr_exec *x, int i) {
+    return &x->slot[x->out[i]];
+}
+
 /* exec_issue.c: all of a forward's ops of this rank, and the marks of its end. */
 fr_status fr_exec_issue_forward(fr_exec *x, fr_flight *f, const fr_cuts *cuts, const fr_exec_batch *batches,
                                 fr_error *err);
+fr_status fr_exec_mark_begin(fr_exec *x, fr_flight *f, cudaStream_t stream, fr_error *err);
+fr_status fr_exec_mark_end(fr_exec *x, fr_flight *f, cudaStream_t stream, fr_error *err);
+/* One device op that may be issued. */
+fr_status fr_exec_issue_op(fr_exec *x, fr_flight *f, uint32_t index, fr_error *err);
+
+/* exec_items.c: takes a forward's items in, and issues those whose turn it is. */
+fr_status fr_exec_items_append(fr_exec *x, fr_flight *f, const fr_cuts *cuts, const fr_exec_batch *batches,
+                               fr_error *err);
+fr_status fr_exec_items_step(fr_exec *x, fr_error *err);
 
 #endif

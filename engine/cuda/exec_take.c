@@ -3,6 +3,7 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 static fr_status since_begin(fr_exec *x, const fr_flight *f, cudaEvent_t event, int64_t *ns, fr_error *err) {
     float ms = 0;
@@ -61,26 +62,40 @@ static fr_status take_spans(fr_exec *x, fr_flight *f, fr_timeline *out, int64_t 
     return s;
 }
 
-fr_status fr_exec_collect(fr_exec *x, fr_timeline *spans, fr_exec_done *out, fr_error *err) {
-    if (x->appended == x->collected) return fr_fail(err, FR_FAILED, "no forward is out");
-    fr_flight *f = &x->slot[x->collected % FR_EXEC_SLOTS];
+/* From the anchor, which with items of several forwards in turn may have come later. */
+static fr_status find_begin(fr_exec *x, fr_flight *f, fr_error *err) {
+    const bool later = f->begun > x->anchored;
     float ms = 0;
+    FR_TRY(fr_exec_check(x, cudaEventElapsedTime(&ms, later ? x->anchor : f->begin, later ? f->begin : x->anchor),
+                         "cudaEventElapsedTime", err));
+    f->begin_ns = x->anchor_ns + (later ? 1 : -1) * llround(x->rate * 1e6 * (double)ms);
+    return FR_OK;
+}
+
+/* Times are taken from the latest begin: a float of ms over a long run would lose the microseconds. */
+static void move_anchor(fr_exec *x, fr_flight *f) {
+    const cudaEvent_t swap = x->anchor;
+    if (f->begun <= x->anchored) return;
+    x->anchor = f->begin;
+    x->anchor_ns = f->begin_ns;
+    x->anchored = f->begun;
+    f->begin = swap;
+}
+
+fr_status fr_exec_collect(fr_exec *x, fr_timeline *spans, fr_exec_done *out, fr_error *err) {
+    if (x->outs == 0) return fr_fail(err, FR_FAILED, "no forward is out");
+    fr_flight *f = fr_exec_out(x, 0);
     int64_t end = 0, answer = 0, busy = 0, late = 0;
     FR_TRY(fr_exec_await(x, f, f->end, err));
     for (uint32_t i = 0; i < x->o.plan->lanes_count; i++)
         if (f->lane_used[i]) FR_TRY(fr_exec_await(x, f, f->lane_ends[i], err));
-    FR_TRY(fr_exec_check(x, cudaEventElapsedTime(&ms, x->anchor, f->begin), "cudaEventElapsedTime", err));
-    f->begin_ns = x->anchor_ns + llround(x->rate * 1e6 * (double)ms);
-    /* From here on times are taken from this begin: a float of ms over a long run would lose the microseconds. */
-    const cudaEvent_t swap = x->anchor;
+    FR_TRY(find_begin(x, f, err));
     FR_TRY(since_begin(x, f, f->end, &end, err));
     answer = end;
     if (f->has_answer) FR_TRY(since_begin(x, f, f->answer, &answer, err));
     FR_TRY(take_spans(x, f, spans, &busy, &late, err));
     if (!f->spans) busy = end - f->begin_ns;
-    x->anchor = f->begin;
-    x->anchor_ns = f->begin_ns;
-    f->begin = swap;
+    move_anchor(x, f);
     if (x->o.counts) fr_rank_counts(&x->rank, f->offsets, f->micros, f->counts);
     const int64_t since = fr_max_i64(f->release, x->last_end); /* as the simulator's records: fr_forward_record.parts */
     x->last_end = end;
@@ -104,6 +119,6 @@ fr_status fr_exec_collect(fr_exec *x, fr_timeline *spans, fr_exec_done *out, fr_
                           .runs = f->runs,
                           .runs_count = (int)f->runs_count,
                           .counts = x->o.counts ? f->counts : NULL};
-    x->collected++;
+    memmove(x->out, x->out + 1, (size_t)--x->outs * sizeof *x->out);
     return FR_OK;
 }

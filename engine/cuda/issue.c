@@ -53,6 +53,7 @@ struct fr_issue {
     void **peer_words; /* [ranks]: where those of rank q are seen from here */
     /* [events]: raises of other ranks' counters that were issued, over all plans; read by those ranks' threads */
     _Atomic uint32_t *sent, **peer_sent; /* [ranks], NULL: another process */
+    uint32_t *heard, **peer_heard;       /* pinned twins of the words, of ranks that listen; else NULL */
     cudaStream_t release;
     CUresult (*write)(CUstream, CUdeviceptr, cuuint32_t, unsigned int);
     CUresult (*wait)(CUstream, CUdeviceptr, cuuint32_t, unsigned int);
@@ -97,6 +98,19 @@ static fr_status find_driver(fr_issue *s, fr_error *err) {
     return FR_OK;
 }
 
+/* Collective. */
+static fr_status open_heard(fr_issue *s, size_t bytes, fr_error *err) {
+    s->peer_heard = fr_alloc((size_t)s->o.plan->ranks * sizeof *s->peer_heard);
+    if (s->o.listens && !fr_world_same_process(s->o.world))
+        return fr_fail(err, FR_BAD_INPUT, "rank %d: expert ranks that serve several attention groups need threads",
+                       s->o.rank);
+    if (s->o.listens) {
+        FR_TRY(check(s, cudaHostAlloc((void **)&s->heard, bytes, cudaHostAllocPortable), "cudaHostAlloc", err));
+        memset(s->heard, 0, bytes);
+    }
+    return fr_world_exchange(s->o.world, s->o.rank, &s->heard, sizeof s->heard, s->peer_heard, err);
+}
+
 static fr_status open_words(fr_issue *s, fr_error *err) {
     const size_t bytes = (size_t)s->o.plan->events_count * sizeof *s->words;
     s->words_count = s->o.plan->events_count;
@@ -105,6 +119,7 @@ static fr_status open_words(fr_issue *s, fr_error *err) {
     if (fr_world_same_process(s->o.world))
         FR_TRY(fr_world_exchange(s->o.world, s->o.rank, &s->sent, sizeof s->sent, s->peer_sent, err));
     s->peer_words = fr_alloc((size_t)s->o.plan->ranks * sizeof *s->peer_words);
+    FR_TRY(open_heard(s, bytes, err));
     FR_TRY(find_driver(s, err));
     FR_TRY(check(s, cudaMalloc((void **)&s->words, bytes), "cudaMalloc of the counters", err));
     FR_TRY(check(s, cudaMemset(s->words, 0, bytes), "cudaMemset", err));
@@ -143,6 +158,8 @@ void fr_issue_close(fr_issue *s, bool lost) {
     }
     if (!lost && s->words) cudaFree(s->words);
     if (!lost && s->release) cudaStreamDestroy(s->release);
+    if (!lost && s->heard) cudaFreeHost(s->heard);
+    free(s->peer_heard);
     free(s->counters);
     free(s->pools);
     free(s->peer_words);
@@ -342,7 +359,10 @@ static fr_status raise_remote(fr_issue *s, const fr_op *op, uint32_t event, fr_e
                        rank);
     const CUdeviceptr at = (CUdeviceptr)(uintptr_t)((uint32_t *)s->peer_words[rank] + event);
     const uint32_t value = atomic_load(&s->sent[event]) + 1;
-    const CUresult e = s->write((CUstream)stream, at, value, CU_STREAM_WRITE_VALUE_DEFAULT);
+    CUresult e = s->write((CUstream)stream, at, value, CU_STREAM_WRITE_VALUE_DEFAULT);
+    uint32_t *heard = s->peer_heard[rank] ? s->peer_heard[rank] + event : NULL;
+    if (e == CUDA_SUCCESS && heard)
+        e = s->write((CUstream)stream, (CUdeviceptr)(uintptr_t)heard, value, CU_STREAM_WRITE_VALUE_DEFAULT);
     atomic_store(&s->sent[event], value);
     return e == CUDA_SUCCESS
                ? FR_OK
@@ -370,6 +390,13 @@ fr_status fr_issue_after(fr_issue *s, const fr_fragment *f, const fr_op *op, fr_
         p->used[slot] = true;
     }
     return FR_OK;
+}
+
+bool fr_issue_heard(const fr_issue *s, fr_ref w) {
+    const counter *c = &s->counters[w.target];
+    if (!c->from_others) return true;
+    const uint32_t value = __atomic_load_n(&s->heard[w.target], __ATOMIC_ACQUIRE);
+    return (int32_t)(value - (c->base + w.value)) >= 0;
 }
 
 int fr_issue_slot(const fr_issue *s, uint32_t buffer, uint32_t hold) {

@@ -26,6 +26,7 @@ typedef struct {
     cudaStream_t *const *streams; /* [lanes]: where a lane's stream is kept, NULL = a host lane or another rank's */
     fr_world *world;              /* for counters that other ranks raise; NULL: this rank is alone */
     struct fr_transport *transport;
+    bool listens;         /* the host asks what other ranks have raised (fr_issue_heard) */
     bool slots_of_others; /* its pools of slots are filled by other ranks (asap), which wait for counters, not here */
 } fr_issue_options;
 
@@ -49,6 +50,9 @@ fr_status fr_issue_before(fr_issue *s, const fr_fragment *f, const fr_op *op, bo
 fr_status fr_issue_after(fr_issue *s, const fr_fragment *f, const fr_op *op, fr_error *err);
 /* What an op that stays LATER waits for, for a message. */
 void fr_issue_why(const fr_issue *s, const fr_fragment *f, const fr_op *op, char *text, size_t size);
+
+/* Whether a wait holds already, as the host sees it; only of a rank that listens, and of what other ranks raise. */
+bool fr_issue_heard(const fr_issue *s, fr_ref wait);
 
 /* Slot of a pool's hold, -1 = void, or no pool of this rank's. */
 int fr_issue_slot(const fr_issue *s, uint32_t buffer, uint32_t hold);

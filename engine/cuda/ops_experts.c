@@ -73,7 +73,7 @@ static source source_of(const fr_call *c) {
 /* Where the rows of each expert of this part begin: [experts of the part + 1]. */
 static int32_t *offsets(const fr_call *c, const source *s) {
     const fr_device_rank *r = c->r;
-    const int64_t layer = (int64_t)c->op->micro * r->layers + c->op->layer - r->shard.first_layer;
+    const int64_t layer = (int64_t)(r->micro_base + c->op->micro) * r->layers + c->op->layer - r->shard.first_layer;
     return r->offsets + layer * fr_rank_offsets(r) + s->first + s->part;
 }
 

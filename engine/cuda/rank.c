@@ -216,7 +216,7 @@ fr_status fr_rank_open(const fr_exec_options *o, fr_device_rank *r, fr_error *er
     if (fr_layout_expert_parts(o->layout) > FR_MOST_PARTS)
         return fr_fail(err, FR_FAILED, "--overlap-stages %d: at most %d are executed", o->layout->overlap_stages,
                        FR_MOST_PARTS);
-    r->offsets_micros = most_micros(o->layout, o->load.tokens);
+    r->offsets_micros = r->place.served * most_micros(o->layout, o->load.tokens);
     r->most_tokens = o->load.tokens;
     r->most_sequences = fr_max_i64(o->load.sequences, 1);
     r->positions = fr_max_i64(o->positions, 1);

@@ -53,6 +53,7 @@ typedef struct fr_device_rank {
     int32_t *landed;  /* [2][FR_MOST_PARTS] per half: copies that have arrived of each part (kernels/exchange.h) */
     int32_t *offsets; /* [offsets_micros][layers][fr_rank_offsets] rows of each expert, kept for all layers */
     int32_t offsets_micros;
+    int micro_base; /* of the op at hand: where its unit's micro-batches begin among those of all units served */
     void **retired;
     uint32_t retired_count, retired_cap;
     int32_t *batch_memory; /* grows with the batches */

@@ -1,6 +1,6 @@
 #include "engine/cuda/supports.h"
 
-#include "engine/cuda/weights.h"
+#include "engine/cuda/exec.h"
 #include "engine/deal.h"
 #include "engine/strategy/strategy.h"
 
@@ -36,11 +36,9 @@ static bool executed(fr_op_kind kind) {
 static fr_status check_ops(const fr_plan *p, const fr_fragment *f, const fr_layout *l, fr_error *err) {
     for (uint32_t i = 0; i < f->ops_count; i++) {
         const fr_op *op = &f->ops[i];
-        if (p->lanes[op->lane].first_ready)
-            return fr_fail(err, FR_BAD_INPUT,
-                           "--strategy %s --dp %d: the engine does not execute first-ready lanes yet, which more than "
-                           "one attention group needs: say --dp 1",
-                           l->strategy, l->dp);
+        if (p->lanes[op->lane].first_ready && l->dp > FR_EXEC_UNITS)
+            return fr_fail(err, FR_BAD_INPUT, "--strategy %s --dp %d: expert ranks serve at most %d attention groups",
+                           l->strategy, l->dp, FR_EXEC_UNITS);
         if (!executed((fr_op_kind)op->kind))
             return fr_fail(err, FR_BAD_INPUT, "--strategy %s: the engine does not execute %s ops yet", l->strategy,
                            fr_op_name((fr_op_kind)op->kind));

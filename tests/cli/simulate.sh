@@ -100,6 +100,7 @@ expect 1 plan --model qwen3-235b-a22b --strategy dp && prints "does not fit"
 lists="--machine h200x2 --model qwen3-30b-a3b --layers 2 --forwards 4 --json"
 expect 0 simulate $lists --strategy dp --seqs 1,37,512/2K && prints '"tokens": 10392'
 expect 0 simulate $lists --strategy ep --seqs "1,37,512/2K;/9x3" && prints '"tokens": 5250'
+expect 0 simulate $lists --strategy asap --seqs 1,37/512 && prints '"tokens": 2200'
 expect 0 simulate $lists --strategy dp --seqs 700/ && prints '"idle_ranks": 1'
 # a list of cells in one process: each as it would be alone, what is there already left out, one failing among them
 mkdir "$work/cells"

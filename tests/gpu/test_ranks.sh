@@ -137,7 +137,12 @@ fi
 if has asap4; then
     gpus=4
     pairs asap-tp2-2 --tp 2 --dp 1 --ep 2
-    near asap1-3 "$halves" "${tiny[@]}" --forwards 3 --gpus 3 -- --strategy asap --dp 1 --ep 2
+    two=1,37,512/129,64/64x2/700,8,255 # two attention groups
+    near asap2-2 $two "${tiny[@]}" --forwards 3 -- --strategy asap --dp 2 --ep 2
+    near asap2-2-zipf $two "${tiny[@]}" --skew zipf:6 -- --strategy asap --dp 2 --ep 2
+    near asap2-2-idle-group 300,5/64// "${tiny[@]}" --forwards 4 -- --strategy asap --dp 2 --ep 2
+    near asap2-2-uneven 4000/3000/8/16 "${tiny[@]}" --forwards 8 -- --strategy asap --dp 2 --ep 2
+    unset machine
 fi
 # Weights come to the tokens: the bits of dp on as many GPUs, or on one per attention group, where nothing travels.
 twin() { # NAME GPUS[:GROUPS] FLAGS -- LAYOUT-FLAGS

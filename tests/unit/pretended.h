@@ -146,7 +146,8 @@ static fr_status collect(void *self, fr_timeline *spans, fr_rank_done *out, fr_e
     (void)err;
     const int64_t all = fill_logits(p, job);
     if (spans) fr_timeline_add(spans, &(fr_span){.id = 1, .start = end - ns, .end = end, .rank = (int16_t)p->rank});
-    *out = (fr_rank_done){.begin = end - ns, .end = end, .answer = end, .busy = ns, .logits = p->logits};
+    *out = (fr_rank_done){
+        .fragment = job->fragment, .begin = end - ns, .end = end, .answer = end, .busy = ns, .logits = p->logits};
     out->logits_count = all;
     out->runs = &p->run;
     out->runs_count = all > 0;
