@@ -142,7 +142,7 @@ if has asap4; then
     near asap2-2-zipf $two "${tiny[@]}" --skew zipf:6 -- --strategy asap --dp 2 --ep 2
     near asap2-2-idle-group 300,5/64// "${tiny[@]}" --forwards 4 -- --strategy asap --dp 2 --ep 2
     near asap2-2-uneven 4000/3000/8/16 "${tiny[@]}" --forwards 8 -- --strategy asap --dp 2 --ep 2
-    unset machine
+    gpus=2
 fi
 # Weights come to the tokens: the bits of dp on as many GPUs, or on one per attention group, where nothing travels.
 twin() { # NAME GPUS[:GROUPS] FLAGS -- LAYOUT-FLAGS
