@@ -139,9 +139,11 @@ static fr_status append(void *self, const fr_job *job, fr_error *err) {
         const fr_job_batch *b = &job->batches[s];
         batches[s] = (fr_exec_batch){b->sequences, b->count, b->ids, b->candidates, b->owners};
     }
-    const fr_job_batch *own = &job->batches[place.slot];
-    for (uint32_t i = 0; i < own->trims_count; i++)
-        fr_exec_kv_trim(d->exec, own->trims[i].handle, own->trims[i].tokens);
+    for (int s = place.slot; s < place.slot + place.batches; s++) {
+        const fr_job_batch *own = &job->batches[s];
+        for (uint32_t i = 0; i < own->trims_count; i++)
+            fr_exec_kv_trim(d->exec, own->trims[i].handle, own->trims[i].tokens);
+    }
     return fr_exec_append(d->exec, job->fragment, job->cuts, batches, err);
 }
 

@@ -148,7 +148,7 @@ static fr_status open_slot(fr_exec *x, fr_flight *f, fr_error *err) {
     const size_t offsets = (size_t)(r->offsets_micros * r->layers) * (size_t)fr_rank_offsets(r);
     cudaEvent_t *events[4] = {&f->begin, &f->entry, &f->answer, &f->end};
     for (int i = 0; i < 4; i++) FR_TRY(fr_exec_check(x, cudaEventCreate(events[i]), "cudaEventCreate", err));
-    f->staging_ints = fr_batch_room(r);
+    f->staging_ints = fr_max_i64(fr_batch_room(r), 1);
     FR_TRY(fr_exec_check(
         x, cudaHostAlloc((void **)&f->staging, (size_t)f->staging_ints * sizeof *f->staging, cudaHostAllocDefault),
         "cudaHostAlloc", err));

@@ -53,6 +53,12 @@ fr_status fr_supports(const fr_setup *s, fr_error *err) {
     fr_planner *p = NULL;
     fr_fragment *f = NULL;
     FR_TRY(fr_weights_supported(&s->model, l, err));
+    /* The two batches' queues number their KV handles each from 0 (engine/sched), but share a rank's cache. */
+    if (fr_layout_batches(l) > 1 && s->experiment.trace[0] && (l->chunk_tokens > 0 || s->experiment.cache_tokens > 0))
+        return fr_fail(err, FR_BAD_INPUT,
+                       "--strategy %s: the engine keeps no KV cache over a trace for it: leave out "
+                       "--cache-tokens and --chunk-tokens",
+                       l->strategy);
     FR_TRY(fr_setup_planner(s, false, &p, err));
     const int slots = fr_planner_slots(p);
     fr_batch *batches = fr_alloc((size_t)slots * sizeof *batches);
