@@ -144,7 +144,8 @@ static fr_status watch(fr_conductor *c) {
         fr_error why;
         char at[96];
         if (c->asked[r] == 0 || now - c->asked[r] < limit || c->unissued[r] == 0) continue;
-        fr_worker_where(c->workers[r], at, sizeof at);
+        const int other = fr_worker_where(c->workers[r], at, sizeof at);
+        if (other > r && other < c->ranks && c->unissued[other] > 0) continue; /* that one's turn comes */
         fr_fail(&why, FR_FAILED,
                 "rank %d has not issued its forward for %.3g s: its host thread stands still%s%s (--timeout sets the "
                 "limit)",

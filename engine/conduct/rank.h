@@ -93,7 +93,8 @@ typedef struct {
  * collect   takes that one in (waits for the oldest); spans may be NULL
  * finish    after the last forward: how well the clock held (facts)
  * release   the world has failed: lets go whatever on the device waits for other ranks. Any thread
- * where     which op the rank's thread is issuing; leaves *out as it is when none. Any thread; may be NULL
+ * where     which op the rank's thread is issuing; leaves *out as it is when none. Returns the rank that the thread
+ *           waits for meanwhile, until that has issued something; -1 = none. Any thread; may be NULL
  * close     `lost`: the device is not to be waited for. Returns whether it still answers
  */
 typedef struct {
@@ -108,7 +109,7 @@ typedef struct {
     fr_status (*finish)(void *self, fr_error *err);
     void (*facts)(void *self, fr_rank_facts *out);
     void (*release)(void *self);
-    void (*where)(void *self, char *out, size_t size);
+    int (*where)(void *self, char *out, size_t size);
     bool (*close)(void *self, bool lost);
 } fr_rank_kind;
 

@@ -208,11 +208,13 @@ void fr_worker_release(fr_worker *w) {
     if (pthread_create(&thread, NULL, release_body, w) == 0) pthread_detach(thread);
 }
 
-void fr_worker_where(fr_worker *w, char *out, size_t size) {
+int fr_worker_where(fr_worker *w, char *out, size_t size) {
+    int waits_for = -1;
     out[0] = 0;
-    if (w->remote || pthread_mutex_trylock(&w->lock) != 0) return;
-    if (w->self && !w->closed && w->o.kind->where) w->o.kind->where(w->self, out, size);
+    if (w->remote || pthread_mutex_trylock(&w->lock) != 0) return -1;
+    if (w->self && !w->closed && w->o.kind->where) waits_for = w->o.kind->where(w->self, out, size);
     pthread_mutex_unlock(&w->lock);
+    return waits_for;
 }
 
 static bool close_rank(fr_worker *w, bool lost) {

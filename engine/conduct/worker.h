@@ -64,7 +64,7 @@ void fr_worker_stop(fr_worker *w);
 /* From any thread, without waiting: lets go what waits on the rank's device for other ranks, for a rank whose own
  * thread stands still and cannot; the worker is then never closed. And what its thread is at ("" = nothing to tell). */
 void fr_worker_release(fr_worker *w);
-void fr_worker_where(fr_worker *w, char *out, size_t size);
+int fr_worker_where(fr_worker *w, char *out, size_t size);
 
 /* Valid after a READY note, until the next command. */
 void fr_worker_facts(const fr_worker *w, fr_rank_facts *out);

@@ -204,12 +204,14 @@ static void release(void *self) {
     if (d->exec) fr_exec_release(d->exec);
 }
 
-static void where(void *self, char *out, size_t size) {
+static int where(void *self, char *out, size_t size) {
     char text[48];
-    const uint64_t op = fr_exec_issuing(((device_rank *)self)->exec);
-    if (op == 0) return;
+    const fr_exec *x = ((device_rank *)self)->exec;
+    const uint64_t op = fr_exec_issuing(x);
+    if (op == 0) return -1;
     fr_op_id_text(op, text);
     snprintf(out, size, "%s", text);
+    return fr_exec_waits_for(x);
 }
 
 /*

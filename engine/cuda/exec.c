@@ -372,6 +372,10 @@ uint64_t fr_exec_issuing(const fr_exec *x) {
     return x ? atomic_load_explicit(&x->issuing, memory_order_relaxed) : 0;
 }
 
+int fr_exec_waits_for(const fr_exec *x) {
+    return x ? fr_issue_waits_for(x->issue) : -1;
+}
+
 void fr_exec_release(fr_exec *x) {
     fr_issue_release(x->issue);
 }

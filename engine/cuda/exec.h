@@ -48,6 +48,8 @@ fr_status fr_exec_open(const fr_exec_options *o, fr_exec **out, fr_error *err);
 void fr_exec_close(fr_exec *x);
 /* Id of the op that was issued last or is being issued, 0 = none. Any thread. */
 uint64_t fr_exec_issuing(const fr_exec *x);
+/* The rank whose raise it waits for before it issues on, -1 = none. Any thread. */
+int fr_exec_waits_for(const fr_exec *x);
 /* Waits, not for ever, until nothing runs any more; false = the device failed or does not answer. */
 bool fr_exec_settle(fr_exec *x);
 /* The device failed or did not answer: freeing its memory would wait for it. */

@@ -54,6 +54,7 @@ struct fr_issue {
     /* [events]: raises of other ranks' counters that were issued, over all plans; read by those ranks' threads */
     _Atomic uint32_t *sent, **peer_sent; /* [ranks], NULL: another process */
     uint32_t *heard, **peer_heard;       /* pinned twins of the words, of ranks that listen; else NULL */
+    atomic_int waits_for;                /* see fr_issue_waits_for */
     cudaStream_t release;
     CUresult (*write)(CUstream, CUdeviceptr, cuuint32_t, unsigned int);
     CUresult (*wait)(CUstream, CUdeviceptr, cuuint32_t, unsigned int);
@@ -132,6 +133,7 @@ fr_status fr_issue_open(const fr_issue_options *o, bool remote, fr_issue **out, 
     fr_issue *s = fr_alloc(sizeof *s);
     s->o = *o;
     s->remote = remote;
+    atomic_store(&s->waits_for, -1);
     open_pools(s);
     const fr_status status = remote ? open_words(s, err) : FR_OK;
     *out = s;
@@ -273,7 +275,7 @@ static int64_t now_ns(void) {
  * ranks issue in the order of emission, in which a raise comes before what waits for it, so this wait ends; in
  * processes of their own a rank's calls wait for its own device only, and by the same order that ends too.
  */
-static fr_status wait_issued(const fr_issue *s, uint32_t event, uint32_t value, fr_error *err) {
+static fr_status await_issued(fr_issue *s, uint32_t event, uint32_t value, fr_error *err) {
     const counter *c = &s->counters[event];
     const _Atomic uint32_t *sent = s->peer_sent[c->raiser];
     const int64_t deadline = now_ns() + (int64_t)(fr_world_timeout(s->o.world) * 1e9);
@@ -288,6 +290,13 @@ static fr_status wait_issued(const fr_issue *s, uint32_t event, uint32_t value, 
         sched_yield();
     }
     return FR_OK;
+}
+
+static fr_status wait_issued(fr_issue *s, uint32_t event, uint32_t value, fr_error *err) {
+    atomic_store(&s->waits_for, s->counters[event].raiser);
+    const fr_status status = await_issued(s, event, value, err);
+    if (status == FR_OK) atomic_store(&s->waits_for, -1);
+    return status;
 }
 
 static fr_status wait_word(fr_issue *s, cudaStream_t stream, uint32_t event, uint32_t value, fr_error *err) {
@@ -390,6 +399,10 @@ fr_status fr_issue_after(fr_issue *s, const fr_fragment *f, const fr_op *op, fr_
         p->used[slot] = true;
     }
     return FR_OK;
+}
+
+int fr_issue_waits_for(const fr_issue *s) {
+    return s ? atomic_load(&s->waits_for) : -1;
 }
 
 bool fr_issue_heard(const fr_issue *s, fr_ref w) {

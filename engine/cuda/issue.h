@@ -51,6 +51,8 @@ fr_status fr_issue_after(fr_issue *s, const fr_fragment *f, const fr_op *op, fr_
 /* What an op that stays LATER waits for, for a message. */
 void fr_issue_why(const fr_issue *s, const fr_fragment *f, const fr_op *op, char *text, size_t size);
 
+/* The rank that must issue a raise before the op at hand can be issued, -1 = none. Any thread. */
+int fr_issue_waits_for(const fr_issue *s);
 /* Whether a wait holds already, as the host sees it; only of a rank that listens, and of what other ranks raise. */
 bool fr_issue_heard(const fr_issue *s, fr_ref wait);
 

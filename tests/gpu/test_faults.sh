@@ -9,7 +9,7 @@ parts=${PARTS:-faults uneven traces processes}
 mkdir -p "$out"
 . "$(dirname "$0")/lib.sh"
 model="--model qwen3-30b-a3b --layers 4 --skew uniform --fit-rounds 0 --no-predict --warmup 0 --machine h200x2 --gpus 2"
-layouts="dp tp ep pp asyncep dwdp"
+layouts="dp tp ep pp asyncep dwdp asap"
 
 breaks() { # NAME SECONDS TEXT flags...: exit 1 within SECONDS after the models are there, one message that has TEXT
     local name=$1 limit=$2 text=$3 began ended code; shift 3
@@ -55,6 +55,7 @@ if has faults; then
         breaks "fail-$s" 30 "rank 1: forward 3 fails" --strategy "$s" --inject fail:1:3 --timeout 10
     done
     for s in dp tp ep pp; do breaks "stall-$s" 30 "rank 0 has not issued" --strategy "$s" --inject stall:0:3 --timeout 3; done
+    breaks stall-asap 30 "rank 1 has not issued" --strategy asap --inject stall:1:3 --timeout 3 # rank 0 waits for it
     for s in dp ep; do breaks "oom-$s" 30 "rank 1: out of GPU memory" --strategy $s --inject oom:1 --timeout 10; done
     # what was done before the fault is stored, and marked
     rm -f "$out/part.db"
@@ -63,7 +64,7 @@ if has faults; then
 fi
 if has uneven; then
     for s in $layouts; do runs "even-$s" --strategy "$s" --tokens 2K --seq 512 --forwards 6; done
-    for s in dp ep asyncep dwdp; do
+    for s in dp ep asyncep dwdp asap; do
         runs "uneven-$s" --strategy "$s" --seqs "1,37,512/2000,300" --forwards 6
         runs "turns-$s" --strategy "$s" --seqs "512x4/;/64x20;1/2048" --forwards 6
         runs "empty-$s" --strategy "$s" --seqs "700/" --forwards 4

@@ -29,13 +29,15 @@ typedef struct {
     float logits[4096];
     fr_float_run run;
     bool released;
-    bool hang; /* its device never ends a forward, until it is released */
+    int waits_for; /* where says so */
+    bool hang;     /* its device never ends a forward, until it is released */
 } pretended;
 
 typedef struct {
     double ms;
     int hang_rank;     /* -1 = none */
-    int stick_forward; /* rank 1's thread stands still in that timed forward until it is released; 0 = none */
+    int stick_forward; /* rank 1's thread stands still in that timed forward until it is released, rank 0's waits for
+                          it; 0 = none */
     int opened, closed, released, wrong;
     int32_t trims;
 } stage;
@@ -58,7 +60,7 @@ static fr_status open_rank(void *context, int rank, fr_world *world, const fr_pl
     pretended *p = fr_alloc(sizeof *p);
     (void)context;
     (void)plan;
-    *p = (pretended){.rank = rank, .needs = needs, .world = world, .hang = the->hang_rank == rank};
+    *p = (pretended){.rank = rank, .needs = needs, .world = world, .hang = the->hang_rank == rank, .waits_for = -1};
     forget(p);
     fr_layout_place(&needs->setup->experiment.layout, rank, &p->place);
     if (fr_world_exchange(world, rank, &rank, sizeof rank, NULL, err) != FR_OK) {
@@ -98,7 +100,8 @@ static fr_status append(void *self, const fr_job *job, fr_error *err) {
     if (unit < 0 || unit >= p->place.served || job->number != ++p->last_number[unit] || p->out == OUT)
         __atomic_add_fetch(&the->wrong, 1, __ATOMIC_SEQ_CST);
     __atomic_add_fetch(&the->trims, (int32_t)job->batches[p->place.slot].trims_count, __ATOMIC_SEQ_CST);
-    while (the->stick_forward && p->rank == 1 && job->number == the->stick_forward && p->epoch &&
+    if (the->stick_forward == job->number && p->rank == 0) p->waits_for = 1;
+    while (the->stick_forward && p->rank <= 1 && job->number == the->stick_forward && p->epoch &&
            !__atomic_load_n(&p->released, __ATOMIC_SEQ_CST))
         nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
     const int64_t now = fr_monotonic(), from = now > p->busy_until ? now : p->busy_until;
@@ -173,9 +176,10 @@ static void release(void *self) {
     __atomic_add_fetch(&the->released, 1, __ATOMIC_SEQ_CST);
 }
 
-static void where(void *self, char *out, size_t size) {
-    (void)self;
+static int where(void *self, char *out, size_t size) {
+    const pretended *p = self;
     snprintf(out, size, "the pretended one");
+    return p->waits_for;
 }
 
 static bool close_rank(void *self, bool lost) {
