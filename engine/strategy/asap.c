@@ -8,14 +8,15 @@
  *
  * An item is all that one group's batch wants of an expert rank in one layer. Items of one group become ready in the
  * order in which the group sends them, so with one group the expert ranks' lanes are in-order; with more they are
- * first-ready (plan.h, S2), and which group comes next is decided while the plan runs, by the simulator as by the engine.
+ * first-ready (plan.h, S2), and which group comes next is decided while the plan runs, by the simulator as by the
+ * engine.
  *
  * A unit is one attention group; its expert ranks serve all groups. Between every attention rank and expert rank lie
  * two payload slots there; the receiver acknowledges a slot when it has copied it out, the sender waits for that
  * (two-way flags, depth 2 so that a sender seldom waits; a.4). Results have a slot here for each of the two batches:
- * the next ones of a batch can only come after its combine, so they need no flag back. Slots go round: hold h is in slot
- * h modulo their number, which both ends know without asking. Counts, ids and weights travel with the payload, so sizes
- * from a drain on are late. Router and shared experts are on the attention side, one copy goes per token and
+ * the next ones of a batch can only come after its combine, so they need no flag back. Slots go round: hold h is in
+ * slot h modulo their number, which both ends know without asking. Counts, ids and weights travel with the payload, so
+ * sizes from a drain on are late. Router and shared experts are on the attention side, one copy goes per token and
  * expert rank. Each rank of a tp group sends its own part of the tokens.
  */
 #include "engine/strategy/planner.h"
