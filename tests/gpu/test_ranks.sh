@@ -199,6 +199,7 @@ if has fp8; then # quantised weights travel with their scales; tp and ep round s
     for x in a2a agrs a2a-k a2a-fp8; do near8 "ep2-fp8-$x" $halves "${blocks[@]}" -- --strategy ep --ep-exchange $x; done
     # what travels quantised is what would be quantised on arrival
     alike ep2-fp8-a2a-fp8-bits $halves "${blocks[@]}" -- --strategy ep -- --strategy ep --ep-exchange a2a-fp8
+    near8 asap1-1-fp8 $halves "${blocks[@]}" -- --strategy asap
     near8 ep2-fp8-a2a-tbo $halves "${blocks[@]}" -- --strategy ep --overlap tbo
     near8 ep2-fp8-a2a-fp8-tbo $halves "${blocks[@]}" -- --strategy ep --ep-exchange a2a-fp8 --overlap tbo
     near8 ep2-fp8-parts $halves "${blocks[@]}" -- --strategy ep --overlap expert-groups --overlap-stages 2
@@ -237,6 +238,7 @@ if has weights; then # a checkpoint's slices: as random weights, every layout re
         t="--weights $dir --candidates -1"
         near "weights-tp2$form" $mixed $t -- --strategy tp
         near "weights-ep2$form" $halves $t -- --strategy ep
+        near "weights-asap1-1$form" $halves $t -- --strategy asap
         same "weights-pp2$form" $mixed $t -- --strategy pp --micro-batches 1 --no-kv-cache
         t="$t --seqs $mixed"
         twin "weights-asyncep$form" 2 $t -- --strategy asyncep
