@@ -208,6 +208,25 @@ static void test_fused() {
         }
         verdict(same, name, "rows differ from those quantised first");
 
+        snprintf(name, sizeof name, "permute of quantised rows H=%d", H);
+        const size_t stride = (static_cast<size_t>(H) + 4 * G + 15) / 16 * 16; /* as an exchange sends them */
+        std::vector<uint8_t> wire(T * stride, 0xff);
+        for (size_t t = 0; t < static_cast<size_t>(T); t++) {
+            memcpy(&wire[t * stride], &want.q[t * static_cast<size_t>(H)], static_cast<size_t>(H));
+            for (size_t g = 0; g < G; g++)
+                memcpy(&wire[t * stride + static_cast<size_t>(H) + 4 * g],
+                       &want.scale[g * static_cast<size_t>(pitch) + t], 4);
+        }
+        Dev<uint8_t> dwire(wire);
+        permuted_scale.poison();
+        equal(name, twice(name, permuted, [&] {
+                  return fr_k_permute_quantised(dwire.p, static_cast<int64_t>(stride), places.p, nullptr, permuted.p,
+                                                permuted_scale.p, row_pitch, T, k, H, 0);
+              }),
+              got);
+        const auto again = permuted_scale.get();
+        verdict(!memcmp(again.data(), scales.data(), scales.size() * sizeof(float)), name, "scales differ");
+
         snprintf(name, sizeof name, "combine and norm quantised H=%d", H);
         const auto y = random_bf(r, static_cast<size_t>(rows) * H);
         Dev<fr_bf16> dy(y), sum1(x.size()), sum2(x.size());
