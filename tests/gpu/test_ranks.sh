@@ -68,6 +68,7 @@ rough() { local name=$1; shift; compare "$name" "--rms 0.06 --row 0.25" "$@"; }
 near8() { local name=$1; shift; compare "$name" "--rms 0.03 --row 0.125" "$@"; }
 
 tiny=(--model "$out/tiny.json" --candidates -1 --forwards 2) wide=(--model "$out/wide.json" --candidates -1 --forwards 2)
+blocks=(--model "$out/blocks.json" --candidates -1 --forwards 2 --precision fp8) wide8=("${wide[@]}" --precision fp8)
 mixed=1,37,512,129,64x3,700,8,255 halves=1,37,512,129,64/64x2,700,8,255
 if has tp; then
     near tp2 $mixed "${tiny[@]}" -- --strategy tp
@@ -189,7 +190,6 @@ if has offload; then
     twin offload-two-alone 2 $t -- --strategy offload --ep 1
 fi
 if has fp8; then # quantised weights travel with their scales; tp and ep round sums elsewhere, and an e4m3 step is 6 %
-    blocks=(--model "$out/blocks.json" --candidates -1 --forwards 2 --precision fp8) wide8=("${wide[@]}" --precision fp8)
     near8 tp2-fp8 $mixed "${blocks[@]}" -- --strategy tp
     near8 tp2-fp8-wide $mixed "${wide8[@]}" -- --strategy tp
     near8 tp2-ep2-fp8 $mixed "${blocks[@]}" -- --attention tp --experts ep --tp 2 --ep 2
@@ -284,6 +284,9 @@ if has four; then
     twin dwdp4-chunks 4 $t --seqs $quarters --skew zipf:6 -- --strategy dwdp --gather-chunk 100001
     twin offload-hybrid4-window 4 $t --seqs 300,5///40 -- --strategy offload --ep 4 --window 1
     twin offload-hybrid2-replicas 4 $t --seqs $quarters -- --strategy offload --ep 2
+    near8 tp2-ep4-fp8 $both "${blocks[@]}" -- --attention tp --experts ep --tp 2 --dp 2 --ep 4
+    near8 ep4-fp8 $quarters "${blocks[@]}" -- --strategy ep --ep-exchange a2a-fp8
+    twin asyncep4-fp8 4 $t --precision fp8 --seqs $quarters -- --strategy asyncep
     near ep4-zipf-empty 300,5///40 "${wide[@]}" --skew zipf:6 -- --strategy ep --ep-exchange agrs
 fi
 [ -s "$checks" ] || { echo "no checks"; exit 1; }
