@@ -3,6 +3,8 @@
 #include "engine/json.h"
 
 #include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -106,8 +108,19 @@ static fr_status add_entries(fr_checkpoint *c, const fr_json *root, int64_t data
     return FR_OK;
 }
 
-fr_status fr_checkpoint_parse(fr_checkpoint *c, const char *bytes, size_t count, int64_t file_size, const char *path,
-                              fr_error *err) {
+/* Sorts by name, and no name twice. */
+static fr_status by_names(fr_checkpoint *c, fr_error *err) {
+    if (c->count > 0) qsort(c->tensors, c->count, sizeof *c->tensors, by_name);
+    for (uint32_t i = 1; i < c->count; i++)
+        if (strcmp(c->tensors[i - 1].name, c->tensors[i].name) == 0)
+            return fr_fail(err, FR_BAD_INPUT, "%s and %s both hold %.128s", c->files[c->tensors[i - 1].file],
+                           c->files[c->tensors[i].file], c->tensors[i].name);
+    return FR_OK;
+}
+
+/* fr_checkpoint_parse but for the order of the names. */
+static fr_status parse(fr_checkpoint *c, const char *bytes, size_t count, int64_t file_size, const char *path,
+                       fr_error *err) {
     if (count < 8 || file_size < 8) return fr_fail(err, FR_BAD_INPUT, "%s: shorter than a safetensors header", path);
     uint64_t length = 0;
     for (int i = 7; i >= 0; i--) length = length << 8 | (unsigned char)bytes[i];
@@ -126,13 +139,13 @@ fr_status fr_checkpoint_parse(fr_checkpoint *c, const char *bytes, size_t count,
     fr_status s = add_entries(c, &root, data, file_size - data, err);
     fr_json_close(&root);
     FR_TRY(s);
-    FR_TRY(check_packed(c->count ? c->tensors + before : NULL, c->count - before, data, file_size, path, err));
-    if (c->count > 0) qsort(c->tensors, c->count, sizeof *c->tensors, by_name);
-    for (uint32_t i = 1; i < c->count; i++)
-        if (strcmp(c->tensors[i - 1].name, c->tensors[i].name) == 0)
-            return fr_fail(err, FR_BAD_INPUT, "%s and %s both hold %.128s", c->files[c->tensors[i - 1].file],
-                           c->files[c->tensors[i].file], c->tensors[i].name);
-    return FR_OK;
+    return check_packed(c->count ? c->tensors + before : NULL, c->count - before, data, file_size, path, err);
+}
+
+fr_status fr_checkpoint_parse(fr_checkpoint *c, const char *bytes, size_t count, int64_t file_size, const char *path,
+                              fr_error *err) {
+    FR_TRY(parse(c, bytes, count, file_size, path, err));
+    return by_names(c, err);
 }
 
 static fr_status open_file(fr_checkpoint *c, const char *path, fr_error *err) {
@@ -154,7 +167,7 @@ static fr_status open_file(fr_checkpoint *c, const char *path, fr_error *err) {
         bytes = fr_alloc(take + 9);
         memcpy(bytes, head, 8);
         have = 8 + fread(bytes + 8, 1, take, f);
-        s = fr_checkpoint_parse(c, bytes, have, (int64_t)st.st_size, path, err);
+        s = parse(c, bytes, have, (int64_t)st.st_size, path, err);
     }
     free(bytes);
     fclose(f);
@@ -167,23 +180,93 @@ static bool plain_name(const char *name) {
     return name[0] && name[0] != '.' && !strchr(name, '/');
 }
 
+/* Headers are read side by side: a large model's are 5 MB of JSON, some 10 us a tensor. */
+typedef struct {
+    char **paths;
+    fr_checkpoint *parts; /* [count], a file each */
+    fr_status *status;
+    fr_error *errors;
+    uint32_t count, capacity;
+    _Atomic uint32_t next;
+} shards;
+
+enum { SHARD_READERS = 16 };
+
+static void *read_shards(void *context) {
+    shards *s = context;
+    for (uint32_t i; (i = atomic_fetch_add(&s->next, 1)) < s->count;)
+        s->status[i] = open_file(&s->parts[i], s->paths[i], &s->errors[i]);
+    return NULL;
+}
+
+static void add_shard(shards *s, const char *dir, const char *file) {
+    char path[4096];
+    snprintf(path, sizeof path, "%s/%s", dir, file);
+    for (uint32_t i = s->count; i-- > 0;)
+        if (strcmp(s->paths[i], path) == 0) return;
+    FR_GROW(s->paths, s->capacity, s->count + 1);
+    s->paths[s->count++] = fr_strdup(path);
+}
+
+/* A shard's tensors and its path become c's. */
+static void take_shard(fr_checkpoint *c, fr_checkpoint *part) {
+    FR_GROW(c->files, c->files_cap, c->files_count + part->files_count);
+    FR_GROW(c->tensors, c->capacity, c->count + part->count);
+    for (uint32_t i = 0; i < part->count; i++) {
+        part->tensors[i].file += (int32_t)c->files_count;
+        c->tensors[c->count++] = part->tensors[i];
+    }
+    for (uint32_t i = 0; i < part->files_count; i++) c->files[c->files_count++] = part->files[i];
+    part->count = part->files_count = 0;
+}
+
+static fr_status open_all(fr_checkpoint *c, shards *s, fr_error *err) {
+    pthread_t threads[SHARD_READERS];
+    uint32_t started = 0;
+    fr_status status = FR_OK;
+    s->parts = fr_alloc((size_t)s->count * sizeof *s->parts);
+    s->status = fr_alloc((size_t)s->count * sizeof *s->status);
+    s->errors = fr_alloc((size_t)s->count * sizeof *s->errors);
+    while (started < SHARD_READERS && started + 1 < s->count &&
+           pthread_create(&threads[started], NULL, read_shards, s) == 0)
+        started++;
+    read_shards(s);
+    for (uint32_t i = 0; i < started; i++) pthread_join(threads[i], NULL);
+    for (uint32_t i = 0; i < s->count; i++) {
+        if (status == FR_OK && s->status[i] != FR_OK) {
+            status = s->status[i];
+            if (err) *err = s->errors[i];
+        }
+        take_shard(c, &s->parts[i]);
+        fr_checkpoint_close(&s->parts[i]);
+        free(s->paths[i]);
+    }
+    free(s->paths);
+    free(s->parts);
+    free(s->status);
+    free(s->errors);
+    return status == FR_OK ? by_names(c, err) : status;
+}
+
 static fr_status open_shards(fr_checkpoint *c, const char *dir, const fr_json *map, fr_error *err) {
     const char *key;
     json_t *value;
-    char path[4096];
+    shards s = {0};
     json_object_foreach(map->value, key, value) {
         const char *file = json_string_value(value);
-        if (!file || !plain_name(file)) return fr_json_fail(map, key, err, "expected a file name in the same folder");
-        snprintf(path, sizeof path, "%s/%s", dir, file);
-        bool have = false;
-        for (uint32_t i = 0; i < c->files_count && !have; i++) have = strcmp(c->files[i], path) == 0;
-        if (!have) FR_TRY(open_file(c, path, err));
+        if (!file || !plain_name(file)) {
+            for (uint32_t i = 0; i < s.count; i++) free(s.paths[i]);
+            free(s.paths);
+            return fr_json_fail(map, key, err, "expected a file name in the same folder");
+        }
+        add_shard(&s, dir, file);
     }
+    FR_TRY(open_all(c, &s, err));
     json_object_foreach(map->value, key, value) {
         const fr_tensor *t = fr_checkpoint_find(c, key);
-        snprintf(path, sizeof path, "%s/%s", dir, json_string_value(value));
-        if (!t || strcmp(c->files[t->file], path) != 0)
-            return fr_json_fail(map, key, err, "%s does not hold this tensor", path);
+        const char *file = json_string_value(value);
+        if (!t || strcmp(c->files[t->file] + strlen(dir) + 1, file) != 0)
+            return fr_json_fail(map, key, err, "%s/%s does not hold this tensor", dir, file);
     }
     if (c->count != json_object_size(map->value))
         return fr_json_fail(map, NULL, err, "the index names %zu tensors, the shards hold %u",
@@ -207,6 +290,7 @@ fr_status fr_checkpoint_open(const char *dir, fr_checkpoint *out, fr_error *err)
     } else {
         snprintf(path, sizeof path, "%s/model.safetensors", dir);
         s = open_file(out, path, err);
+        if (s == FR_OK) s = by_names(out, err);
     }
     if (s != FR_OK) fr_checkpoint_close(out);
     return s;

@@ -44,7 +44,11 @@ $(BUILD)/gpu/bench_clock: $(BUILD)/tests/gpu/bench_clock.o $(BENCH_OBJ) $(BUILD)
 $(BUILD)/gpu/no_multicast.so: tests/gpu/no_multicast.c
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -fPIC -shared -o $@ $< -ldl
-gpu-test-build: $(BUILD)/gpu/test_transport $(BUILD)/gpu/bench_clock $(BUILD)/gpu/no_multicast.so
+$(BUILD)/tests/gpu/bench_load.o: CFLAGS += -isystem $(CUDA_HOME)/include
+$(BUILD)/gpu/bench_load: $(BUILD)/tests/gpu/bench_load.o $(BUILD)/engine/base.o
+	@mkdir -p $(@D)
+	$(CC) $(OPT) $(EXTRA) -pthread -o $@ $^ -L$(CUDA_HOME)/lib64 -lcudart_static -ldl -lrt
+gpu-test-build: $(BUILD)/gpu/test_transport $(BUILD)/gpu/bench_clock $(BUILD)/gpu/bench_load $(BUILD)/gpu/no_multicast.so
 
 .PHONY: engine
 engine: $(BUILD)/forerun-cuda

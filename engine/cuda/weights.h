@@ -1,6 +1,7 @@
 /*
  * weights: what one rank holds of a model's parameters (engine/shard.h), in the layout that the kernels read, bf16, or
- * with --precision fp8 the linear weights of Hugging Face's FP8 checkpoints block-scaled e4m3 (kernels/fp8.h). H hidden, E experts, D head width; heads, kv_heads, I and the experts are the rank's own part of the model's.
+ * with --precision fp8 the linear weights of Hugging Face's FP8 checkpoints block-scaled e4m3 (kernels/fp8.h). H
+ * hidden, E experts, D head width; heads, kv_heads, I and the experts are the rank's own part of the model's.
  *
  * Three runs of memory: everything but routed experts; the routed experts, a run a layer (peers read them where they
  * lie); and, where experts are gathered, those of the stage's first layer that other ranks hold, in the form of a
@@ -97,6 +98,10 @@ fr_status fr_weights_skew(fr_weights *w, const fr_model *m, const fr_routing *ro
                           const int64_t *counts, fr_error *err);
 
 /* ---- weights_host.c: pinned memory for experts --------------------------------------------------------------------*/
+
+/* Pinned memory, in huge pages where the kernel gives them, zeros; seen by all devices. */
+fr_status fr_pinned_open(int64_t bytes, char **out, fr_error *err);
+void fr_pinned_close(char *pinned, int64_t bytes);
 
 /* Pins a run of `run_bytes` for every layer held (w->host), or takes those of the rank of this process that holds the
  * same experts. At most 70 % of the host's memory. */

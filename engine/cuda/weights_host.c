@@ -69,22 +69,35 @@ static int64_t room_of(int64_t bytes) {
     return fr_ceil_div(bytes, HUGE_PAGE) * HUGE_PAGE;
 }
 
-static fr_status pin_one(fr_weights *w, int layer, int64_t bytes, fr_error *err) {
+fr_status fr_pinned_open(int64_t bytes, char **out, fr_error *err) {
     const int64_t room = room_of(bytes);
     void *p = mmap(NULL, (size_t)room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (p == MAP_FAILED)
-        return fr_fail(err, FR_FAILED, "layer %d: no %.2f GB of host memory for its experts", layer,
-                       (double)room * 1e-9);
+    *out = NULL;
+    if (p == MAP_FAILED) return fr_fail(err, FR_FAILED, "no %.2f GB of host memory", (double)room * 1e-9);
     madvise(p, (size_t)room, MADV_HUGEPAGE); /* a wish */
     touch_all(p, room);
     const cudaError_t e = cudaHostRegister(p, (size_t)room, cudaHostRegisterPortable);
     if (e != cudaSuccess) {
         munmap(p, (size_t)room);
-        return fr_fail(err, FR_FAILED, "pinning %.2f GB of host memory after %.1f GB: %s", (double)room * 1e-9,
-                       (double)w->host_bytes * 1e-9, cudaGetErrorString(e));
+        return fr_fail(err, FR_FAILED, "pinning %.2f GB of host memory: %s", (double)room * 1e-9,
+                       cudaGetErrorString(e));
     }
-    w->host[layer] = p;
-    w->host_bytes += room;
+    *out = p;
+    return FR_OK;
+}
+
+void fr_pinned_close(char *pinned, int64_t bytes) {
+    if (!pinned) return;
+    cudaHostUnregister(pinned);
+    munmap(pinned, (size_t)room_of(bytes));
+}
+
+static fr_status pin_one(fr_weights *w, int layer, int64_t bytes, fr_error *err) {
+    fr_error why;
+    if (fr_pinned_open(bytes, &w->host[layer], &why) != FR_OK)
+        return fr_fail(err, FR_FAILED, "experts of layer %d, after %.1f GB of others: %s", layer,
+                       (double)w->host_bytes * 1e-9, why.text);
+    w->host_bytes += room_of(bytes);
     return FR_OK;
 }
 
@@ -140,11 +153,7 @@ fr_status fr_weights_pin(fr_weights *w, const fr_layout *l, int64_t run_bytes, f
 }
 
 void fr_weights_unpin(fr_weights *w) {
-    for (int i = 0; w->host && w->owns_host && i < w->shard.layers; i++) {
-        if (!w->host[i]) continue;
-        cudaHostUnregister(w->host[i]);
-        munmap(w->host[i], (size_t)w->experts_stride);
-    }
+    for (int i = 0; w->host && w->owns_host && i < w->shard.layers; i++) fr_pinned_close(w->host[i], w->experts_stride);
     free(w->host);
     w->host = NULL;
 }

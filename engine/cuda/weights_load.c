@@ -1,8 +1,13 @@
 /*
  * Checkpoints into memory: a list of jobs (a run of rows of a tensor, which of their columns are wanted, and where they
  * go), taken by threads that read into pinned buffers of their own and copy from there, so that disk or page cache,
- * memory and link work at once. Gate and up are interleaved on the way by strided copies. Only what this rank holds
- * becomes a job; every tensor of its layers is checked.
+ * memory and link work at once; buffers are pinned while headers are read. Gate and up are interleaved on the way by
+ * strided copies. Only what this rank holds becomes a job; every tensor of its layers is checked.
+ *
+ * What bounds it, measured with tests/gpu/bench_load.c (kernels/measured/README.md): copies alone 53 to 55 GB/s;
+ * threads that read out of memory 4.5 to 5 GB/s each, 68 with 16 of them; both at once 52 with 16 threads of 4 MiB,
+ * less with more threads, with 1 MiB (a copy's start) and with 8 (buffers beyond the last cache). A stream costs some 8
+ * ms to make.
  */
 #include "engine/cuda/weights.h"
 #include "engine/safetensors.h"
@@ -17,8 +22,9 @@
 #include <time.h>
 #include <unistd.h>
 
-#define STAGING ((int64_t)4 << 20) /* bytes a buffer: two for each of several threads keep the link busy */
-#define READERS 16 /* threads at most: a core reads 4 to 5 GB/s out of the page cache, the link takes 55 */
+#define STAGING ((int64_t)4 << 20) /* bytes a buffer, two for each thread */
+#define READERS 16                 /* threads at most */
+enum { STREAMS = 2 };
 _Static_assert(8 * 2 * FR_K_MAX_HIDDEN <= STAGING, "a block of eight rows fits a buffer");
 
 /*
@@ -43,7 +49,11 @@ typedef struct {
     int device;
     /* shared by the readers */
     pthread_mutex_t lock;
+    int64_t pinned_bytes;
     char *pinned; /* two buffers a reader */
+    cudaStream_t stream[STREAMS];
+    fr_status pinning;
+    fr_error pinning_err;
     int64_t readers;
     uint32_t next;
     fr_status status;
@@ -420,11 +430,11 @@ static cudaError_t send(const job *j, const char *from, cudaStream_t stream) {
     return cudaMemcpy2DAsync(j->to, wanted, from + j->column, row, wanted, bytes / row, cudaMemcpyHostToDevice, stream);
 }
 
-static cudaError_t open_reader(const load *l, char *staging, reader *r) {
+static cudaError_t open_reader(const load *l, int64_t index, reader *r) {
     cudaError_t e = cudaSetDevice(l->device);
-    if (!e) e = cudaStreamCreateWithFlags(&r->stream, cudaStreamNonBlocking);
+    r->stream = l->stream[index % STREAMS];
     for (int i = 0; i < 2 && !e; i++) {
-        r->staging[i] = staging + i * STAGING;
+        r->staging[i] = l->pinned + (2 * index + i) * STAGING;
         e = cudaEventCreateWithFlags(&r->free[i], cudaEventDisableTiming);
     }
     return e;
@@ -434,9 +444,9 @@ static void *read_jobs(void *context) {
     load *l = context;
     reader r = {0};
     pthread_mutex_lock(&l->lock);
-    char *staging = l->pinned + 2 * STAGING * l->readers++;
+    const int64_t index = l->readers++;
     pthread_mutex_unlock(&l->lock);
-    cudaError_t e = open_reader(l, staging, &r);
+    cudaError_t e = open_reader(l, index, &r);
     job j;
     for (int turn = 0; !e && take(l, &j); turn ^= 1) {
         e = cudaEventSynchronize(r.free[turn]); /* an event never recorded is complete */
@@ -445,11 +455,10 @@ static void *read_jobs(void *context) {
         if (!e) e = send(&j, r.staging[turn], r.stream);
         if (!e) e = cudaEventRecord(r.free[turn], r.stream);
     }
-    if (!e) e = cudaStreamSynchronize(r.stream);
+    for (int i = 0; i < 2 && !e; i++) e = cudaEventSynchronize(r.free[i]);
     if (e) fail_cuda(l, e, "copying weights");
     for (int i = 0; i < 2; i++)
         if (r.free[i]) cudaEventDestroy(r.free[i]);
-    if (r.stream) cudaStreamDestroy(r.stream);
     return NULL;
 }
 
@@ -460,23 +469,31 @@ static int most_readers(void) {
     return cpus < READERS ? cpus : READERS;
 }
 
+/* What the readers need of the device: a thread of its own, beside the reading of headers. */
+static void *prepare_staging(void *context) {
+    load *l = context;
+    cudaError_t e = cudaSetDevice(l->device);
+    for (int i = 0; i < STREAMS && !e; i++) e = cudaStreamCreateWithFlags(&l->stream[i], cudaStreamNonBlocking);
+    l->pinning = e ? fr_fail(&l->pinning_err, FR_FAILED, "a stream for weights: %s", cudaGetErrorString(e))
+                   : fr_pinned_open(l->pinned_bytes, &l->pinned, &l->pinning_err);
+    return NULL;
+}
+
+static void close_staging(load *l) {
+    for (int i = 0; i < STREAMS; i++)
+        if (l->stream[i]) cudaStreamDestroy(l->stream[i]);
+    fr_pinned_close(l->pinned, l->pinned_bytes);
+}
+
 static void run_readers(load *l) {
     pthread_t threads[READERS];
     int started = 0;
     const int most = most_readers();
-    cudaGetDevice(&l->device);
-    const cudaError_t e = cudaHostAlloc((void **)&l->pinned, (size_t)(2 * STAGING * most), cudaHostAllocDefault);
-    if (e != cudaSuccess) {
-        l->status = fr_fail(l->err, FR_FAILED, "cudaHostAlloc of %lld bytes failed: %s",
-                            (long long)(2 * STAGING * most), cudaGetErrorString(e));
-        return;
-    }
     pthread_mutex_init(&l->lock, NULL);
     while (started < most && pthread_create(&threads[started], NULL, read_jobs, l) == 0) started++;
     if (!started) note(l, fr_fail(l->err, FR_FAILED, "cannot start a thread that reads weights"));
     for (int i = 0; i < started; i++) pthread_join(threads[i], NULL);
     pthread_mutex_destroy(&l->lock);
-    cudaFreeHost(l->pinned);
 }
 
 static void open_files(load *l) {
@@ -488,18 +505,34 @@ static void open_files(load *l) {
     }
 }
 
+/* Headers, the list of jobs, files. */
+static void open_checkpoint(load *l, fr_checkpoint *c, const char *dir) {
+    l->status = fr_checkpoint_open(dir, c, l->err);
+    if (l->status != FR_OK) return;
+    l->used = fr_alloc(c->count + 1);
+    list_all(l);
+    if (l->status == FR_OK) open_files(l);
+}
+
 fr_status fr_weights_load(fr_weights *w, const fr_model *m, const char *dir, fr_error *err) {
     struct timespec a, b;
-    fr_checkpoint c;
+    fr_checkpoint c = {0};
+    pthread_t thread;
     if (w->shard.modulo > m->layers)
         return fr_fail(err, FR_BAD_INPUT, "--layers %d: the checkpoint has %d; say --resident-layers %d",
                        w->shard.modulo, m->layers, m->layers);
     clock_gettime(CLOCK_MONOTONIC, &a);
-    FR_TRY(fr_checkpoint_open(dir, &c, err));
-    load l = {.c = &c, .m = m, .w = w, .err = err, .used = fr_alloc(c.count + 1)};
-    list_all(&l);
-    if (l.status == FR_OK) open_files(&l);
+    load l = {.c = &c, .m = m, .w = w, .err = err, .pinned_bytes = 2 * STAGING * most_readers()};
+    cudaGetDevice(&l.device);
+    const bool beside = pthread_create(&thread, NULL, prepare_staging, &l) == 0;
+    open_checkpoint(&l, &c, dir);
+    if (beside)
+        pthread_join(thread, NULL);
+    else
+        prepare_staging(&l);
+    if (l.status == FR_OK && l.pinning != FR_OK) l.status = fr_fail(err, l.pinning, "%.900s", l.pinning_err.text);
     if (l.status == FR_OK) run_readers(&l);
+    close_staging(&l);
     for (uint32_t i = 0; l.fds && i < c.files_count; i++)
         if (l.fds[i] >= 0) close(l.fds[i]);
     free(l.fds);
