@@ -88,7 +88,7 @@ void fr_batch_count(const fr_batch_rank *r, const fr_cut *cut, fr_batch_tables *
         t->rows_some += q->candidates > 0;
         t->picks += q->candidates > 0 ? q->candidates : 0;
     }
-    t->equal = t->equal && !r->kv && fr_unmasked(t->sequences, t->max_q);
+    t->equal = t->equal && !r->kv && !r->packed && fr_unmasked(t->sequences, t->max_q);
 }
 
 int64_t fr_batch_place_logits(const fr_batch_rank *r, const fr_cuts *cuts, fr_batch_tables *tables) {

@@ -40,8 +40,9 @@ typedef struct {
     const fr_model *model;
     const fr_layout *layout;
     fr_place place;
-    bool head; /* its stage computes logits */
-    bool kv;   /* there is a KV cache */
+    bool head;   /* its stage computes logits */
+    bool kv;     /* there is a KV cache */
+    bool packed; /* sequences of one length go as varied ones do */
 } fr_batch_rank;
 
 /* Everything about a micro-batch but its pointers and the places of its logits. */

@@ -107,7 +107,7 @@ typedef struct {
 enum {
     FR_OP_ITEM = 1,   /* first op of an item (S2) */
     FR_OP_POOL = 2,   /* has ACQUIRE or FREE uses: executors that ignore buffers look only at these */
-    FR_OP_ENTRY = 4,  /* when this op ends its unit can take the next forward (end of the first stage) */
+    FR_OP_ENTRY = 4,  /* when it ends its unit can take the next forward (a layer before the first stage ends) */
     FR_OP_ANSWER = 8, /* when this op ends the logits of the rank's batch are known */
 };
 

@@ -2,11 +2,13 @@
 #include <cublasLt.h>
 #include <stdlib.h>
 
+/* What was chosen for a shape; the layouts of x and out take the rows of the call that runs. */
 typedef struct {
     int64_t M, N, K;
     size_t workspace_bytes;
     bool out_f32, add, fp8;
     cublasLtMatrixLayout_t w, x, out;
+    int64_t rows; /* that the layouts of x and out stand at */
     cublasLtMatmulAlgo_t algo;
 } plan;
 
@@ -105,6 +107,7 @@ static fr_status choose(fr_gemm *g, plan *p, fr_error *err) {
     FR_TRY(check(cublasLtMatrixLayoutCreate(&p->w, in, (uint64_t)p->K, (uint64_t)p->N, p->K), "layout", err));
     FR_TRY(check(cublasLtMatrixLayoutCreate(&p->x, in, (uint64_t)p->K, (uint64_t)p->M, p->K), "layout", err));
     FR_TRY(check(cublasLtMatrixLayoutCreate(&p->out, type, (uint64_t)p->N, (uint64_t)p->M, p->N), "layout", err));
+    p->rows = p->M;
     cublasLtMatmulPreference_t pref;
     FR_TRY(check(cublasLtMatmulPreferenceCreate(&pref), "cublasLtMatmulPreferenceCreate", err));
     const uint64_t bytes = p->workspace_bytes;
@@ -137,6 +140,15 @@ static fr_status set_scales(fr_gemm *g, const fr_gemm_args *a, fr_error *err) {
                  "scales", err);
 }
 
+static fr_status set_rows(plan *p, int64_t M, fr_error *err) {
+    const uint64_t rows = (uint64_t)M;
+    if (p->rows == M) return FR_OK;
+    p->rows = M;
+    FR_TRY(check(cublasLtMatrixLayoutSetAttribute(p->x, CUBLASLT_MATRIX_LAYOUT_COLS, &rows, sizeof rows), "rows", err));
+    return check(cublasLtMatrixLayoutSetAttribute(p->out, CUBLASLT_MATRIX_LAYOUT_COLS, &rows, sizeof rows), "rows",
+                 err);
+}
+
 fr_status fr_gemm_run(fr_gemm *g, const fr_gemm_args *a, cudaStream_t stream, fr_error *err) {
     if (a->M == 0) return FR_OK;
     const bool fp8 = a->x_scale != NULL, odd = fp8 && (a->M % 4 || a->N % 128 || a->K % 128 || a->out_f32 || a->add);
@@ -144,7 +156,7 @@ fr_status fr_gemm_run(fr_gemm *g, const fr_gemm_args *a, cudaStream_t stream, fr
         return fr_fail(err, FR_BAD_INPUT, "gemm: M=%lld N=%lld K=%lld add=%d out_f32=%d fp8=%d is not supported",
                        (long long)a->M, (long long)a->N, (long long)a->K, a->add != NULL, a->out_f32, fp8);
     if (2 * (g->count + 1) > g->slot_count) grow_slots(g);
-    plan key = {.M = a->M,
+    plan key = {.M = a->like_M > 0 ? a->like_M : a->M,
                 .N = a->N,
                 .K = a->K,
                 .workspace_bytes = a->workspace_bytes,
@@ -163,7 +175,8 @@ fr_status fr_gemm_run(fr_gemm *g, const fr_gemm_args *a, cudaStream_t stream, fr
         g->plans[g->count++] = key;
         *slot = g->count;
     }
-    const plan *p = &g->plans[*slot - 1];
+    plan *p = &g->plans[*slot - 1];
+    FR_TRY(set_rows(p, a->M, err));
     const float alpha = 1, beta = a->add ? 1 : 0;
     const void *c = a->add ? (const void *)a->add : a->out;
     const cublasStatus_t s = cublasLtMatmul(g->lt, fp8 ? g->op_fp8 : g->op, &alpha, a->w, p->w, a->x, p->x, &beta, c,

@@ -26,6 +26,8 @@ typedef struct {
     const fr_bf16 *x, *w, *add; /* add: NULL, or [M, N] bf16; may be out itself */
     void *out;
     int64_t M, N, K;
+    int64_t like_M;  /* takes the algorithm that a product of so many rows has; 0: of M. Where M varies from call to
+                        call, a few such numbers spare asking for each (3 to 5 ms of host time on Hopper, measured) */
     bool out_f32;    /* then add must be NULL */
     void *workspace; /* 256-byte aligned; 32 MiB serves every algorithm cublasLt offers on Hopper */
     size_t workspace_bytes;

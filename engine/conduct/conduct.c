@@ -272,10 +272,12 @@ void fr_conduct_needs(const fr_setup *s, const fr_conduct_options *o, fr_rank_ne
     int candidates = s->experiment.candidates;
     bool vocabulary = candidates < 0;
     fr_load load = s->load;
+    int64_t one_length = o->requests && o->requests_count ? o->requests[0].tokens : 0;
     if (o->requests) {
         positions = 1;
         for (int64_t i = 0; i < o->requests_count; i++) {
             positions = fr_max_i64(positions, o->requests[i].tokens);
+            if (o->requests[i].tokens != one_length) one_length = 0;
             if (o->requests[i].candidates > candidates) candidates = o->requests[i].candidates;
         }
         vocabulary = o->prompts ? o->prompts->vocabulary : vocabulary;
@@ -289,6 +291,7 @@ void fr_conduct_needs(const fr_setup *s, const fr_conduct_options *o, fr_rank_ne
                            .kv_tokens = kv_room(s, o, positions),
                            .made_up_prefix = !o->requests,
                            .varied = o->requests && !o->prompts,
+                           .one_length = one_length,
                            .timeout_s = o->timeout_s};
 }
 

@@ -20,6 +20,7 @@ typedef struct {
     int64_t kv_tokens;   /* room of the KV cache; 0 = none: every sequence is computed whole in one forward */
     bool made_up_prefix; /* a prefix that no forward computed is there all the same (equal batches with --prefix) */
     bool varied;         /* batches differ in their number of sequences */
+    int64_t one_length;  /* then: tokens of every request; 0: they differ */
     double timeout_s;
 } fr_rank_needs;
 

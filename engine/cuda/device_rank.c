@@ -63,6 +63,7 @@ static fr_status open_exec(device_rank *d, const fr_plan *plan, fr_error *err) {
                                .kv_tokens = n->kv_tokens,
                                .made_up_prefix = n->made_up_prefix,
                                .varied = n->varied,
+                               .one_length = n->one_length,
                                .spans = false,
                                .counts = true,
                                .check_ops = d->o->check_ops,

@@ -38,6 +38,7 @@ typedef struct {
     int64_t kv_tokens;   /* room of the KV cache; 0 = none: every sequence is computed whole in one forward */
     bool made_up_prefix; /* a prefix that no forward computed is there all the same (equal batches with --prefix) */
     bool varied;         /* batches differ in their number of sequences: prepare for it */
+    int64_t one_length;  /* then: of all sequences; 0: they differ */
     bool spans;          /* time every op */
     bool counts;         /* read back tokens per expert */
     bool check_ops;      /* wait after every op: a failure of the device is named exactly; for finding faults only */

@@ -14,9 +14,9 @@ fr_status fr_call_expect(fr_call *c, int ins, int outs, int64_t m, int64_t wante
                    c->ins, c->outs, (long long)m, ins, outs, (long long)wanted);
 }
 
-int64_t fr_bucket(const fr_device_rank *r, int64_t rows) {
+int64_t fr_rows_like(const fr_device_rank *r, int64_t rows) {
     const int64_t step = rows <= 2048 ? 128 : 256;
-    return r->varied ? fr_min_i64(fr_ceil_div(rows, step) * step, r->most_tokens) : rows;
+    return r->varied ? fr_ceil_div(rows, step) * step : 0;
 }
 
 fr_status fr_call_gemm(fr_call *c, const fr_bf16 *w, int64_t M, bool f32) {
@@ -25,6 +25,7 @@ fr_status fr_call_gemm(fr_call *c, const fr_bf16 *w, int64_t M, bool f32) {
                             .add = c->ins > 1 ? c->in[1] : NULL,
                             .out = c->out[0],
                             .M = M,
+                            .like_M = fr_rows_like(c->r, M),
                             .N = c->shape->n,
                             .K = c->shape->k,
                             .out_f32 = f32,

@@ -79,7 +79,7 @@ static int32_t *offsets(const fr_call *c, const source *s) {
 
 fr_status fr_launch_router(fr_call *c) {
     FR_TRY(fr_call_expect(c, 1, 1, c->shape->m, c->b->held));
-    return fr_call_gemm(c, c->w->router, fr_bucket(c->r, c->shape->m), true);
+    return fr_call_gemm(c, c->w->router, c->shape->m, true);
 }
 
 fr_status fr_launch_topk(fr_call *c) {

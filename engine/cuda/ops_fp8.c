@@ -13,11 +13,11 @@ fr_fp8_rows fr_fp8_at(const void *buffer, int64_t rows, int64_t width) {
     return (fr_fp8_rows){(fr_e4m3 *)base, (float *)(void *)(base + rows * width), fr_fp8_pitch(rows)};
 }
 
-/* Rows as fr_bucket says, so that cublasLt has an algorithm at hand; where it takes no such number, our own product of
- * exactly these rows, which gives the same bits. */
+/* cublasLt takes multiples of 4: up to three rows that nobody reads, where batches vary and the buffer has room. Else
+ * our own product of exactly these rows, which gives the same bits. */
 static int64_t dense_rows(const fr_call *c, int64_t rows) {
-    const int64_t bucket = fr_bucket(c->r, rows);
-    return bucket % 4 == 0 ? bucket : rows;
+    const int64_t whole = fr_ceil_div(rows, 4) * 4;
+    return c->r->varied && whole <= c->r->most_tokens ? whole : rows;
 }
 
 fr_status fr_launch_norm_fp8(fr_call *c, const fr_bf16 *weight) {
@@ -61,6 +61,7 @@ fr_status fr_call_gemm_fp8(fr_call *c, const fr_bf16 *w, const float *scale) {
                                 .w_scale = scale,
                                 .out = c->out[0],
                                 .M = M,
+                                .like_M = fr_rows_like(c->r, M),
                                 .N = c->shape->n,
                                 .K = c->shape->k,
                                 .workspace = c->r->gemm_workspace,

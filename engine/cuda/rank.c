@@ -226,6 +226,7 @@ fr_status fr_rank_open(const fr_exec_options *o, fr_device_rank *r, fr_error *er
     r->kv_capacity = r->shard.attention ? o->kv_tokens : 0;
     r->made_up_prefix = o->made_up_prefix;
     r->varied = o->varied;
+    r->one_length = o->one_length;
     r->buffers_count = o->plan->buffers_count;
     r->buffers = fr_alloc(r->buffers_count * sizeof *r->buffers);
     r->buffer_bytes = fr_alloc(r->buffers_count * sizeof *r->buffer_bytes);
@@ -233,7 +234,12 @@ fr_status fr_rank_open(const fr_exec_options *o, fr_device_rank *r, fr_error *er
     FR_TRY(open_arena(r, o->plan, err));
     if (r->transport) FR_TRY(fr_transport_bind(r->transport, r->arena, (size_t)r->arena_bytes, r->buffers, err));
     FR_TRY(open_kv(r, err));
-    r->batch = (fr_batch_rank){r->model, r->layout, r->place, r->shard.head, r->kv != NULL};
+    r->batch = (fr_batch_rank){.model = r->model,
+                               .layout = r->layout,
+                               .place = r->place,
+                               .head = r->shard.head,
+                               .kv = r->kv != NULL,
+                               .packed = r->varied && r->one_length == 0};
     FR_TRY(check(fr_k_rope_table(r->rope, r->positions, r->model->head_dim, (float)r->model->rope_theta, NULL),
                  "rope table", err));
     FR_TRY(check(cudaDeviceSynchronize(), "rope table", err));

@@ -65,6 +65,7 @@ typedef struct fr_device_rank {
     int64_t *kv_owner; /* per handle */
     uint32_t kv_owner_cap;
     bool made_up_prefix, varied;
+    int64_t one_length; /* where batches vary: of all sequences; 0: they differ */
     /* the forward being issued */
     fr_batch_rank batch;
     fr_batch_tables *micro; /* [micros] */
@@ -119,17 +120,17 @@ fr_status fr_batch_upload(fr_device_rank *r, const fr_cuts *cuts, const fr_exec_
 fr_status fr_batch_logits(const fr_device_rank *r, const fr_op *op, const void *device, float *to, cudaStream_t stream,
                           fr_error *err);
 
-/* For batches of any size: compiles attention for 1 to 128 sequences (up to 0.9 s each), and lets cublasLt choose for
- * every number of rows that fr_bucket gives (some 3 ms each), so that a trace's first batches do not wait for either.
- */
+/* For batches of any size: compiles and runs attention for 1 to 128 sequences (up to 0.9 s each; where all have one
+ * short length, for each number of them too, some 50 ms each), and lets cublasLt choose for every number of rows that
+ * fr_rows_like gives (some 3 ms each), so that no batch waits for either. */
 fr_status fr_rank_prepare(fr_device_rank *r, fr_error *err);
 /* Attention of all micro-batches of the forward planned last, before any of its ops is issued: what compiles and loads
  * holds up the thread, and by locks of the process those of other ranks, while peers wait for what they would issue. */
 fr_status fr_rank_prepare_attention(fr_device_rank *r, cudaStream_t stream, fr_error *err);
 
-/* Rows that a product of `rows` rows computes where batches vary: the next multiple of 128, of 256 above 2,048. The
- * rows beyond are of no matter: nobody reads them. */
-int64_t fr_bucket(const fr_device_rank *r, int64_t rows);
+/* Where batches vary: the number of rows whose algorithm a product of `rows` rows takes (fr_gemm_args.like_M), the next
+ * multiple of 128, of 256 above 2,048: whole tiles of cublasLt's products on Hopper. 0 where they don't vary. */
+int64_t fr_rows_like(const fr_device_rank *r, int64_t rows);
 
 /* Launches one op; the message says which call failed. */
 fr_status fr_op_launch(fr_device_rank *r, const fr_plan *plan, const fr_fragment *f, const fr_op *op,

@@ -407,12 +407,10 @@ static void flag_entry(fr_walk *w) {
     for (int i = 0; i < w->p->unit_ranks; i++) flag_last(w, fr_stage_rank(w->p, w->unit, w->stage, i), FR_OP_ENTRY);
 }
 
-/* The layer after which the next forward is wanted: where weights travel a layer ahead it is the one before the last,
- * so that the next forward's first gather has the last layer to hide in. */
+/* The layer after which the next forward is wanted, the one before the last: what the host does for a forward (some 0.5
+ * ms: batch, plan, tables), and the first gather where weights travel a layer ahead, hide in the last layer. */
 static int entry_layer(const fr_walk *w) {
-    fr_expert_split e = w->p->layout.experts;
-    bool ahead = e == FR_EXP_ASYNCEP || e == FR_EXP_DWDP || e == FR_EXP_OFFLOAD;
-    return ahead && w->end - w->first >= 2 ? w->end - 2 : w->end - 1;
+    return w->end - w->first >= 2 ? w->end - 2 : w->end - 1;
 }
 
 static void enter_stage(fr_walk *w, fr_rank *r) {

@@ -1,8 +1,8 @@
 /*
  * bench_kernels: how fast each kernel is, against what it could be.
  *
- * usage: bench_kernels [--out FILE] PART...   PART: grouped variants own held ratio dense layer layers
- * (default: all)
+ * usage: bench_kernels [--out FILE] PART...   PART: grouped variants own held ratio dense layer layers bounds
+ * (default: all but bounds, own, held and ratio)
  *
  * Bursts and sustained runs, and the rows of FILE: bench.h. Inputs are random; small inputs stay in L2, as they do in a
  * layer.
@@ -209,6 +209,55 @@ static double attention_flops(double b, double length, double heads, double D) {
     return 2 * 2 * b * heads * D * length * length / 2;
 }
 
+/*
+ * Packed attention whose graph is declared for longer sequences, or more of them, than there are: what bounds that are
+ * rounded up cost on the device, and what a bound that is new costs the host (its plan; the first run of that plan).
+ */
+static void bounds_one(int b, int length, int padded, int bound, int bound_kv, int heads, const Arena &qkv,
+                       const Arena &o) {
+    static Attention at;
+    fr_attention_args x = at.args(b, length, heads, 4, 128, qkv.p, o.p);
+    std::vector<int32_t> s(static_cast<size_t>(padded) + 1);
+    for (int i = 0; i <= padded; i++) s[static_cast<size_t>(i)] = std::min(i, b) * length;
+    CUDA(cudaMemcpy(at.start.p, s.data(), s.size() * 4, cudaMemcpyHostToDevice));
+    CUDA(fr_k_attention_meta(at.start.p, nullptr, nullptr, padded, x.q_stride, x.kv_stride, x.o_stride, at.meta.p,
+                             stream));
+    x.b = padded, x.max_q = bound, x.max_kv = bound_kv;
+    size_t need = 0;
+    const double t0 = now();
+    FR(fr_attention_workspace(at.a, &x, &need, &err));
+    const double t1 = now();
+    if (need > at.ws.n) return static_cast<void>(printf("    workspace of %zu bytes: left out\n", need));
+    auto run = [&] { FR(fr_attention_run(at.a, &x, stream, &err)); };
+    run();
+    const double t2 = now();
+    CUDA(cudaStreamSynchronize(stream));
+    const Stat t = burst(run);
+    report("attention_bounds",
+           format("hq=%d,hk=4,D=128,b=%d/%d,len=%d/%d/%d", heads, b, padded, length, bound, bound_kv), "burst", t,
+           attention_flops(b, length, heads, 128), 0);
+    printf("    plan %.2f ms, first run %.2f ms\n", (t1 - t0) * 1e3, (t2 - t1) * 1e3);
+}
+
+static void part_bounds() {
+    Arena qkv(16384ull * 9216, 1, 1), o(16384ull * 8192, 2, 1);
+    const struct {
+        int b, length;
+    } real[] = {{1, 700}, {1, 1400}, {3, 1400}, {5, 1024}, {12, 1024}, {3, 4096}, {20, 512}};
+    for (const int heads : {32, 64})
+        for (const auto &r : real) {
+            const int close = (r.length + 127) / 128 * 128;
+            int full = 1; /* as the engine pads them: fr_padded_sequences */
+            while (full < r.b) full *= 2;
+            for (const int padded : {r.b, full, 2 * full})
+                for (const int bound : {close, close + 128, close * 3 / 2, 2 * close, 4 * close, 8192})
+                    for (const int bound_kv : {bound, 8192})
+                        if (bound >= close && (padded == full || bound == close || bound == 8192) &&
+                            (bound_kv == bound || bound == close))
+                            bounds_one(r.b, r.length, padded, bound, bound_kv, heads, qkv, o);
+        }
+}
+
 /* ---- one layer of Qwen3-235B-A22B ---- */
 struct Layer {
     static constexpr int H = 4096, HQ = 64, HK = 4, D = 128, E = 128, K = 8, I = 1536, W = (HQ + 2 * HK) * D;
@@ -371,6 +420,7 @@ int main(int argc, char **argv) {
                        {"own", false, part_own},
                        {"held", false, part_held},
                        {"ratio", false, part_ratio},
+                       {"bounds", false, part_bounds},
                        {"layer-quick", false, part_layer_quick},
                        {"layers", true, part_layers},
                        {"layer", true, part_layer}});

@@ -702,11 +702,12 @@ static void test_gemm() {
     struct {
         int M, N, K;
         bool add, f32;
-    } cases[] = {{1, 128, 2048, false, true},
-                 {37, 264, 200, false, false},
-                 {300, 1024, 512, true, false},
-                 {1000, 128, 512, false, true},
-                 {129, 512, 4096, false, false}};
+        int like; /* rows that the algorithm is chosen for; 0: these */
+    } cases[] = {
+        {1, 128, 2048, false, true, 0},      {37, 264, 200, false, false, 0},     {300, 1024, 512, true, false, 0},
+        {1000, 128, 512, false, true, 0},    {129, 512, 4096, false, false, 0},   {1, 512, 4096, true, false, 128},
+        {129, 512, 4096, false, false, 256}, {256, 512, 4096, true, false, 0},    {255, 512, 4096, true, false, 256},
+        {1300, 128, 512, false, true, 1408}, {2050, 1024, 512, true, false, 2304}};
     for (auto &c : cases) {
         Random r(static_cast<uint64_t>(c.M));
         auto x = random_bf(r, static_cast<size_t>(c.M) * c.K),
@@ -724,9 +725,9 @@ static void test_gemm() {
         });
         fr_gemm_args a = {};
         a.x = dx.p, a.w = dw.p, a.add = c.add ? dadd.p : nullptr, a.M = c.M, a.N = c.N, a.K = c.K, a.out_f32 = c.f32,
-        a.workspace = ws.p, a.workspace_bytes = ws.n;
+        a.workspace = ws.p, a.workspace_bytes = ws.n, a.like_M = c.like;
         char name[96];
-        snprintf(name, sizeof name, "gemm M=%d N=%d K=%d add=%d fp32=%d", c.M, c.N, c.K, c.add, c.f32);
+        snprintf(name, sizeof name, "gemm M=%d like %d N=%d K=%d add=%d fp32=%d", c.M, c.like, c.N, c.K, c.add, c.f32);
         if (c.f32) {
             Dev<float> out(add.size());
             a.out = out.p;
@@ -758,7 +759,8 @@ struct Sequences {
     bool cache, uniform;
 };
 
-static void test_attention_cases(const std::vector<Sequences> &cases, bool share_kernels) {
+/* bound: the length that graphs are declared for, 0 = the longest there is. */
+static void test_attention_cases(const std::vector<Sequences> &cases, bool share_kernels, int bound = 0) {
     fr_error err;
     fr_attention *a;
     FR(fr_attention_open(&a, share_kernels, &err));
@@ -785,14 +787,16 @@ static void test_attention_cases(const std::vector<Sequences> &cases, bool share
         fr_attention_args x = {};
         x.q = dq.p, x.k = c.cache ? dk.p : dq.p + ko, x.v = c.cache ? dv.p : dq.p + vo, x.out = out.p;
         x.meta = c.uniform ? nullptr : meta.p;
-        x.q_stride = qs, x.kv_stride = ks, x.o_stride = os, x.b = b, x.max_q = max_q, x.max_kv = max_kv;
+        x.q_stride = qs, x.kv_stride = ks, x.o_stride = os, x.b = b, x.max_q = std::max(bound, max_q),
+        x.max_kv = std::max(bound, max_kv);
         x.heads_q = c.hq, x.heads_kv = c.hk, x.D = c.D, x.scale = 1 / std::sqrt(static_cast<float>(c.D));
         FR(fr_attention_workspace(a, &x, &x.workspace_bytes, &err));
         Dev<uint8_t> ws(x.workspace_bytes);
         x.workspace = ws.p;
         char name[96];
-        snprintf(name, sizeof name, "attention heads %d/%d D=%d b=%d T=%d%s%s%s", c.hq, c.hk, c.D, b, T,
-                 c.cache ? " cached" : "", c.uniform ? " uniform" : "", share_kernels ? " shared" : "");
+        snprintf(name, sizeof name, "attention heads %d/%d D=%d b=%d T=%d%s%s%s%s", c.hq, c.hk, c.D, b, T,
+                 c.cache ? " cached" : "", c.uniform ? " uniform" : "", share_kernels ? " shared" : "",
+                 bound ? " declared longer" : "");
         auto got = twice(name, out, [&] {
             FR(fr_attention_run(a, &x, 0, &err));
             return cudaSuccess;
@@ -855,6 +859,7 @@ static void test_attention() {
 /* Kernels shared by shapes: several lengths of the same number of sequences, and other numbers between them. */
 static void test_attention_shared() {
     test_attention_cases(packed, true);
+    test_attention_cases(packed, true, 8192); /* as the engine declares them */
     test_attention_cases({{4, 2, 128, {700, 1, 90}, {700, 1, 90}, false, false},
                           {4, 2, 128, {3, 20, 11}, {3, 20, 11}, false, false},
                           {4, 2, 128, {5}, {5}, false, false},

@@ -241,10 +241,35 @@ static void chunks_read_what_came_before(void **state) {
     fr_kv_rows_free(rows);
 }
 
+/* Short sequences of one length go without masks, unless there is a cache or the rank wants them packed. */
+static void one_length_is_noticed(void **state) {
+    (void)state;
+    fr_error err;
+    fr_layout layout = {.tp = 1, .pp = 1, .ep = 1, .dp = 1};
+    fr_model model;
+    assert_int_equal(fr_model_load("mixtral-8x7b", &model, &err), FR_OK);
+    fr_sequence s[3] = {{.queries = 64}, {.queries = 64}, {.queries = 64}};
+    const fr_cut cut = {.sequences = s, .count = 3, .tokens = 192};
+    fr_batch_rank who = {.model = &model, .layout = &layout, .head = true};
+    fr_batch_tables t;
+    fr_batch_count(&who, &cut, &t);
+    assert_true(t.equal);
+    who.packed = true;
+    fr_batch_count(&who, &cut, &t);
+    assert_false(t.equal);
+    who.packed = false, who.kv = true;
+    fr_batch_count(&who, &cut, &t);
+    assert_false(t.equal);
+    who.kv = false, s[1].queries = 63;
+    fr_batch_count(&who, &cut, &t);
+    assert_false(t.equal);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(ranks_share_out_the_batch),
         cmocka_unit_test(chunks_read_what_came_before),
+        cmocka_unit_test(one_length_is_noticed),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
