@@ -74,15 +74,6 @@ void fr_job_free(fr_job *job) {
     free(job);
 }
 
-uint64_t fr_boot_id(void) {
-    char *text = NULL;
-    size_t length = 0;
-    if (fr_read_file("/proc/sys/kernel/random/boot_id", 4096, &text, &length, NULL) != FR_OK) return 0;
-    const uint64_t id = fr_hash(text, length, FR_HASH_SEED);
-    free(text);
-    return id;
-}
-
 void fr_note_encode(const fr_note *n, const fr_rank_facts *facts, int experts, fr_bytes *out) {
     const int64_t number = n->job ? n->job->number : -1;
     const fr_rank_done *d = &n->done;

@@ -17,12 +17,11 @@ enum {
     FR_WIRE_PONG  /* fr_pong */
 };
 
-/* Two processes' clocks: CLOCK_MONOTONIC is one per boot of a host. */
+/* Two processes' clocks: CLOCK_MONOTONIC is one per boot of a host (fr_boot_id). */
 typedef struct {
     int64_t sent, now; /* as PING said; the other side's clock */
     uint64_t boot;     /* of the other side's host */
 } fr_pong;
-uint64_t fr_boot_id(void);
 
 void fr_job_encode(const fr_job *job, fr_bytes *out);
 /* A job without fragment and cuts: the other side plans them itself and numbers the forward as said. NULL when the

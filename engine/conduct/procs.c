@@ -59,13 +59,21 @@ fr_wire **fr_procs_wires(fr_procs *p) {
     return p->wires;
 }
 
+void fr_procs_await(fr_procs *p, double seconds) {
+    const int64_t deadline = fr_monotonic() + (int64_t)(seconds * 1e9);
+    for (int r = 0; p && r < p->ranks; r++)
+        while (p->pids[r]) {
+            const pid_t ended = waitpid(p->pids[r], NULL, WNOHANG);
+            if (ended != 0) p->pids[r] = 0; /* or there is no such child any more */
+            if (ended != 0 || fr_monotonic() >= deadline) break;
+            nanosleep(&(struct timespec){.tv_nsec = 5000000}, NULL);
+        }
+}
+
 void fr_procs_close(fr_procs *p, double seconds) {
     if (!p) return;
-    const int64_t deadline = fr_monotonic() + (int64_t)(seconds * 1e9);
     for (int r = 0; r < p->ranks; r++) fr_wire_close(p->wires[r]);
-    for (int r = 0; r < p->ranks; r++)
-        while (p->pids[r] && waitpid(p->pids[r], NULL, WNOHANG) == 0 && fr_monotonic() < deadline)
-            nanosleep(&(struct timespec){.tv_nsec = 5000000}, NULL);
+    fr_procs_await(p, seconds);
     free(p->pids);
     free(p->wires);
     free(p);

@@ -14,6 +14,8 @@ fr_status fr_procs_open(int ranks, void (*child)(void *context, int rank, fr_wir
                         fr_error *err);
 /* [ranks], NULL for rank 0. */
 fr_wire **fr_procs_wires(fr_procs *p);
+/* Waits up to `seconds` for the processes to end by themselves, as they do after a failure. NULL is allowed. */
+void fr_procs_await(fr_procs *p, double seconds);
 /* Closes the wires, at which the processes end, and waits for them up to `seconds`; those that have not ended by then
  * are left to do so (a device may keep them). NULL is allowed. */
 void fr_procs_close(fr_procs *p, double seconds);

@@ -3,6 +3,7 @@
 #include "engine/world.h"
 
 #include "engine/conduct/codec.h"
+#include "engine/peers.h"
 
 #include <pthread.h>
 #include <stdlib.h>

@@ -38,7 +38,7 @@ fr_status fr_device_environment(fr_error *err) {
 /* ---- NVML, which comes with the driver: by name at run time, so that builds need no NVML header -----------------*/
 
 typedef struct nvml_device *nvml_handle;
-enum { NVML_CLOCK_SM = 1 };
+enum { NVML_CLOCK_SM = 1, NVML_LINKS = 18 /* NVML_NVLINK_MAX_LINKS */ };
 #define NVML_REASON_POWER_CAP 0x4ull /* nvmlClocksEventReasonSwPowerCap (NVML API reference) */
 
 typedef struct {
@@ -53,6 +53,7 @@ typedef struct {
     int (*limit)(nvml_handle, unsigned *);
     int (*reasons)(nvml_handle, unsigned long long *);
     int (*energy)(nvml_handle, unsigned long long *); /* mJ since the driver was loaded; NULL = unknown */
+    int (*link)(nvml_handle, unsigned, unsigned *);   /* whether a link is up; NULL = unknown */
 } nvml;
 
 static bool load(void *library, const char *name, void *slot) {
@@ -73,6 +74,7 @@ static bool nvml_open(nvml *n) {
               load(n->library, "nvmlDeviceGetEnforcedPowerLimit", &n->limit) &&
               load(n->library, "nvmlDeviceGetCurrentClocksThrottleReasons", &n->reasons) && n->init() == 0;
     if (ok) load(n->library, "nvmlDeviceGetTotalEnergyConsumption", &n->energy);
+    if (ok) load(n->library, "nvmlDeviceGetNvLinkState", &n->link);
     if (!ok) {
         dlclose(n->library);
         n->library = NULL;
@@ -156,6 +158,7 @@ static void read_nvml(fr_device_facts *d) {
         if (n.max_clock(h, NVML_CLOCK_SM, &v) == 0) d->max_sm_mhz = (int)v;
         if (n.power(h, &v) == 0) d->watts = v / 1000.0;
         if (n.limit(h, &v) == 0) d->limit_watts = v / 1000.0;
+        for (unsigned i = 0; i < NVML_LINKS && n.link; i++) d->nvlinks += n.link(h, i, &v) == 0 && v == 1;
     }
     nvml_close(&n);
 }
@@ -184,6 +187,10 @@ fr_status fr_device_read(int index, fr_device_facts *out, fr_error *err) {
         int can = 0;
         if (i != index) FR_TRY(check(cudaDeviceCanAccessPeer(&can, index, i), "cudaDeviceCanAccessPeer", err));
         out->peer[i] = can != 0;
+        if (!can) continue;
+        FR_TRY(check(cudaDeviceGetP2PAttribute(&can, cudaDevP2PAttrNativeAtomicSupported, index, i),
+                     "cudaDeviceGetP2PAttribute", err));
+        out->atomic[i] = can != 0;
     }
     read_nvml(out);
     return FR_OK;

@@ -20,8 +20,10 @@ typedef struct {
     char name[128], bus[32], uuid[48];
     int index, sms, major, minor, copy_engines;
     int64_t memory_bytes, free_bytes;
-    bool peer[FR_MAX_DEVICES]; /* peer access to device i */
-    int sm_mhz, max_sm_mhz;    /* now, and the most it runs at; 0 = NVML does not say */
+    bool peer[FR_MAX_DEVICES];   /* peer access to device i */
+    bool atomic[FR_MAX_DEVICES]; /* with native atomics over the link: NVLink has them, PCIe has not */
+    int nvlinks;                 /* that are up; 0 = none, or NVML does not say */
+    int sm_mhz, max_sm_mhz;      /* now, and the most it runs at; 0 = NVML does not say */
     double watts, limit_watts;
 } fr_device_facts;
 

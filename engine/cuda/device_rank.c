@@ -77,8 +77,14 @@ static fr_status open_all(device_rank *d, const fr_plan *plan, fr_error *err) {
     if (e != cudaSuccess)
         return fr_fail(err, FR_FAILED, "rank %d: cudaSetDevice(%d) failed: %s", d->rank, d->device,
                        cudaGetErrorString(e));
-    if (cudaGetDeviceProperties(&p, d->device) == cudaSuccess)
+    if (cudaGetDeviceProperties(&p, d->device) == cudaSuccess) {
         snprintf(d->facts.name, sizeof d->facts.name, "%.90s", p.name);
+        if (p.major != 9)
+            return fr_fail(err, FR_FAILED,
+                           "rank %d: device %d is a %s of compute capability %d.%d: the kernels are "
+                           "built for 9.0a",
+                           d->rank, d->device, p.name, p.major, p.minor);
+    }
     FR_TRY(open_transport(d, plan, err));
     FR_TRY(open_weights(d, err));
     return open_exec(d, plan, err);
@@ -215,15 +221,26 @@ static int where(void *self, char *out, size_t size) {
     return fr_exec_waits_for(x);
 }
 
+/* All ranks have come to the same place. */
+static bool met(const device_rank *d) {
+    return fr_world_exchange(d->world, d->rank, NULL, 0, NULL, NULL) == FR_OK;
+}
+
 /*
- * Peers read this rank's weights, on the device and in pinned memory: they go when all executors are closed. After a
- * failure they stay until the process ends, as nobody knows what still reads them.
+ * Peers read this rank's weights, on the device and in pinned memory, and write its counters and buffers: memory goes
+ * when all devices are done, and nobody has it mapped any more. After a failure it stays until the process ends, as
+ * nobody knows what still reaches into it.
  */
 static bool close_rank(void *self, bool lost) {
     device_rank *d = self;
     const bool answers = !d->exec || fr_exec_settle(d->exec);
+    bool all = !lost && answers && met(d);
+    if (all) {
+        fr_transport_unshare(d->transport);
+        all = met(d);
+    }
+    if (!all && d->exec) fr_exec_give_up(d->exec);
     fr_exec_close(d->exec);
-    const bool all = !lost && answers && fr_world_exchange(d->world, d->rank, NULL, 0, NULL, NULL) == FR_OK;
     if (all) fr_weights_close(d->weights);
     fr_transport_close(d->transport, !all);
     free(d);

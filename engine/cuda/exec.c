@@ -27,8 +27,8 @@ const int64_t *fr_exec_launched(const fr_exec *x) {
     return x->launched;
 }
 
-bool fr_exec_lost(const fr_exec *x) {
-    return x->lost;
+void fr_exec_give_up(fr_exec *x) {
+    x->lost = true;
 }
 
 int64_t fr_exec_bytes(const fr_exec *x) {

@@ -53,8 +53,9 @@ uint64_t fr_exec_issuing(const fr_exec *x);
 int fr_exec_waits_for(const fr_exec *x);
 /* Waits, not for ever, until nothing runs any more; false = the device failed or does not answer. */
 bool fr_exec_settle(fr_exec *x);
-/* The device failed or did not answer: freeing its memory would wait for it. */
-bool fr_exec_lost(const fr_exec *x);
+/* Nothing more is asked of the device, and fr_exec_close frees none of its memory: freeing would wait for it, or peers
+ * may still reach into it. */
+void fr_exec_give_up(fr_exec *x);
 
 /* Starts the clock: time 0 is CLOCK_MONOTONIC's `epoch` (ns). Waits until the device is idle. */
 fr_status fr_exec_start(fr_exec *x, int64_t epoch, fr_error *err);

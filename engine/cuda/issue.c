@@ -1,6 +1,7 @@
 #include "engine/cuda/issue.h"
 
 #include "engine/cuda/pools.h"
+#include "engine/cuda/transport/transport.h"
 
 #include <cuda.h>
 #include <sched.h>
@@ -122,7 +123,7 @@ static fr_status open_words(fr_issue *s, fr_error *err) {
     s->peer_words = fr_alloc((size_t)s->o.plan->ranks * sizeof *s->peer_words);
     FR_TRY(open_heard(s, bytes, err));
     FR_TRY(find_driver(s, err));
-    FR_TRY(check(s, cudaMalloc((void **)&s->words, bytes), "cudaMalloc of the counters", err));
+    FR_TRY(check(s, fr_transport_malloc(s->o.transport, bytes, (void **)&s->words), "cudaMalloc of the counters", err));
     FR_TRY(check(s, cudaMemset(s->words, 0, bytes), "cudaMemset", err));
     FR_TRY(check(s, cudaDeviceSynchronize(), "cudaMemset", err));
     FR_TRY(check(s, cudaStreamCreateWithFlags(&s->release, cudaStreamNonBlocking), "cudaStreamCreate", err));

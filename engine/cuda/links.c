@@ -81,7 +81,7 @@ static void find_payloads(fr_links *l) {
 
 static fr_status open_memory(fr_links *l, fr_error *err) {
     cut(l);
-    cudaError_t e = cudaMalloc((void **)&l->memory, (size_t)l->bytes);
+    cudaError_t e = fr_transport_malloc(l->o.transport, (size_t)l->bytes, (void **)&l->memory);
     if (e == cudaErrorMemoryAllocation)
         return fr_fail(err, FR_FAILED,
                        "rank %d: slots for %lld tokens of asap need %.2f GB of GPU memory: take fewer "

@@ -107,7 +107,7 @@ static void cut_arena(fr_device_rank *r, const fr_plan *plan, char *base) {
 
 static fr_status open_arena(fr_device_rank *r, const fr_plan *plan, fr_error *err) {
     cut_arena(r, plan, NULL);
-    const cudaError_t e = cudaMalloc((void **)&r->arena, (size_t)r->arena_bytes);
+    const cudaError_t e = fr_transport_malloc(r->transport, (size_t)r->arena_bytes, (void **)&r->arena);
     if (e == cudaErrorMemoryAllocation) {
         size_t available = 0, total = 0;
         cudaGetLastError();

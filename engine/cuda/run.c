@@ -7,8 +7,11 @@
 #include "engine/cuda/weights.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
+
+#define LEAVE_S 3.0 /* after a failure: for ranks' processes to end, which have heard of it */
 
 static fr_status check_devices(const fr_run_options *o, int ranks, fr_run_output *out, fr_error *err) {
     fr_versions built;
@@ -59,15 +62,18 @@ static void close_meters(metered *m) {
     for (int r = 0; r < m->ranks; r++) fr_meter_stop(m->meters[r], &none);
 }
 
-/* What NVML saw: energy, and the clock as the simulator gives it too. */
+/* What NVML saw: energy, and the clock as the simulator gives it too. On other hosts nobody looks: then the clock is
+ * this host's, and the energy of all is unknown. */
 static void fill_meters(const fr_run_output *o, fr_result *r) {
     double watts = 0, mhz = 0;
+    int seen = 0;
     for (int i = 0; i < o->c.ranks; i++) {
         watts += o->meter[i].watts;
-        mhz += o->meter[i].sm_mhz / o->c.ranks;
+        mhz += o->meter[i].sm_mhz;
+        seen += o->meter[i].samples > 0;
     }
-    r->clock_mhz = mhz > 0 ? mhz : NAN;
-    if (watts > 0 && r->tokens > 0)
+    r->clock_mhz = seen > 0 ? mhz / seen : NAN;
+    if (watts > 0 && seen == o->c.ranks && r->tokens > 0)
         r->joules_per_mtoken = (double)r->elapsed_ns * 1e-9 * watts / ((double)r->tokens * 1e-6);
 }
 
@@ -85,6 +91,18 @@ static void follow(void *context, int rank, fr_wire *wire) {
     _exit(lost || s != FR_OK ? FR_FAILED : 0); /* the conductor knows why and says so */
 }
 
+/* Under MPI: the device of a rank is its place on its host, unless the launcher shows each process only its own. */
+static fr_status local_device(const fr_run_options *o, int *device, fr_error *err) {
+    int count = 0;
+    FR_TRY(fr_device_count(&count, err));
+    *device = o->device + (count > 1 ? o->local : 0);
+    if (*device < count) return FR_OK;
+    return fr_fail(err, FR_BAD_INPUT,
+                   "rank %d is process %d of its host, which has %d GPU(s) from --device %d on: start as many "
+                   "processes a host as it has GPUs",
+                   o->rank, o->local + 1, count - o->device, o->device);
+}
+
 /* Ranks whose devices this process can see: under MPI, its own. */
 static int here(const fr_run_options *o, int ranks) {
     return o->wires ? 1 : ranks;
@@ -93,8 +111,19 @@ static int here(const fr_run_options *o, int ranks) {
 /* One rank for a conductor elsewhere. */
 static fr_status follow_wire(const fr_setup *setup, const fr_run_options *o, const fr_conduct_options *c,
                              fr_run_output *out, fr_error *err) {
+    fr_device_rank_options *d = c->context;
+    int device = 0;
     FR_TRY(fr_device_environment(err));
+    FR_TRY(local_device(o, &device, err));
+    d->first_device = device - o->rank;
     return fr_follow(setup, c, o->rank, o->conductor, &out->device_lost, err);
+}
+
+/* Ranks elsewhere say themselves what they run on. */
+static void name_devices(fr_run_output *out) {
+    for (int r = 0; r < out->c.ranks && out->c.facts; r++)
+        if (!out->device[r].name[0])
+            snprintf(out->device[r].name, sizeof out->device[r].name, "%s", out->c.facts[r].name);
 }
 
 /* Processes first: CUDA does not survive a fork. */
@@ -111,9 +140,13 @@ static fr_status conduct(const fr_setup *setup, const fr_run_options *o, fr_cond
     if (s == FR_OK && c->wires) fr_world_spread(c->world);
     if (s == FR_OK) open_meters(c->playing_context);
     if (s == FR_OK) s = fr_conduct(setup, c, &out->c, err);
+    name_devices(out);
     /* After a failure the libraries' own ends may wait for a device or a communicator that was given up. */
     out->device_lost = out->c.lost || (s == FR_FAILED && out->c.ranks > 0);
-    if (out->device_lost) return s; /* threads may be left that read all of this */
+    if (out->device_lost) { /* threads may be left that read all of this */
+        fr_procs_await(procs, LEAVE_S);
+        return s;
+    }
     fr_procs_close(procs, o->timeout_s);
     fr_world_close(c->world);
     return s;
@@ -129,9 +162,7 @@ typedef struct {
 static fr_status run(const fr_setup *setup, const fr_run_options *o, fr_run_output *out, fr_error *err) {
     kept *k = fr_alloc(sizeof *k);
     k->m = (metered){.out = out, .first = o->device, .ranks = here(o, out->ranks)};
-    k->device = (fr_device_rank_options){.weights = o->weights,
-                                         .first_device = o->device + (o->conductor ? o->local - o->rank : 0),
-                                         .check_ops = o->check_ops};
+    k->device = (fr_device_rank_options){.weights = o->weights, .first_device = o->device, .check_ops = o->check_ops};
     k->c = (fr_conduct_options){.kind = fr_device_rank_kind(),
                                 .context = &k->device,
                                 .requests = o->requests,

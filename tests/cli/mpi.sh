@@ -28,7 +28,7 @@ J
     [ $? -eq 2 ] && pass || fail "a missing grid under mpirun should exit with 2"
     says /no/such/grid.json
     # ranks of a live run as processes
-    for ranks in 2 3; do
+    for ranks in 2 4 8; do
         timeout 60 mpirun --allow-run-as-root --oversubscribe -n $ranks build/mpi/test_conduct_mpi >"$out" 2>"$errors" </dev/null &&
             grep -q "^good" "$out" && pass || fail "a run over $ranks processes" "$(cat "$out" "$errors")"
     done

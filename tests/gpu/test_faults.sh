@@ -1,31 +1,70 @@
 #!/usr/bin/env bash
 # The engine on two GPUs when ranks go wrong or are unlike: every fault ends the whole run within the timeout with one
 # message and keeps what was done; uneven, empty and slow ranks are waited for, and the accounts say who waited.
-#   tests/gpu/test_faults.sh [ENGINE [OUT]]        PARTS="faults uneven traces processes"
+#   tests/gpu/test_faults.sh [ENGINE [OUT]]        PARTS="faults uneven traces processes" and, where there is mpirun, mpi;
+#   JOBS=N faults at once; GPUS=4 (not for uneven)
 # Faults are injected on the host's side (--inject); small random models, so that all of it takes some two minutes.
 set -u
 engine=${1:-build/forerun-cuda} out=${2:-build/gpu/faults}
-parts=${PARTS:-faults uneven traces processes}
+parts=${PARTS:-faults uneven traces processes} gpus=${GPUS:-2}
 mkdir -p "$out"
 . "$(dirname "$0")/lib.sh"
-model="--model qwen3-30b-a3b --layers 4 --skew uniform --fit-rounds 0 --no-predict --warmup 0 --machine h200x2 --gpus 2"
+model="--model qwen3-30b-a3b --layers 4 --skew uniform --fit-rounds 0 --no-predict --warmup 0.05 --machine h200x$gpus --gpus $gpus"
 layouts="dp tp ep pp asyncep dwdp asap"
 
-breaks() { # NAME SECONDS TEXT flags...: exit 1 within SECONDS after the models are there, one message that has TEXT
-    local name=$1 limit=$2 text=$3 began ended code; shift 3
+# NAME SECONDS TEXT flags...: exit 1 within SECONDS (the timeout, 3 s, and 5 s of start where it counts from then on), one
+# message with TEXT. `broke` looks at all of them; JOBS of them run at once.
+faulty=()
+breaks() {
+    faulty+=("$1|$2|$3")
+    while [ "$(jobs -rp | wc -l)" -ge "${JOBS:-1}" ]; do sleep 0.1; done
+    fault "$1" "${@:4}" &
+}
+fault() { # NAME flags...: leaves exit code and milliseconds
+    local name=$1 began code; shift
     began=$(date +%s%N)
     # shellcheck disable=SC2086
-    timeout 60 "$engine" run $model --tokens 2K --seq 512 --forwards 8 "$@" >"$out/$name.out" 2>"$out/$name.err"
-    code=$? ended=$(date +%s%N)
-    local took=$(((ended - began) / 1000000)) lines; lines=$(grep -c "forerun run:" "$out/$name.err")
-    if [ $code -eq 1 ] && [ "$lines" -eq 1 ] && grep -q "$text" "$out/$name.err" && [ $took -lt $((limit * 1000)) ]; then ok
-    else bad "$name: exit $code, $lines messages: $(tail -n 2 "$out/$name.err" | cut -c 1-200)"; fi
-    printf '%-16s %6d ms  %s\n' "$name" $took "$(grep "forerun run:" "$out/$name.err" | head -n 1 | cut -c 1-150)"
+    timeout 60 $engine run $model --tokens 2K --seq 512 --forwards 8 "$@" >"$out/$name.out" 2>"$out/$name.err" </dev/null
+    code=$?
+    echo $code $((($(date +%s%N) - began) / 1000000)) >"$out/$name.code"
 }
-runs() { # NAME flags...: succeeds; the parts of every rank add up; prints who waited
+broke() {
+    local f name limit text code took lines
+    wait
+    for f in "${faulty[@]}"; do
+        IFS='|' read -r name limit text <<<"$f"
+        read -r code took <"$out/$name.code"
+        lines=$(grep -c "forerun run:" "$out/$name.err")
+        if [ "$code" -eq 1 ] && [ "$lines" -eq 1 ] && grep -q "$text" "$out/$name.err" && [ "$took" -lt $((limit * 1000)) ]; then ok
+        else bad "$name: exit $code, $lines messages: $(tail -n 2 "$out/$name.err" | cut -c 1-200)"; fi
+        printf '%-16s %6d ms  %s\n' "$name" "$took" "$(grep "forerun run:" "$out/$name.err" | head -n 1 | cut -c 1-150)"
+    done
+    faulty=()
+}
+lines='' names=()
+cell() { # NAME flags...: one of those that `play` runs in one process
+    lines+="$1 | ${*:2}"$'\n'
+    names+=("$1")
+    rm -f "$out/$1.json"
+}
+play() {
+    local n
+    printf '%s' "$lines" >"$out/cells.txt"
+    # shellcheck disable=SC2086
+    timeout 240 $engine run $model --cells "$out/cells.txt" --results "$out" >"$out/cells.out" 2>"$out/cells.err" || tail -n 2 "$out/cells.err" | cut -c 1-200
+    for n in "${names[@]}"; do
+        if [ -s "$out/$n.json" ]; then report "$n"; else bad "$n: $(grep "^$n " "$out/cells.out" | cut -c 1-200)"; fi
+    done
+    lines='' names=()
+}
+runs() { # NAME flags...: a process of its own
     local name=$1; shift
     # shellcheck disable=SC2086
-    if ! timeout 60 "$engine" run $model --json "$@" >"$out/$name.json" 2>"$out/$name.err"; then bad "$name: $(tail -n 1 "$out/$name.err" | cut -c 1-200)"; return; fi
+    if timeout 60 $engine run $model --json "$@" >"$out/$name.json" 2>"$out/$name.err"; then report "$name"
+    else bad "$name: $(tail -n 1 "$out/$name.err" | cut -c 1-200)"; fi
+}
+report() { # NAME: the parts of every rank add up; prints who waited
+    local name=$1
     if $python - "$name" "$out/$name.json" <<'PY'
 import json, sys
 r = json.load(open(sys.argv[2]))
@@ -52,54 +91,92 @@ check() { # NAME EXPRESSION over the result r
 
 if has faults; then
     for s in $layouts; do
-        breaks "fail-$s" 30 "rank 1: forward 3 fails" --strategy "$s" --inject fail:1:3 --timeout 10
+        breaks "fail-$s" 13 "rank 1: forward 3 fails" --strategy "$s" --inject fail:1:3 --timeout 10
     done
-    for s in dp tp ep pp; do breaks "stall-$s" 30 "rank 0 has not issued" --strategy "$s" --inject stall:0:3 --timeout 3; done
-    breaks stall-asap 30 "rank 1 has not issued" --strategy asap --inject stall:1:3 --timeout 3 # rank 0 waits for it
-    for s in dp ep; do breaks "oom-$s" 30 "rank 1: out of GPU memory" --strategy $s --inject oom:1 --timeout 10; done
+    for s in dp tp pp; do breaks "stall-$s" 11 "rank 0 has not issued" --strategy "$s" --inject stall:0:3 --timeout 3; done
+    breaks stall-asap 11 "rank 1 has not issued" --strategy asap --inject stall:1:3 --timeout 3 # rank 0 waits for it
+    # the device's own wait for a peer's tokens ends after 2 s
+    breaks stall-ep 11 "rank 0, which did not come" --strategy ep --inject stall:0:3 --timeout 3
+    for s in dp tp ep asyncep; do breaks "oom-$s" 13 "rank 1: out of GPU memory" --strategy $s --inject oom:1 --timeout 10; done
     # what was done before the fault is stored, and marked
     rm -f "$out/part.db"
-    breaks part 30 "forward 5 fails" --strategy dp --inject fail:0:5 --timeout 10 --db "$out/part.db"
-    if grep -q "forwards until then are stored" "$out/part.err" && "$engine" trace "$out/part.db" -o "$out/part.json" 2>>"$out/part.err"; then ok; else bad "part: nothing stored"; fi
+    breaks part 13 "forward 5 fails" --strategy dp --inject fail:0:5 --timeout 10 --db "$out/part.db"
+    broke
+    if grep -q "forwards until then are stored" "$out/part.err" && $engine trace "$out/part.db" -o "$out/part.json" 2>>"$out/part.err"; then ok; else bad "part: nothing stored"; fi
 fi
 if has uneven; then
-    for s in $layouts; do runs "even-$s" --strategy "$s" --tokens 2K --seq 512 --forwards 6; done
+    few="--tokens 2K --seq 512 --forwards 6"
+    # shellcheck disable=SC2086
+    for s in $layouts; do cell "even-$s" --strategy "$s" $few; done
     for s in dp ep asyncep dwdp asap; do
-        runs "uneven-$s" --strategy "$s" --seqs "1,37,512/2000,300" --forwards 6
-        runs "turns-$s" --strategy "$s" --seqs "512x4/;/64x20;1/2048" --forwards 6
-        runs "empty-$s" --strategy "$s" --seqs "700/" --forwards 4
+        cell "uneven-$s" --strategy "$s" --seqs "1,37,512/2000,300" --forwards 6
+        cell "turns-$s" --strategy "$s" --seqs "512x4/;/64x20;1/2048" --forwards 6
+        cell "empty-$s" --strategy "$s" --seqs "700/" --forwards 4
     done
-    runs turns-tp --strategy tp --seqs "512x4;1;37,99" --forwards 6
-    runs turns-pp --strategy pp --micro-batches 2 --seqs "512x4;1;37,99" --forwards 6
-    for s in ep tp; do
-        runs "slow-$s" --strategy "$s" --tokens 2K --seq 512 --forwards 6 --inject slow:1:20
-        check "slow-$s" "r['ranks'][0]['wait_s'] > 0.05 > r['ranks'][1]['wait_s']"
-    done
+    cell turns-tp --strategy tp --seqs "512x4;1;37,99" --forwards 6
+    cell turns-pp --strategy pp --micro-batches 2 --seqs "512x4;1;37,99" --forwards 6
+    # shellcheck disable=SC2086
+    for s in ep tp dp asyncep dwdp; do cell "slow-$s" --strategy "$s" $few --inject slow:1:20; done
+    play
+    for s in ep tp; do check "slow-$s" "r['ranks'][0]['wait_s'] > 0.05 > r['ranks'][1]['wait_s']"; done
     for s in dp asyncep dwdp; do # ranks that do not meet do not wait
-        runs "slow-$s" --strategy "$s" --tokens 2K --seq 512 --forwards 6 --inject slow:1:20
         check "slow-$s" "r['ranks'][0]['wait_s'] < 0.005 and r['ranks'][0]['elapsed_s'] < 0.6 * r['ranks'][1]['elapsed_s']"
     done
 fi
 if has traces; then # requests as they arrive, over the queues of all attention groups
-    for s in $layouts; do
-        runs "trace-$s" --strategy "$s" --warmup 0.2 --trace "poisson:rate=60,len=uniform(100,1000)" --duration 1
-        check "trace-$s" "r['requests'] > 30 and r['tokens'] > 10000 and r['ttft_s']['p99'] < 1"
-    done
-    runs trace-siblings --strategy dp --route prefix --trace "batch:count=24,len=2K,prefix=1K,groups=4"
+    for s in $layouts; do cell "trace-$s" --strategy "$s" --warmup 0.2 --trace "poisson:rate=60,len=uniform(100,1000)" --duration 1; done
+    cell trace-siblings --strategy dp --route prefix --trace "batch:count=24,len=2K,prefix=1K,groups=4"
+    play
+    for s in $layouts; do check "trace-$s" "r['requests'] > 30 and r['tokens'] > 10000 and r['ttft_s']['p99'] < 1"; done
     check trace-siblings "r['requests'] == 24 and r['cached_tokens'] > 0"
 fi
-if has processes; then # a process per rank gives the bits that threads give
-    for s in dp tp pp "ep --ep-exchange agrs"; do
-        name=$(echo "$s" | tr -d ' -')
+# A process per rank gives the bits that threads give: the layouts of one GPU's bits against dp, the others against
+# themselves. `mpi` does the same under mpirun with ENGINE_MPI (make engine-mpi).
+own="tp|ep|ep --ep-exchange agrs|asap"
+one="dp|pp|asyncep|dwdp|offload --ep $gpus|asyncep --gather nccl|asyncep --gather nccl-ce"
+few="--tokens 2K --seq 512 --forwards 3"
+plain() { echo "$1" | tr -d ' -'; }
+over() { # KIND LAYOUTS: of all these, as KIND of ranks
+    local kind=$1 list=$2 s; shift 2
+    while [ -n "$list" ]; do
+        s=${list%%|*}; list=${list#"$s"}; list=${list#|}
         # shellcheck disable=SC2086
-        runs "threads-$name" --strategy $s --tokens 2K --seq 512 --forwards 4
-        # shellcheck disable=SC2086
-        runs "procs-$name" --strategy $s --tokens 2K --seq 512 --forwards 4 --procs
-        if [ "$(value "threads-$name" "r['logits_hash']")" = "$(value "procs-$name" "r['logits_hash']")" ]; then ok; else bad "procs-$name: other logits"; fi
+        if [ "$kind" = procs ]; then runs "procs-$(plain "$s")" --strategy $s $few --procs
+        elif [ "$kind" = mpi ]; then by_mpi "mpi-$(plain "$s")" --strategy $s $few
+        else cell "threads-$(plain "$s")" --strategy $s $few; fi
     done
-    breaks procs-fail 30 "rank 1: forward 3 fails" --strategy tp --procs --inject fail:1:3 --timeout 10
-    breaks procs-oom 30 "rank 1: out of GPU memory" --strategy dp --procs --inject oom:1 --timeout 10
-    breaks procs-stall 30 "rank 1 has not issued" --strategy dp --procs --inject stall:1:3 --timeout 3
+    [ "$kind" != threads ] || play
+}
+by_mpi() { # NAME flags...
+    local threads=$engine
+    engine="mpirun --allow-run-as-root --oversubscribe -n $gpus ${ENGINE_MPI:-build/forerun-cuda-mpi}"
+    runs "$@"
+    engine=$threads
+}
+same() { # KIND LAYOUTS REFERENCE: a layout, or nothing for the same one
+    local kind=$1 list=$2 s of
+    while [ -n "$list" ]; do
+        s=${list%%|*}; list=${list#"$s"}; list=${list#|} of=$(plain "${3:-$s}")
+        if [ "$(value "threads-$of" "r['logits_hash']")" = "$(value "$kind-$(plain "$s")" "r['logits_hash']")" ]; then ok
+        else bad "$kind-$(plain "$s"): other logits than threads of $of"; fi
+    done
+}
+if has processes || has mpi; then over threads "dp|$own"; fi
+if has processes; then
+    over procs "$one|$own"
+    same procs "$one" dp
+    same procs "$own" ""
+    breaks procs-fail 13 "rank 1: forward 3 fails" --strategy tp --procs --inject fail:1:3 --timeout 10
+    breaks procs-fail-ep 13 "rank 1: forward 3 fails" --strategy ep --procs --inject fail:1:3 --timeout 10
+    breaks procs-fail-asyncep 13 "rank 0: forward 3 fails" --strategy asyncep --procs --inject fail:0:3 --timeout 10
+    breaks procs-oom 13 "rank 1: out of GPU memory" --strategy dp --procs --inject oom:1 --timeout 10
+    breaks procs-stall 11 "rank 1 has not issued" --strategy dp --procs --inject stall:1:3 --timeout 3
+    broke
+fi
+if has mpi; then
+    over mpi "asyncep|tp|ep"
+    same mpi "asyncep" dp
+    same mpi "tp|ep" ""
 fi
 echo "$passed passed, $failed failed"
 [ "$failed" -eq 0 ]

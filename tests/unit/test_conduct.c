@@ -138,7 +138,7 @@ static void test_a_pipeline_fills(void **unused) {
 
 static void faults(const char *inject, const char *text, double timeout_s, double most_s, uint32_t least_forwards) {
     const char *flags[] = {TINY, "strategy", "dp", "gpus", "4", "tokens", "64", "seq", "64", "forwards", "9", NULL};
-    fr_conduct_options o = {.timeout_s = timeout_s};
+    fr_conduct_options o = {.timeout_s = timeout_s, .warmup_s = 0.01};
     played p = {.stage = {.ms = 1, .hang_rank = -1}};
     play(&p, flags, &o, inject);
     assert_int_equal(p.status, FR_FAILED);
@@ -252,21 +252,22 @@ static void test_a_trace(void **unused) {
 
 /* ---- a process per rank -------------------------------------------------------------------------------------------*/
 
-enum { PROCS = 3 };
+enum { MOST_PROCS = 8 };
 
 /* Rank 0 here, the others forked; all with the same setup and options. */
 static void play_procs(played *p, const char *const *flags, fr_conduct_options *o, const char *inject) {
     fr_experiment e;
-    fr_wire *wires[PROCS] = {NULL};
-    pid_t children[PROCS] = {0};
+    fr_wire *wires[MOST_PROCS] = {NULL};
+    pid_t children[MOST_PROCS] = {0};
     fr_experiment_defaults(&e);
     the = &p->stage;
     for (int i = 0; flags[i]; i += 2) assert_int_equal(fr_experiment_set(&e, flags[i], flags[i + 1], &p->err), FR_OK);
     if (fr_setup_open(&e, &p->setup, &p->err) != FR_OK) fail_msg("%s", p->err.text);
+    const int ranks = fr_layout_gpus(&p->setup.experiment.layout);
     o->kind = &kind;
     if (o->timeout_s <= 0) o->timeout_s = 20;
-    if (inject) assert_int_equal(fr_inject_parse(inject, PROCS, &o->inject, &p->err), FR_OK);
-    for (int r = 1; r < PROCS; r++) {
+    if (inject) assert_int_equal(fr_inject_parse(inject, ranks, &o->inject, &p->err), FR_OK);
+    for (int r = 1; r < ranks; r++) {
         int pair[2];
         assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
         children[r] = fork();
@@ -280,14 +281,14 @@ static void play_procs(played *p, const char *const *flags, fr_conduct_options *
         close(pair[1]);
         wires[r] = fr_wire_socket(pair[0]);
     }
-    assert_int_equal(fr_world_open_threads(PROCS, o->timeout_s, &o->world, &p->err), FR_OK);
+    assert_int_equal(fr_world_open_threads(ranks, o->timeout_s, &o->world, &p->err), FR_OK);
     fr_world_spread(o->world);
     o->wires = wires;
     const int64_t before = fr_monotonic();
     p->status = fr_conduct(&p->setup, o, &p->out, &p->err);
     p->seconds = (double)(fr_monotonic() - before) * 1e-9;
     assert_false(p->out.lost);
-    for (int r = 1; r < PROCS; r++) {
+    for (int r = 1; r < ranks; r++) {
         int how = 0;
         fr_wire_close(wires[r]);
         assert_int_equal(waitpid(children[r], &how, 0), children[r]);
@@ -315,7 +316,7 @@ static void test_processes(void **unused) {
 
 static void broken(const char *inject, const char *text, double timeout_s) {
     const char *flags[] = {TINY, "strategy", "dp", "gpus", "3", "tokens", "64", "seq", "64", "forwards", "9", NULL};
-    fr_conduct_options o = {.timeout_s = timeout_s};
+    fr_conduct_options o = {.timeout_s = timeout_s, .warmup_s = 0.01};
     played p = {.stage = {.ms = 1, .hang_rank = -1}};
     play_procs(&p, flags, &o, inject);
     assert_int_equal(p.status, FR_FAILED);
@@ -332,6 +333,71 @@ static void test_processes_that_fail(void **unused) {
     broken("stall:2:3", "rank 2 has not issued its forward", 1);
 }
 
+/* ---- four and eight ranks -----------------------------------------------------------------------------------------*/
+
+/* Layouts of 4 and 8 ranks; `units` take batches by themselves. */
+static const struct {
+    const char *strategy, *gpus;
+    int units;
+} wide[] = {{"dp", "4", 4},      {"dp", "8", 8}, {"ep", "4", 1},   {"ep", "8", 1}, {"asyncep", "4", 4},
+            {"asyncep", "8", 8}, {"tp", "4", 1}, {"dwdp", "8", 8}, {"pp", "4", 1}, {"offload", "4", 1}};
+enum { WIDE = sizeof wide / sizeof *wide };
+
+/* Every layout brings every sequence's logits, the same ones, as threads and as processes. */
+static void test_wide(void **unused) {
+    (void)unused;
+    for (int i = 0; i < WIDE; i++) {
+        const bool eight = wide[i].gpus[0] == '8';
+        const char *flags[] = {TINY,     "layers", "4",   "strategy",          wide[i].strategy, "gpus", wide[i].gpus,
+                               "tokens", "90",     "seq", eight ? "30" : "45", "forwards",       "5",    NULL};
+        fr_conduct_options o = {.spans = true, .logits = true, .warmup_s = 0.01}, o2 = o;
+        played p = {.stage = {.ms = 1, .hang_rank = -1}}, q = p;
+        play(&p, flags, &o, NULL);
+        if (p.status != FR_OK) fail_msg("%s %s: %s", wide[i].strategy, wide[i].gpus, p.err.text);
+        assert_int_equal(p.stage.wrong, 0);
+        assert_int_equal(p.out.forwards_count, 5 * wide[i].units);
+        assert_int_equal(p.out.logit_rows_count, 5 * (eight ? 24 : 8));
+        assert_int_equal(p.out.spans.count, 5 * (eight ? 8 : 4));
+        for (int r = 0; r < p.out.ranks; r++) {
+            const fr_parts *a = &p.out.parts[r];
+            assert_int_equal(a->compute + a->exposed_comm + a->wait + a->bubble + a->idle, a->elapsed);
+            assert_int_equal(p.out.facts[r].weights_bytes, r);
+        }
+        play_procs(&q, flags, &o2, NULL);
+        if (q.status != FR_OK) fail_msg("%s %s: %s", wide[i].strategy, wide[i].gpus, q.err.text);
+        assert_int_equal(q.out.forwards_count, p.out.forwards_count);
+        assert_int_equal(fr_conducted_hash(&q.out), fr_conducted_hash(&p.out));
+        for (int r = 0; r < q.out.ranks; r++) assert_int_equal(q.out.facts[r].weights_bytes, r);
+        done(&p);
+        done(&q);
+    }
+}
+
+/* Any of eight ranks may go wrong, as a thread or as a process: one message with its name, soon. */
+static void test_wide_faults(void **unused) {
+    (void)unused;
+    static const struct {
+        const char *strategy, *inject, *text;
+        double timeout_s;
+    } cases[] = {{"asyncep", "fail:7:2", "rank 7: forward 2 fails", 20},
+                 {"dp", "fail:0:3", "rank 0: forward 3 fails", 20},
+                 {"ep", "oom:5", "rank 5: out of GPU memory", 20},
+                 {"ep", "stall:6:2", "rank 6 has not issued its forward", 1},
+                 {"dp", "stall:3:2", "rank 3 has not issued its forward", 1}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        for (int procs = 0; procs < 2; procs++) {
+            const char *flags[] = {TINY,     "layers", "4",   "strategy", cases[i].strategy, "gpus", "8",
+                                   "tokens", "64",     "seq", "64",       "forwards",        "9",    NULL};
+            fr_conduct_options o = {.timeout_s = cases[i].timeout_s, .warmup_s = 0.01};
+            played p = {.stage = {.ms = 1, .hang_rank = -1}};
+            (procs ? play_procs : play)(&p, flags, &o, cases[i].inject);
+            assert_int_equal(p.status, FR_FAILED);
+            if (!strstr(p.err.text, cases[i].text)) fail_msg("%s: %s", cases[i].inject, p.err.text);
+            if (p.seconds >= 5) fail_msg("%s: %g s", cases[i].inject, p.seconds);
+            done(&p);
+        }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_forwards_of_all_units),
@@ -345,6 +411,8 @@ int main(void) {
         cmocka_unit_test(test_a_trace),
         cmocka_unit_test(test_processes),
         cmocka_unit_test(test_processes_that_fail),
+        cmocka_unit_test(test_wide),
+        cmocka_unit_test(test_wide_faults),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

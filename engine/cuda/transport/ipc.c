@@ -3,6 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define UNIT ((size_t)2 << 20)
+
 struct fr_ipc {
     cudaIpcMemHandle_t allocation;
     void *base;
@@ -12,6 +14,10 @@ struct fr_ipc {
 static fr_status check(cudaError_t e, const char *call, fr_error *err) {
     if (e == cudaSuccess) return FR_OK;
     return fr_fail(err, FR_FAILED, "%s failed: %s", call, cudaGetErrorString(e));
+}
+
+cudaError_t fr_ipc_malloc(size_t bytes, void **out) {
+    return cudaMalloc(out, (bytes + UNIT - 1) / UNIT * UNIT);
 }
 
 /* cuMemGetAddressRange: a handle stands for a whole allocation, of which p may be a part. */
@@ -36,7 +42,7 @@ fr_status fr_ipc_hand_over(void *p, fr_ipc_handle *out, fr_error *err) {
     memset(out, 0, sizeof *out);
     FR_TRY(allocation_of(p, &base, err));
     out->offset = (int64_t)((uintptr_t)p - base);
-    return check(cudaIpcGetMemHandle(&out->allocation, p), "cudaIpcGetMemHandle", err);
+    return check(cudaIpcGetMemHandle(&out->allocation, (void *)base), "cudaIpcGetMemHandle", err);
 }
 
 fr_status fr_ipc_map(fr_ipc **list, const fr_ipc_handle *h, void **out, fr_error *err) {

@@ -14,7 +14,12 @@ typedef struct {
     int64_t offset;
 } fr_ipc_handle;
 
-/* p: anywhere in memory of cudaMalloc. */
+/*
+ * cudaMalloc of whole units of 2 MiB: what is smaller may share its unit with other memory, and a handle stands for the
+ * unit (CUDA Runtime API, cudaIpcGetMemHandle: "applications should only share allocations with a 2MiB aligned size").
+ */
+cudaError_t fr_ipc_malloc(size_t bytes, void **out);
+/* p: anywhere in memory of fr_ipc_malloc. */
 fr_status fr_ipc_hand_over(void *p, fr_ipc_handle *out, fr_error *err);
 /* Where another process's memory is seen here; each allocation is mapped once. */
 fr_status fr_ipc_map(fr_ipc **list, const fr_ipc_handle *h, void **out, fr_error *err);

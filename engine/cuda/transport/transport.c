@@ -3,30 +3,24 @@
 #include "engine/cuda/transport/exchange.h"
 #include "engine/cuda/transport/ipc.h"
 #include "engine/cuda/transport/nccl.h"
+#include "engine/peers.h"
 
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
-enum { HOST_NAME = 64, MOST_WINDOWS = 8 };
+enum { MOST_WINDOWS = 8 };
 
 /* Memory that copy engines gather. */
 typedef struct {
     void *base, *handle;
 } window;
 
-/* Where a rank lives. */
-typedef struct {
-    int32_t device, pid;
-    char host[HOST_NAME];
-} address;
-
 struct fr_transport {
     fr_transport_options o;
     int ranks;
-    address *at; /* [ranks] */
+    fr_address *at; /* [ranks] */
     fr_nccl *lib;
     fr_nccl_comm **comms; /* [plan groups]: of those that this rank is in */
     uint32_t groups;
@@ -62,19 +56,20 @@ static fr_nccl_comm *window_comm(const fr_transport *t) {
 
 /* ---- opening ------------------------------------------------------------------------------------------------------*/
 
-static bool here(const fr_transport *t, int q) { /* on this host */
-    return strcmp(t->at[q].host, t->at[t->o.rank].host) == 0;
-}
-
 static fr_status meet(fr_transport *t, fr_error *err) {
-    address mine = {.device = t->o.device, .pid = (int32_t)getpid()};
-    gethostname(mine.host, HOST_NAME - 1);
+    fr_address mine;
+    fr_address_here(t->o.device, &mine);
+    FR_TRY(check(cudaDeviceGetPCIBusId(mine.bus, sizeof mine.bus, t->o.device), "cudaDeviceGetPCIBusId", err));
     FR_TRY(fr_world_exchange(t->o.world, t->o.rank, &mine, sizeof mine, t->at, err));
+    FR_TRY(fr_peers_check(t->o.layout, t->at, t->ranks, err));
     for (int q = 0; q < t->ranks; q++) {
         const int other = t->at[q].device;
         int can = 0;
-        if (t->at[q].pid != mine.pid || !here(t, q) || other == mine.device) continue;
+        if (!fr_address_same_process(&t->at[q], &mine) || other == mine.device) continue;
         FR_TRY(check(cudaDeviceCanAccessPeer(&can, mine.device, other), "cudaDeviceCanAccessPeer", err));
+        if (!can && fr_layout_reaches_rank(t->o.layout, t->o.rank, q))
+            return fr_fail(err, FR_FAILED, "rank %d: GPU %d has no peer access to GPU %d of rank %d, whose %s it needs",
+                           t->o.rank, mine.device, other, q, fr_layout_reaches(t->o.layout));
         if (!can) continue;
         const cudaError_t e = cudaDeviceEnablePeerAccess(other, 0);
         if (e == cudaErrorPeerAccessAlreadyEnabled)
@@ -149,6 +144,7 @@ void fr_transport_close(fr_transport *t, bool lost) {
     if (!t) return;
     for (int i = 0; i < t->windows_count && !lost && !atomic_load(&t->aborted); i++)
         fr_nccl_window_close(window_comm(t), t->windows[i].base, t->windows[i].handle);
+    if (lost) fr_nccl_abort(t->comms, t->groups); /* all at once: one may wait for another */
     for (uint32_t g = 0; g < t->groups; g++) fr_nccl_close(t->comms[g], lost);
     fr_exchanges_close(t->exchanges, lost);
     fr_ipc_close(t->ipc, lost);
@@ -162,16 +158,32 @@ void fr_transport_close(fr_transport *t, bool lost) {
 
 /* ---- peers' memory ------------------------------------------------------------------------------------------------*/
 
+static fr_status map_peer(fr_transport *t, int q, const fr_ipc_handle *h, void **out, fr_error *err) {
+    fr_error why;
+    if (fr_ipc_map(&t->ipc, h, out, &why) == FR_OK) return FR_OK;
+    return fr_fail(
+        err, FR_FAILED,
+        "rank %d cannot map the GPU memory of rank %d, another process of this host: %.300s (containers must "
+        "share the host's IPC and process namespaces; ranks as threads of one process need no mapping)",
+        t->o.rank, q, why.text);
+}
+
 static fr_status share_processes(fr_transport *t, void *base, void **peers, fr_error *err) {
     fr_ipc_handle mine, *all = fr_alloc((size_t)t->ranks * sizeof *all);
     fr_status s = fr_ipc_hand_over(base, &mine, err);
     if (s == FR_OK) s = fr_world_exchange(t->o.world, t->o.rank, &mine, sizeof mine, all, err);
     for (int q = 0; q < t->ranks && s == FR_OK; q++) {
         peers[q] = q == t->o.rank ? base : NULL;
-        if (q != t->o.rank && here(t, q)) s = fr_ipc_map(&t->ipc, &all[q], &peers[q], err);
+        if (fr_layout_reaches_rank(t->o.layout, t->o.rank, q)) s = map_peer(t, q, &all[q], &peers[q], err);
     }
     free(all);
     return s;
+}
+
+void fr_transport_unshare(fr_transport *t) {
+    if (!t) return;
+    fr_ipc_close(t->ipc, false);
+    t->ipc = NULL;
 }
 
 fr_status fr_transport_share(fr_transport *t, void *base, size_t bytes, void **peers, fr_error *err) {
@@ -189,9 +201,13 @@ fr_status fr_transport_share(fr_transport *t, void *base, size_t bytes, void **p
     return FR_OK;
 }
 
+cudaError_t fr_transport_malloc(const fr_transport *t, size_t bytes, void **out) {
+    return t && t->ranks > 1 ? fr_ipc_malloc(bytes, out) : cudaMalloc(out, bytes);
+}
+
 cudaError_t fr_transport_alloc(fr_transport *t, size_t bytes, void **out) {
     fr_nccl_comm *c = t && t->ranks > 1 ? window_comm(t) : NULL;
-    if (!c) return cudaMalloc(out, bytes);
+    if (!c) return fr_transport_malloc(t, bytes, out);
     if (t->windows_count == MOST_WINDOWS) return cudaErrorNotSupported;
     fr_error err;
     window *w = &t->windows[t->windows_count];
@@ -221,7 +237,7 @@ static void *peer_of(fr_transport *t, uint32_t buffer, int q) {
 }
 
 fr_status fr_transport_bind(fr_transport *t, void *arena, size_t bytes, void *const *buffers, fr_error *err) {
-    if (t->ranks < 2) return FR_OK;
+    if (t->ranks < 2 || !fr_exchanges_wanted(t->o.layout)) return FR_OK; /* nothing else names a peer's buffers */
     t->buffers = t->o.plan->buffers_count;
     t->arenas = fr_alloc((size_t)t->ranks * sizeof *t->arenas);
     t->offsets = fr_alloc((size_t)t->ranks * t->buffers * sizeof *t->offsets);
@@ -230,8 +246,7 @@ fr_status fr_transport_bind(fr_transport *t, void *arena, size_t bytes, void *co
     fr_status s = fr_transport_share(t, arena, bytes, t->arenas, err);
     if (s == FR_OK) s = fr_world_exchange(t->o.world, t->o.rank, mine, t->buffers * sizeof *mine, t->offsets, err);
     free(mine);
-    if (s != FR_OK || !fr_exchanges_wanted(t->o.layout)) return s;
-    return fr_exchanges_open(t, &t->o, peer_of, &t->exchanges, err);
+    return s == FR_OK ? fr_exchanges_open(t, &t->o, peer_of, &t->exchanges, err) : s;
 }
 
 int64_t fr_transport_bytes(const fr_transport *t) {

@@ -36,7 +36,9 @@ typedef struct {
     double timeout_s;
 } fr_transport_options;
 
-/* Collective. Turns peer access on and opens a communicator for each group of this rank. One rank: opens at once. */
+/* Collective. Turns peer access on and opens a communicator for each group of this rank. One rank: opens at once.
+ * FR_BAD_INPUT where ranks live so that the layout cannot be executed (fr_peers_check), FR_FAILED where two GPUs that
+ * need it have no peer access. */
 fr_status fr_transport_open(const fr_transport_options *o, fr_transport **out, fr_error *err);
 /* Another plan of the same static part. */
 void fr_transport_replan(fr_transport *t, const fr_plan *plan);
@@ -44,11 +46,20 @@ void fr_transport_replan(fr_transport *t, const fr_plan *plan);
  * is allowed. */
 void fr_transport_close(fr_transport *t, bool lost);
 
+/* Memory that peers are to see: cudaMalloc of whole units of what another process can map, so that nothing else lies in
+ * what it maps. `transport` may be NULL. */
+cudaError_t fr_transport_malloc(const fr_transport *t, size_t bytes, void **out);
 /*
- * Collective. Publishes [base, base + bytes) of this rank, which must be memory of one cudaMalloc or a part of it;
- * peers[q] receives where rank q's range is seen from here (own: base), NULL where q's device cannot be reached.
+ * Collective. Publishes [base, base + bytes) of this rank, memory of fr_transport_malloc or a part of it; peers[q]
+ * receives where rank q's range is seen from here (own: base), NULL where q's device cannot be reached. Ranks in other
+ * processes are mapped where the layout reaches into them (fr_layout_reaches_rank), else NULL.
  */
 fr_status fr_transport_share(fr_transport *t, void *base, size_t bytes, void **peers, fr_error *err);
+/*
+ * Lets go of other processes' memory, when nothing reads it any more. All ranks do so before any of them frees what it
+ * shared: freeing memory that another process has mapped is undefined.
+ */
+void fr_transport_unshare(fr_transport *t);
 /*
  * Collective, once, before the first exchange: `buffers` [plan buffers] says where this rank's lie (NULL: others'),
  * all of them in [arena, arena + bytes). A peer's buffer is found by name.
@@ -57,7 +68,8 @@ fr_status fr_transport_bind(fr_transport *t, void *arena, size_t bytes, void *co
 
 /*
  * Memory for weights that are gathered: with --gather nccl-ce collective over the ep group, the same `bytes` on all (it
- * becomes a symmetric window, which copy engines gather without a kernel); else cudaMalloc. `transport` may be NULL.
+ * becomes a symmetric window, which copy engines gather without a kernel); else fr_transport_malloc. `transport` may be
+ * NULL.
  */
 cudaError_t fr_transport_alloc(fr_transport *t, size_t bytes, void **out);
 /* NULL p is allowed. Windows stay until the transport closes. */
