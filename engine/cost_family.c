@@ -237,7 +237,9 @@ static double distance(const fr_family_key *f, const fr_family_key *want) {
         return f->kind == want->kind ? 0 : -1;
     case FR_CLASS_COLLECTIVE:
         if (f->kind != want->kind) return -1;
-        if (want->kind == FR_OP_GATHER_WEIGHTS && f->transport != want->transport) return -1;
+        /* copy engines of more ranks than these: a pair's pulls say more of them */
+        if (want->kind == FR_OP_GATHER_WEIGHTS && (f->transport != want->transport || f->ranks > want->ranks))
+            return -1;
         return log_distance(f->ranks, want->ranks) + 3 * fabs((double)f->hosts - want->hosts);
     case FR_CLASS_COPY:
         if (f->kind != want->kind) return -1;

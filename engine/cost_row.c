@@ -47,17 +47,18 @@ const char *fr_tile_name(fr_tile t) {
     return (unsigned)t < FR_TILES ? names[t] : "none";
 }
 
-/* What more than two GPUs did at once that plans ask for as if nobody else did it: sends, copies from and to the host.
- */
-static bool crowded(const fr_row *r) {
+/* What more than two GPUs did at once that plans ask for as if nobody else did it: sends, copies from and to the host;
+ * and what pulls draw, for seconds. */
+static bool shown_only(const fr_row *r) {
     const uint8_t kind = r->shape.kind;
-    return r->type == FR_ROW_OP && r->shape.ranks > 2 &&
-           (kind == FR_OP_SEND || kind == FR_OP_RECV || kind == FR_OP_H2D || kind == FR_OP_D2H);
+    if (r->type != FR_ROW_OP) return false;
+    if (kind == FR_OP_PULL && r->regime == FR_SUSTAINED) return true;
+    return r->shape.ranks > 2 && (kind == FR_OP_SEND || kind == FR_OP_RECV || kind == FR_OP_H2D || kind == FR_OP_D2H);
 }
 
 bool fr_row_plain(const fr_row *r) {
     return (r->type == FR_ROW_OP || r->type == FR_ROW_GENERIC) && r->duty >= 1 && r->at_ms < 0 && r->gap_ms < 0 &&
-           r->tile == 0 && !r->packed && r->streams == 0 && !crowded(r);
+           r->tile == 0 && !r->packed && r->streams == 0 && !shown_only(r);
 }
 
 bool fr_row_same(const fr_table *ta, const fr_row *a, const fr_table *tb, const fr_row *b, bool with_regime) {

@@ -189,10 +189,26 @@ static const fr_row *burst_pair(const fr_table *t, const fr_row *r) {
     return NULL;
 }
 
+/* What pulls both ways draw with nothing beside them, on each GPU: the plainest reading of it. 0 where there is none.
+ */
+static double pulls_alone(const fr_table *t, const fr_power *p) {
+    double sum = 0;
+    int n = 0;
+    for (uint32_t i = 0; i < t->count; i++) {
+        const fr_row *r = &t->rows[i];
+        if (r->type != FR_ROW_OP || r->shape.kind != FR_OP_PULL || r->regime != FR_SUSTAINED || r->ways != 2 ||
+            r->duty < 1 || r->watts <= 0)
+            continue;
+        sum += r->watts - p->idle;
+        n++;
+    }
+    return n ? fmax(0, sum / n) : 0;
+}
+
 /*
  * Watts of an aggressor: what its victim gives up of the power above idle, (cap - idle) (1 - (clock beside / alone)^2).
  * The clocks' ratio is as measured; without clocks, for pulls, which take nothing but power, it is that of the times,
- * and for others what a sustained victim loses beyond one in a burst.
+ * and for others what a sustained victim loses beyond one in a burst. Pulls that were measured alone say it themselves.
  */
 static void fit_transfers(const fr_table *t, fr_power *p) {
     for (int a = 0; a < FR_AGGRESSORS; a++) {
@@ -213,6 +229,8 @@ static void fit_transfers(const fr_table *t, fr_power *p) {
         }
         p->transfer[a] = n ? fmax(0, sum / n) : 0;
     }
+    const double alone = pulls_alone(t, p);
+    if (alone > 0) p->transfer[FR_AGGRESSOR_PULL] = alone;
 }
 
 /* What the least squares leave: factors on the x^2 coefficient of rows under the limit, with the shares that their work

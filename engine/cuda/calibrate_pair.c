@@ -60,8 +60,9 @@ struct pair {
     fr_cal_run *run;
     int ranks;
     fr_world *world;
-    fr_plan *plan;      /* group 0: all; of more than two also 1 + i: rank i and the next */
-    fr_plan *gathering; /* all */
+    fr_plan *plan;             /* group 0: all; of more than two also 1 + i: rank i and the next */
+    fr_plan *gathering;        /* all */
+    fr_layout layout, gathers; /* of both: transports keep to them */
     rank rank[MOST_RANKS];
 };
 
@@ -224,19 +225,12 @@ static fr_status measure_pull(rank *r, uint32_t i, fr_error *err) {
 
 /* Memory that copy engines gather, and who does it. */
 static fr_status open_windows(rank *r, fr_error *err) {
-    const fr_layout layout = {.experts = FR_EXP_ASYNCEP,
-                              .gather = FR_GATHER_NCCL_CE,
-                              .tp = 1,
-                              .pp = 1,
-                              .ep = r->p->ranks,
-                              .dp = r->p->ranks,
-                              .replicas = 1};
     static const fr_model model = {.hidden = ROW_BYTES / 2};
     const fr_transport_options o = {.world = r->p->world,
                                     .rank = r->id,
                                     .device = r->p->run->options->device[r->id],
                                     .plan = r->p->gathering,
-                                    .layout = &layout,
+                                    .layout = &r->p->gathers,
                                     .model = &model,
                                     .tokens = 1,
                                     .timeout_s = WAIT_S};
@@ -615,13 +609,12 @@ static fr_status hold_pulls(rank *r, uint32_t i, fr_error *err) {
 
 static fr_status open_rank(rank *r, fr_error *err) {
     fr_cal_run *run = r->p->run;
-    const fr_layout layout = {.experts = FR_EXP_TP, .tp = r->p->ranks, .pp = 1, .ep = 1, .dp = 1, .replicas = 1};
     static const fr_model model = {.hidden = ROW_BYTES / 2};
     const fr_transport_options o = {.world = r->p->world,
                                     .rank = r->id,
                                     .device = run->options->device[r->id],
                                     .plan = r->p->plan,
-                                    .layout = &layout,
+                                    .layout = &r->p->layout,
                                     .model = &model,
                                     .tokens = 1,
                                     .timeout_s = WAIT_S};
@@ -719,7 +712,16 @@ static bool sends(const fr_cal_run *run) {
 fr_status fr_cal_pair_run(fr_cal_run *run, fr_error *err) {
     const int ranks = run->options->devices;
     int16_t members[MOST_RANKS];
-    pair p = {.run = run, .ranks = ranks};
+    pair p = {.run = run,
+              .ranks = ranks,
+              .layout = {.experts = FR_EXP_TP, .tp = ranks, .pp = 1, .ep = 1, .dp = 1, .replicas = 1},
+              .gathers = {.experts = FR_EXP_ASYNCEP,
+                          .gather = FR_GATHER_NCCL_CE,
+                          .tp = 1,
+                          .pp = 1,
+                          .ep = ranks,
+                          .dp = ranks,
+                          .replicas = 1}};
     pthread_t threads[MOST_RANKS];
     for (int i = 0; i < ranks; i++) members[i] = (int16_t)i;
     FR_TRY(fr_world_open_threads(ranks, WAIT_S, &p.world, err));
