@@ -515,21 +515,26 @@ static fr_row pull_row(int devices, int64_t bytes, int ways) {
     row.shape.bytes = bytes;
     row.shape.ranks = (int16_t)(devices > 2 ? devices : 0); /* 0 = a pair */
     row.ways = (uint8_t)ways;
+    row.by_owner = devices > 2; /* as the engine makes them */
     return row;
 }
 
-/* How many pulls in flight, and in which order of sources, reach the links' rate. */
+/* How many pulls in flight, in which order of sources, and by whom, reach the links' rate. */
 static void add_pull_variants(maker *m, int devices) {
     static const uint8_t streams[] = {1, 2, 3, 4, 6};
     static const int64_t sizes[] = {INT64_C(1) << 23, INT64_C(1) << 26, INT64_C(1) << 28};
     for (size_t b = 0; b < sizeof sizes / sizeof *sizes; b++)
-        for (size_t s = 0; s < sizeof streams; s++)
-            for (int o = 0; o < (devices > 2 ? FR_PULL_ORDERS : 1); o++) {
-                fr_row row = pull_row(devices, sizes[b], 2);
-                row.streams = streams[s];
-                row.order = (uint8_t)o;
-                if (devices > 2 || (m->mode == FR_CAL_FULL && streams[s] != 2)) add(m, FR_CAL_PULL, 1, row);
-            }
+        for (size_t s = 0; s < sizeof streams / sizeof *streams; s++)
+            for (int o = 0; o < (devices > 2 ? FR_PULL_ORDERS : 1); o++)
+                for (int by = 0; by < (devices > 2 ? 2 : 1); by++) {
+                    fr_row row = pull_row(devices, sizes[b], 2);
+                    row.streams = streams[s];
+                    row.order = (uint8_t)o;
+                    row.by_owner = by == 0 && devices > 2;
+                    if (row.by_owner && o == FR_PULL_SAME) continue; /* readers' doing */
+                    if (devices > 2 || (m->mode == FR_CAL_FULL && streams[s] != 2))
+                        add(m, FR_CAL_PULL, row.by_owner || devices == 2 ? 1 : 4, row);
+                }
 }
 
 /* What pulls draw, by the share of the time that they run. */

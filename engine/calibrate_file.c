@@ -88,6 +88,7 @@ static int by_shape(const void *a, const void *b) {
                              s->m - t->m,
                              s->bytes - t->bytes,
                              (int64_t)s->ranks - t->ranks,
+                             (int64_t)p->by_owner - q->by_owner,
                              (int64_t)p->streams - q->streams,
                              (int64_t)p->order - q->order,
                              (int64_t)p->turn_ms - q->turn_ms,

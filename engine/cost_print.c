@@ -117,6 +117,7 @@ void fr_row_print(const fr_table *t, const fr_row *r, fr_text *out) {
         print_shape(t, r, out);
     }
     if (r->streams) fr_text_add(out, " streams=%d order=%s", r->streams, orders[r->order]);
+    if (r->by_owner) fr_text_add(out, " by=owner");
     fr_text_add(out, " regime=%s", r->regime == FR_BURST ? "burst" : "sustained");
     if (r->duty < 1) fr_text_add(out, " duty=%.6g", r->duty);
     if (r->turn_ms) fr_text_add(out, " turn_ms=%" PRId32, r->turn_ms);

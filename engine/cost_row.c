@@ -47,12 +47,15 @@ const char *fr_tile_name(fr_tile t) {
     return (unsigned)t < FR_TILES ? names[t] : "none";
 }
 
-/* What more than two GPUs did at once that plans ask for as if nobody else did it: sends, copies from and to the host;
- * and what pulls draw, for seconds. */
+/*
+ * What plans don't ask for: what more than two GPUs did at once that plans ask for as if nobody else did it (sends,
+ * copies from and to the host); what pulls draw, for seconds; pulls as the engine doesn't make them, which are the
+ * owner's work from three GPUs on (readers collide at a source: kernels/measured/README.md).
+ */
 static bool shown_only(const fr_row *r) {
     const uint8_t kind = r->shape.kind;
     if (r->type != FR_ROW_OP) return false;
-    if (kind == FR_OP_PULL && r->regime == FR_SUSTAINED) return true;
+    if (kind == FR_OP_PULL) return r->regime == FR_SUSTAINED || r->by_owner != (r->shape.ranks > 2);
     return r->shape.ranks > 2 && (kind == FR_OP_SEND || kind == FR_OP_RECV || kind == FR_OP_H2D || kind == FR_OP_D2H);
 }
 
@@ -66,7 +69,7 @@ bool fr_row_same(const fr_table *ta, const fr_row *a, const fr_table *tb, const 
     if (a->type == FR_ROW_FLOOR || (a->type >= FR_ROW_GAP && a->type <= FR_ROW_EVENT)) return true;
     if (a->ways != b->ways || a->tile != b->tile || a->packed != b->packed || a->at_ms != b->at_ms ||
         a->gap_ms != b->gap_ms || a->turn_ms != b->turn_ms || a->fill != b->fill || a->duty < b->duty ||
-        a->duty > b->duty || a->streams != b->streams || a->order != b->order)
+        a->duty > b->duty || a->streams != b->streams || a->order != b->order || a->by_owner != b->by_owner)
         return false;
     if (a->type == FR_ROW_SLOWDOWN)
         return a->victim == b->victim && a->aggressor == b->aggressor && a->shape.ranks == b->shape.ranks;
@@ -97,7 +100,7 @@ uint64_t fr_row_key(const fr_table *t, const fr_row *r) {
         s->kind,         s->precision, s->m,         s->n,        s->k,          s->bytes,
         s->ranks,        s->hosts,     s->transport, s->head_dim, s->v_head_dim, s->window,
         s->vector_count, r->tile,      r->packed,    r->gap_ms,   r->turn_ms,    r->fill,
-        r->streams,      r->order};
+        r->streams,      r->order,     r->by_owner};
     uint64_t h = fr_hash(fields, sizeof fields, FR_HASH_SEED);
     return s->vector_count ? fr_hash(t->pairs + s->vector, s->vector_count * sizeof *t->pairs, h) : h;
 }

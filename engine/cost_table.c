@@ -67,6 +67,7 @@ typedef enum {
     F_STREAMS,
     F_ORDER,
     F_CARD,
+    F_BY,
     F_COUNT
 } field_id;
 
@@ -76,7 +77,7 @@ static const char *const field_names[F_COUNT] = {
     "ways",      "victim",   "aggressor",  "alone",       "beside",      "overlap",    "hbm_traffic", "ns",
     "p10",       "p90",      "samples",    "clock_mhz",   "watts",       "provenance", "duty",        "at_ms",
     "capped",    "rate",     "rate_alone", "clock_alone", "watts_alone", "tile",       "packed",      "gap_ms",
-    "turn_ms",   "fill",     "streams",    "order",       "card"};
+    "turn_ms",   "fill",     "streams",    "order",       "card",        "by"};
 
 #define BIT(f) (UINT64_C(1) << (f))
 #define TIMED  (BIT(F_REGIME) | BIT(F_NS))
@@ -297,6 +298,9 @@ static fr_status read_field(const reader *r, fr_row *row, field_id f, char *text
         return FR_OK;
     case F_ORDER:
         return read_name(r, name, text, orders, FR_PULL_ORDERS, &row->order);
+    case F_BY:
+        row->by_owner = strcmp(text, "owner") == 0;
+        return row->by_owner || strcmp(text, "reader") == 0 ? FR_OK : bad(r, name, "expected owner or reader");
     case F_CARD:
         return read_card(r, name, text, &row->card);
     case F_CAPPED:
@@ -397,7 +401,7 @@ static void row_fields(const fr_row *row, uint64_t *need, uint64_t *may) {
         break;
     case FR_CLASS_COPY:
         *need = TIMED | BIT(F_BYTES);
-        *may |= BIT(F_WAYS) | BIT(F_RANKS) | BIT(F_STREAMS) | BIT(F_ORDER);
+        *may |= BIT(F_WAYS) | BIT(F_RANKS) | BIT(F_STREAMS) | BIT(F_ORDER) | BIT(F_BY);
         break;
     default:
         *need = 0;

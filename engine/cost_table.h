@@ -33,6 +33,7 @@ typedef struct {
     uint8_t file;       /* which of the tables that were read */
     uint8_t streams;    /* pulls, pushes: how many were in flight on a GPU; 0 = two, what curves are made of */
     uint8_t order;      /* fr_pull_order, with streams */
+    bool by_owner;      /* pulls: the copy engines of the GPU that is read write them; else the reader's read */
     uint32_t card;      /* first part of the uuid of the GPU that measured it; 0 = not said */
     int line;
     uint64_t key;   /* hash of what makes two rows the same */

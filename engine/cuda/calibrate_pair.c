@@ -37,9 +37,9 @@ typedef struct {
     fr_measure *measure;
     fr_bench *bench;
     fr_transport *transport;
-    fr_cal_exchange *exchange;  /* opened when first wanted */
-    char *src, *dst;            /* SIDE bytes each, for transfers only */
-    void *peer_src[MOST_RANKS]; /* the others', as seen from here */
+    fr_cal_exchange *exchange;                         /* opened when first wanted */
+    char *src, *dst;                                   /* SIDE bytes each, for transfers only */
+    void *peer_src[MOST_RANKS], *peer_dst[MOST_RANKS]; /* the others', as seen from here */
     cudaStream_t copy[STREAMS], comm;
     fr_transport *windows; /* gathers weights by copy engines; opened when first wanted */
     void *shard, *slot;    /* in its windows */
@@ -130,10 +130,19 @@ static fr_status pull(rank *r, int away, int64_t bytes, cudaStream_t s, fr_error
                  "cudaMemcpyPeerAsync", err);
 }
 
+/* What the rank `away` ahead of this one pulls from it, carried out by this one's copy engines. */
+static fr_status push(rank *r, int away, int64_t bytes, cudaStream_t s, fr_error *err) {
+    const int q = (r->id + r->p->ranks - away) % r->p->ranks;
+    const int *device = r->p->run->options->device;
+    return check(cudaMemcpyPeerAsync(r->peer_dst[q], device[q], r->src, device[r->id], (size_t)bytes, s),
+                 "cudaMemcpyPeerAsync", err);
+}
+
 /* How many ranks behind the i-th pull of k streams reads. */
 static int source_of(const rank *r, const fr_row *row, int i, int k) {
     const int others = r->p->ranks - 1;
-    if (row->order == FR_PULL_SAME) { /* all read rank i, which reads the next one */
+    if (!row->streams && row->by_owner) return 1; /* two in flight, nobody else reads their source */
+    if (row->order == FR_PULL_SAME) {             /* all read rank i, which reads the next one */
         const int away = (i % r->p->ranks - r->id + r->p->ranks) % r->p->ranks;
         return away ? away : 1;
     }
@@ -143,6 +152,7 @@ static int source_of(const rank *r, const fr_row *row, int i, int k) {
 static fr_status one_copy(rank *r, const fr_row *row, int i, int k, fr_error *err) {
     const size_t bytes = (size_t)row->shape.bytes;
     cudaStream_t s = r->copy[i % k];
+    if (row->by_owner) return push(r, source_of(r, row, i, k), row->shape.bytes, s, err);
     if (row->shape.kind == FR_OP_PULL) return pull(r, source_of(r, row, i, k), row->shape.bytes, s, err);
     const bool in = row->shape.kind == FR_OP_H2D;
     void *host = fr_bench_host(r->bench, row->shape.bytes);
@@ -181,7 +191,7 @@ static fr_status pull_round(rank *r, const fr_row *row, int n, int k, bool each,
 /*
  * A row is several pulls in flight over their number, as the engine keeps them; its p90 what a lone one takes, whose
  * events read in steps of some 9 us. Both ways: the mean of both GPUs; more than two pull all at once, each from the
- * two behind it, lone ones from the next: the mean of all. Rows that name their streams have nothing of lone ones.
+ * next, by its copy engines: the mean of all. Rows that name their streams have nothing of lone ones.
  */
 static fr_status measure_pull(rank *r, uint32_t i, fr_error *err) {
     enum { TURNS = 5 };
@@ -366,7 +376,8 @@ static cudaStream_t transfer_stream(const rank *r, fr_aggressor a) {
 }
 
 static fr_status transfer(rank *r, fr_aggressor a, fr_error *err) {
-    if (a == FR_AGGRESSOR_PULL) return pull(r, 1, BIG, r->copy[0], err);
+    if (a == FR_AGGRESSOR_PULL) /* as the engine makes them */
+        return r->p->ranks > 2 ? push(r, 1, BIG, r->copy[0], err) : pull(r, 1, BIG, r->copy[0], err);
     if (a == FR_AGGRESSOR_NCCL) return collective(r, FR_OP_ALLGATHER, BIG, r->comm, err);
     return check(cudaMemcpyAsync(r->dst, fr_bench_host(r->bench, HOST_COPY), (size_t)HOST_COPY, cudaMemcpyHostToDevice,
                                  r->copy[0]),
@@ -630,8 +641,9 @@ static fr_status open_rank(rank *r, fr_error *err) {
     CU(cudaDeviceSynchronize());
     FR_TRY(fr_transport_open(&o, &r->transport, err));
     FR_TRY(fr_transport_share(r->transport, r->src, (size_t)SIDE, r->peer_src, err));
+    FR_TRY(fr_transport_share(r->transport, r->dst, (size_t)SIDE, r->peer_dst, err));
     for (int q = 0; q < r->p->ranks; q++)
-        if (!r->peer_src[q]) return fr_fail(err, FR_FAILED, "the GPUs cannot reach each other");
+        if (!r->peer_src[q] || !r->peer_dst[q]) return fr_fail(err, FR_FAILED, "the GPUs cannot reach each other");
     return FR_OK;
 }
 

@@ -3,7 +3,7 @@ table=$work/table.txt
 expect 0 calibrate --dry-run && prints "to do in"
 expect 0 calibrate --dry-run --quick --rows && prints "gemm_qkv precision=bf16 m=4096 n=9216 k=4096 regime=burst"
 expect 0 calibrate --dry-run --device 0,1 && prints "interference"
-expect 0 calibrate --dry-run --rows --device 0,1,2,3 && prints "pull bytes=1073741824 ways=2 ranks=4" && prints "allreduce bytes=2048 ranks=4" && prints "ranks=4 streams=3 order=round" && prints "alltoall bytes=24576"
+expect 0 calibrate --dry-run --rows --device 0,1,2,3 && prints "pull bytes=1073741824 ways=2 ranks=4 by=owner" && prints "allreduce bytes=2048 ranks=4" && prints "ranks=4 streams=3 order=round" && prints "alltoall bytes=24576"
 expect 0 calibrate --dry-run --anchors && prints "sustained"
 expect 2 calibrate --quick --anchors && says "--anchors"
 expect 2 calibrate --rows && says "--rows"
