@@ -123,12 +123,16 @@ static fr_status make_setup(job *j, const cli_args *a, fr_error *err) {
 static fr_status read_options(job *j, const cli_args *a, fr_error *err) {
     const char *warmup = cli_value(a, "warmup"), *timeout = cli_value(a, "timeout"), *device = cli_value(a, "device");
     const char *rounds = cli_value(a, "fit-rounds"), *base = cli_value(a, "sequence-base");
+    const char *by = cli_value(a, "pulls-by");
     int64_t number = 0;
     j->options.spans = cli_value(a, "no-spans") == NULL;
     j->options.logits = true;
     j->options.inject = cli_value(a, "inject");
     j->options.procs = cli_value(a, "procs") != NULL;
     j->options.check_ops = cli_value(a, "check-ops") != NULL;
+    if (by && strcmp(by, "reader") != 0 && strcmp(by, "owner") != 0)
+        return fr_fail(err, FR_BAD_INPUT, "--pulls-by: expected reader or owner, got '%.40s'", by);
+    if (by) j->options.pulls = *by == 'o' ? FR_PULLS_OWNER : FR_PULLS_READER;
     j->options.warmup_s = j->setup.experiment.regime == FR_SUSTAINED ? 10 : 0;
     j->options.timeout_s = 60;
     if (warmup) FR_TRY(fr_parse_double(warmup, 0, 3600, "--warmup", &j->options.warmup_s, err));

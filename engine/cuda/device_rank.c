@@ -66,6 +66,7 @@ static fr_status open_exec(device_rank *d, const fr_plan *plan, fr_error *err) {
                                .one_length = n->one_length,
                                .spans = false,
                                .counts = true,
+                               .pulls = d->o->pulls,
                                .check_ops = d->o->check_ops,
                                .timeout_s = n->timeout_s};
     return fr_exec_open(&o, &d->exec, err);

@@ -6,10 +6,12 @@
 #define FR_CUDA_DEVICE_RANK_H
 
 #include "engine/conduct/rank.h"
+#include "engine/cuda/pools.h"
 
 typedef struct {
     const char *weights; /* folder of a checkpoint; NULL = seeded random weights */
     int first_device;    /* rank r is on device first_device + r */
+    fr_pulls_by pulls;
     bool check_ops;
 } fr_device_rank_options;
 

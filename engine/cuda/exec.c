@@ -127,7 +127,8 @@ static fr_status open_moves(fr_exec *x, fr_error *err) {
                                  .weights = x->o.weights,
                                  .world = x->o.world,
                                  .transport = x->o.transport,
-                                 .rank = x->o.rank};
+                                 .rank = x->o.rank,
+                                 .pulls = x->o.pulls};
     const fr_links_options lo = {.plan = x->o.plan,
                                  .model = x->o.model,
                                  .layout = l,

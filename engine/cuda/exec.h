@@ -10,6 +10,7 @@
 #ifndef FR_CUDA_EXEC_H
 #define FR_CUDA_EXEC_H
 
+#include "engine/cuda/pools.h"
 #include "engine/cuda/weights.h"
 #include "engine/plan.h"
 #include "engine/strategy/strategy.h"
@@ -41,6 +42,7 @@ typedef struct {
     int64_t one_length;  /* then: of all sequences; 0: they differ */
     bool spans;          /* time every op */
     bool counts;         /* read back tokens per expert */
+    fr_pulls_by pulls;   /* whose copy engines gather weights */
     bool check_ops;      /* wait after every op: a failure of the device is named exactly; for finding faults only */
     double timeout_s;
 } fr_exec_options;

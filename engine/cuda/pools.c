@@ -15,6 +15,13 @@ typedef struct {
     int experts;
 } pool;
 
+/* A stream of a peer's device, and how it forks from a lane of ours and joins it: `asked` is an event of this device,
+ * `done` one of the peer's. */
+typedef struct {
+    cudaStream_t stream; /* NULL: pulls from this peer stay on the lane */
+    cudaEvent_t asked, done;
+} owner_stream;
+
 struct fr_pools {
     fr_pools_options o;
     fr_expert_run run;
@@ -25,6 +32,7 @@ struct fr_pools {
     int ranks;
     void **peers;    /* [ranks]: each rank's resident experts, or, hybrid, its pool of shards */
     int64_t *pulled; /* [ranks]: bytes of the shard at hand that earlier slices brought */
+    owner_stream *owners; /* [ranks] */
 };
 
 static fr_status check(const fr_pools *g, cudaError_t e, const char *call, fr_error *err) {
@@ -111,6 +119,34 @@ static fr_status open_pool(fr_pools *g, uint32_t index, fr_error *err) {
     return check(g, cudaMemset(p->base, 0xff, (size_t)bytes), "cudaMemset", err);
 }
 
+/* The current device is this rank's again afterwards. */
+static fr_status open_owner(fr_pools *g, int peer, fr_error *err) {
+    owner_stream *s = &g->owners[peer];
+    struct cudaPointerAttributes there;
+    int here = 0;
+    FR_TRY(check(g, cudaGetDevice(&here), "cudaGetDevice", err));
+    FR_TRY(check(g, cudaPointerGetAttributes(&there, g->peers[peer]), "cudaPointerGetAttributes", err));
+    FR_TRY(check(g, cudaEventCreateWithFlags(&s->asked, cudaEventDisableTiming), "cudaEventCreate", err));
+    FR_TRY(check(g, cudaSetDevice(there.device), "cudaSetDevice", err));
+    cudaError_t e = cudaEventCreateWithFlags(&s->done, cudaEventDisableTiming);
+    if (e == cudaSuccess) e = cudaStreamCreateWithFlags(&s->stream, cudaStreamNonBlocking);
+    FR_TRY(check(g, cudaSetDevice(here), "cudaSetDevice", err));
+    return check(g, e, "cudaStreamCreate on a peer's device", err);
+}
+
+/* With two ranks reads are as fast as writes. */
+static fr_status open_owners(fr_pools *g, fr_error *err) {
+    const bool apart = !fr_world_same_process(g->o.world);
+    fr_pulls_by by = g->o.pulls;
+    if (by == FR_PULLS_AUTO) by = g->o.layout->ep > 2 && !apart ? FR_PULLS_OWNER : FR_PULLS_READER;
+    if (by == FR_PULLS_READER) return FR_OK;
+    if (apart)
+        return fr_fail(err, FR_BAD_INPUT, "--pulls-by owner: ranks in processes of their own read for themselves");
+    for (int q = 0; q < g->ranks; q++)
+        if (q != g->o.rank && g->peers[q]) FR_TRY(open_owner(g, q, err));
+    return FR_OK;
+}
+
 static fr_status open_all(fr_pools *g, fr_error *err) {
     const fr_plan *p = g->o.plan;
     for (uint32_t i = 0; i < p->buffers_count; i++) {
@@ -126,7 +162,8 @@ static fr_status open_all(fr_pools *g, fr_error *err) {
     char *base = streamed ? g->pools[g->shards].base : g->o.weights->experts;
     const int64_t bytes =
         streamed ? g->pools[g->shards].stride * p->buffers[g->shards].slots : g->o.weights->experts_bytes;
-    return fr_peers_share(g->o.world, g->o.transport, g->o.rank, base, (size_t)bytes, g->peers, err);
+    FR_TRY(fr_peers_share(g->o.world, g->o.transport, g->o.rank, base, (size_t)bytes, g->peers, err));
+    return open_owners(g, err);
 }
 
 fr_status fr_pools_open(const fr_pools_options *o, fr_pools **out, fr_error *err) {
@@ -138,6 +175,7 @@ fr_status fr_pools_open(const fr_pools_options *o, fr_pools **out, fr_error *err
     g->pools = fr_alloc(g->pools_count * sizeof *g->pools);
     g->peers = fr_alloc((size_t)g->ranks * sizeof *g->peers);
     g->pulled = fr_alloc((size_t)g->ranks * sizeof *g->pulled);
+    g->owners = fr_alloc((size_t)g->ranks * sizeof *g->owners);
     g->shards = FR_NONE;
     const fr_status s = open_all(g, err);
     *out = g;
@@ -152,6 +190,12 @@ void fr_pools_close(fr_pools *g, bool lost) {
     for (uint32_t i = 0; i < g->pools_count && !lost; i++) fr_transport_free(g->o.transport, g->pools[i].base);
     free(g->pools);
     free(g->peers);
+    for (int q = 0; q < g->ranks && !lost; q++) {
+        if (g->owners[q].stream) cudaStreamDestroy(g->owners[q].stream);
+        if (g->owners[q].asked) cudaEventDestroy(g->owners[q].asked);
+        if (g->owners[q].done) cudaEventDestroy(g->owners[q].done);
+    }
+    free(g->owners);
     free(g->pulled);
     free(g);
 }
@@ -255,7 +299,16 @@ static fr_status pull(fr_pools *g, const struct fr_issue *issue, const fr_fragme
     const fr_run_move move = {theirs.expert_end - theirs.expert_first, first - theirs.expert_first, count,
                               g->pools[b].experts, fr_shard_slot_place(mine, first)};
     if (!from || at + bytes > all) return unknown(op, err);
-    FR_TRY(copy(g, &move, from, slot, at, bytes, stream, err));
+    const owner_stream *o = &g->owners[op->peer];
+    if (o->stream) {
+        FR_TRY(check(g, cudaEventRecord(o->asked, stream), "cudaEventRecord", err));
+        FR_TRY(check(g, cudaStreamWaitEvent(o->stream, o->asked, 0), "cudaStreamWaitEvent", err));
+    }
+    FR_TRY(copy(g, &move, from, slot, at, bytes, o->stream ? o->stream : stream, err));
+    if (o->stream) {
+        FR_TRY(check(g, cudaEventRecord(o->done, o->stream), "cudaEventRecord", err));
+        FR_TRY(check(g, cudaStreamWaitEvent(stream, o->done, 0), "cudaStreamWaitEvent", err));
+    }
     g->pulled[op->peer] = at + bytes < all ? at + bytes : 0;
     return FR_OK;
 }

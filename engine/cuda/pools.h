@@ -20,6 +20,14 @@ struct fr_issue;
 fr_status fr_peers_share(fr_world *world, struct fr_transport *transport, int rank, void *base, size_t bytes,
                          void **peers, fr_error *err);
 
+/*
+ * Whose copy engines carry a pull out. The reader's, or the owner's, which write into the reader's memory: then the
+ * copy stands on a stream of the owner's device that forks from the reader's lane and joins it again. On four H200s
+ * that all gather at once reads came at 100 to 240 GB/s a GPU, writes at 250 to 389; of two, both at 389 (README of
+ * experiments/large). Owners need ranks of one process.
+ */
+typedef enum { FR_PULLS_AUTO = 0, FR_PULLS_READER, FR_PULLS_OWNER } fr_pulls_by; /* auto: owner from three ranks on */
+
 typedef struct fr_pools fr_pools;
 
 typedef struct {
@@ -30,6 +38,7 @@ typedef struct {
     fr_world *world;
     struct fr_transport *transport;
     int rank;
+    fr_pulls_by pulls;
 } fr_pools_options;
 
 /* Collective where peers' memory is read. A plan without pools of weights: opens at once. */

@@ -162,7 +162,8 @@ typedef struct {
 static fr_status run(const fr_setup *setup, const fr_run_options *o, fr_run_output *out, fr_error *err) {
     kept *k = fr_alloc(sizeof *k);
     k->m = (metered){.out = out, .first = o->device, .ranks = here(o, out->ranks)};
-    k->device = (fr_device_rank_options){.weights = o->weights, .first_device = o->device, .check_ops = o->check_ops};
+    k->device = (fr_device_rank_options){
+        .weights = o->weights, .first_device = o->device, .pulls = o->pulls, .check_ops = o->check_ops};
     k->c = (fr_conduct_options){.kind = fr_device_rank_kind(),
                                 .context = &k->device,
                                 .requests = o->requests,

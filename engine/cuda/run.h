@@ -7,6 +7,7 @@
 
 #include "engine/conduct/conduct.h"
 #include "engine/cuda/device.h"
+#include "engine/cuda/pools.h"
 #include "engine/wire.h"
 
 typedef struct {
@@ -16,6 +17,7 @@ typedef struct {
     int64_t requests_count;
     fr_prompts *prompts; /* the token ids of those requests (id = index), answered here; NULL = ids are synthesised */
     bool spans, check_ops, logits;
+    fr_pulls_by pulls;
     int64_t sequence_base;
     int fit_rounds;             /* corrections of the injected routing */
     double warmup_s, timeout_s; /* back to back before the clock starts; 0 = one forward, then a second of rest */

@@ -16,6 +16,8 @@ const fr_option cmd_run_options[] = {
     {"warmup", "S", NULL, "seconds back to back before the clock starts; default 10 sustained, 0 burst"},
     {"timeout", "S", NULL, "longest wait for the device, default 60"},
     {"device", "N", NULL, "GPU of rank 0, default 0; the other ranks are on the next ones"},
+    {"pulls-by", "SIDE", NULL,
+     "reader or owner: whose copy engines gather weights; default: the owner's where more than two GPUs do"},
     {"procs", NULL, NULL, "a process per rank in place of a thread"},
     {"inject", "FAULT", NULL, "stall:RANK:FORWARD, fail:RANK:FORWARD, oom:RANK or slow:RANK:MS: a fault on purpose"},
     {"no-spans", NULL, NULL, "do not time single ops"},

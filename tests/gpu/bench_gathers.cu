@@ -166,6 +166,127 @@ static void open() {
     }
 }
 
+/* ---- which pairs at once
+ * ---------------------------------------------------------------------------------------------*/
+
+enum How { READ, WRITE, READ_PEER, READ_NEW_STREAM, READ_SPLIT, READ_SMS };
+static const char *const how_name[] = {"read",
+                                       "write",
+                                       "read, cudaMemcpyPeerAsync",
+                                       "read, a stream per peer",
+                                       "read, 4 slices on 4 streams",
+                                       "read by 16 blocks"};
+
+__global__ void __launch_bounds__(512) copy_by_sms(uint4 *to, const uint4 *from, size_t n) {
+    for (size_t i = blockIdx.x * size_t{blockDim.x} + threadIdx.x; i < n; i += 4 * size_t{gridDim.x} * blockDim.x) {
+        uint4 v[4];
+        const size_t step = size_t{gridDim.x} * blockDim.x;
+        for (size_t k = 0; k < 4; k++)
+            if (i + k * step < n) v[k] = from[i + k * step];
+        for (size_t k = 0; k < 4; k++)
+            if (i + k * step < n) to[i + k * step] = v[k];
+    }
+}
+
+struct Flow {
+    int reader, owner;
+};
+
+/* All flows at once, each twice `bytes`, from a common start: GB/s of each. */
+static void flows(const char *name, How how, const std::vector<Flow> &all, size_t bytes) {
+    static cudaStream_t own[MOST][MOST];
+    static cudaEvent_t begin[MOST][MOST], end[MOST][MOST], part[MOST][MOST][4];
+    std::vector<int> met(MOST);
+    for (const Flow &f : all) met[static_cast<size_t>(how == WRITE ? f.owner : f.reader)]++;
+    const bool own_streams = *std::max_element(met.begin(), met.end()) > 1;
+    for (const Flow &f : all) {
+        const int at = how == WRITE ? f.owner : f.reader, other = f.reader + f.owner - at;
+        CUDA(cudaSetDevice(at));
+        if (!own[at][other]) {
+            CUDA(cudaStreamCreateWithFlags(&own[at][other], cudaStreamNonBlocking));
+            CUDA(cudaEventCreate(&begin[at][other]));
+            CUDA(cudaEventCreate(&end[at][other]));
+            for (cudaEvent_t &e : part[at][other]) CUDA(cudaEventCreateWithFlags(&e, cudaEventDisableTiming));
+        }
+        /* `read` and `write`: one stream a device, as bench_gathers' first one; else one a pair */
+        cudaStream_t s = how == READ_NEW_STREAM || own_streams ? own[at][other] : gpu[at].stream[0];
+        rest<<<1, 1, 0, s>>>(1000000);
+        CUDA(cudaEventRecord(begin[at][other], s));
+        char *to = gpu[f.reader].to + static_cast<size_t>(f.owner) * bytes;
+        const char *from = gpu[f.owner].from;
+        for (int twice = 0; twice < 2; twice++) {
+            if (how == READ_PEER) {
+                CUDA(cudaMemcpyPeerAsync(to, f.reader, from, f.owner, bytes, s));
+            } else if (how == READ_SMS) {
+                copy_by_sms<<<16, 512, 0, s>>>(reinterpret_cast<uint4 *>(to), reinterpret_cast<const uint4 *>(from),
+                                               bytes / 16);
+                CUDA(cudaGetLastError());
+            } else if (how == READ_SPLIT) {
+                CUDA(cudaEventRecord(gpu[at].taken, s));
+                for (int k = 0; k < 4; k++) {
+                    cudaStream_t q = gpu[at].stream[k];
+                    const size_t piece = bytes / 4;
+                    if (q != s) CUDA(cudaStreamWaitEvent(q, gpu[at].taken, 0));
+                    CUDA(cudaMemcpyAsync(to + static_cast<size_t>(k) * piece, from + static_cast<size_t>(k) * piece,
+                                         piece, cudaMemcpyDefault, q));
+                    CUDA(cudaEventRecord(part[at][other][k], q));
+                    if (q != s) CUDA(cudaStreamWaitEvent(s, part[at][other][k], 0));
+                }
+            } else {
+                CUDA(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, s));
+            }
+        }
+        CUDA(cudaEventRecord(end[at][other], s));
+    }
+    printf("%-24s %-28s", name, how_name[how]);
+    for (const Flow &f : all) {
+        const int at = how == WRITE ? f.owner : f.reader, other = f.reader + f.owner - at;
+        float ms = 0;
+        const double until = now() + LIMIT_S;
+        CUDA(cudaSetDevice(at));
+        while (cudaEventQuery(end[at][other]) == cudaErrorNotReady)
+            if (now() > until) {
+                printf("a flow takes more than %g s\n", LIMIT_S);
+                exit(1);
+            }
+        CUDA(cudaEventElapsedTime(&ms, begin[at][other], end[at][other]));
+        printf(" %d<-%d %3.0f", f.reader, f.owner, 2 * static_cast<double>(bytes) / (ms * 1e6));
+    }
+    printf("\n");
+    fflush(stdout);
+}
+
+static void pairs(size_t bytes) {
+    const int n = gpus;
+    printf("%d GPUs, %zu MiB twice a flow, GB/s of each flow\n", n, bytes >> 20);
+    for (int d = 1; d < n; d++)
+        for (int r = 0; r < n; r++) flows("alone", READ, {{r, (r + d) % n}}, bytes);
+    std::vector<std::vector<Flow>> at(static_cast<size_t>(n));
+    for (int d = 1; d < n; d++)
+        for (int r = 0; r < n; r++) at[static_cast<size_t>(d)].push_back({r, (r + d) % n});
+    for (How how : {READ, WRITE, READ_PEER, READ_NEW_STREAM, READ_SPLIT, READ_SMS, READ})
+        for (int d = 1; d < n; d++) {
+            char name[32];
+            snprintf(name, sizeof name, "all, distance %d", d);
+            flows(name, how, at[static_cast<size_t>(d)], bytes);
+        }
+    for (int a = 0; a < n; a++)
+        for (int b = a + 1; b < n; b++) flows("both ways", READ, {{a, b}, {b, a}}, bytes);
+    for (How how : {READ, WRITE}) {
+        flows("disjoint pairs", how, {{0, 1}, {2, 3}}, bytes);
+        flows("disjoint pairs", how, {{0, 2}, {1, 3}}, bytes);
+        flows("disjoint pairs", how, {{0, 3}, {2, 1}}, bytes);
+        flows("crossed", how, {{0, 2}, {1, 3}, {2, 0}, {3, 1}}, bytes);
+        flows("backwards, three", how, {{0, 3}, {1, 0}, {2, 1}}, bytes);
+        flows("one from three", how, {{0, 1}, {0, 2}, {0, 3}}, bytes / 4);
+        flows("three from one", how, {{1, 0}, {2, 0}, {3, 0}}, bytes / 4);
+    }
+    std::vector<Flow> every;
+    for (int r = 0; r < n; r++)
+        for (int d = 1; d < n; d++) every.push_back({r, (r + d) % n});
+    for (How how : {READ, WRITE, READ_SMS}) flows("every pair", how, every, bytes / 4);
+}
+
 int main(int count, char **args) {
     CUDA(cudaGetDeviceCount(&gpus));
     gpus = std::min(gpus, MOST);
@@ -180,6 +301,10 @@ int main(int count, char **args) {
     shard = *std::max_element(shards.begin(), shards.end());
     open();
     const size_t M = size_t{1} << 20;
+    if (layers == 0) {
+        if (gpus >= 4) pairs(shard);
+        return 0;
+    }
     const Row rows[] = {
         {"warm-up", 1, 0, LOCKSTEP, false, false, 0, 0},
         {"one GPU alone", 1, 0, FREE, false, false, 1, 0},
