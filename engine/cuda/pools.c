@@ -30,8 +30,8 @@ struct fr_pools {
     uint32_t shards; /* hybrid: the pool that peers read; FR_NONE */
     int64_t bytes;
     int ranks;
-    void **peers;    /* [ranks]: each rank's resident experts, or, hybrid, its pool of shards */
-    int64_t *pulled; /* [ranks]: bytes of the shard at hand that earlier slices brought */
+    void **peers;         /* [ranks]: each rank's resident experts, or, hybrid, its pool of shards */
+    int64_t *pulled;      /* [ranks]: bytes of the shard at hand that earlier slices brought */
     owner_stream *owners; /* [ranks] */
 };
 
