@@ -75,21 +75,21 @@ void fr_job_free(fr_job *job) {
 }
 
 void fr_note_encode(const fr_note *n, const fr_rank_facts *facts, int experts, fr_bytes *out) {
-    const int64_t number = n->job ? n->job->number : -1;
+    const int64_t key = n->job ? fr_job_key(n->job) : -1;
     const fr_rank_done *d = &n->done;
     fr_bytes_put(out, n, sizeof *n);
     fr_bytes_put(out, facts, sizeof *facts);
-    fr_bytes_put(out, &number, sizeof number);
+    fr_bytes_put(out, &key, sizeof key);
     fr_bytes_put_array(out, d->logits, (size_t)d->logits_count, sizeof *d->logits);
     fr_bytes_put_array(out, d->runs, d->runs_count, sizeof *d->runs);
     fr_bytes_put_array(out, d->counts, (size_t)d->layers * (size_t)experts, sizeof *d->counts);
     fr_bytes_put_array(out, n->spans.spans, n->spans.count, sizeof *n->spans.spans);
 }
 
-bool fr_note_decode(fr_bytes *from, fr_note *n, fr_rank_facts *facts, int64_t *number) {
+bool fr_note_decode(fr_bytes *from, fr_note *n, fr_rank_facts *facts, int64_t *key) {
     size_t logits, runs, counts, spans;
     if (!fr_bytes_take(from, n, sizeof *n) || !fr_bytes_take(from, facts, sizeof *facts) ||
-        !fr_bytes_take(from, number, sizeof *number))
+        !fr_bytes_take(from, key, sizeof *key))
         return false;
     fr_rank_done *d = &n->done;
     n->job = NULL;

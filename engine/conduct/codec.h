@@ -29,9 +29,14 @@ void fr_job_encode(const fr_job *job, fr_bytes *out);
 fr_job *fr_job_decode(fr_bytes *from, int64_t *forward);
 void fr_job_free(fr_job *job);
 
+/* Which of the jobs that are out: units number their forwards each from 0. */
+static inline int64_t fr_job_key(const fr_job *job) {
+    return (int64_t)job->unit << 40 | job->number;
+}
+
 /* `facts` travel with READY notes. */
 void fr_note_encode(const fr_note *n, const fr_rank_facts *facts, int experts, fr_bytes *out);
-/* The note's job is left NULL; *number is its job's. */
-bool fr_note_decode(fr_bytes *from, fr_note *n, fr_rank_facts *facts, int64_t *number);
+/* The note's job is left NULL; *key is its job's, -1 = none. */
+bool fr_note_decode(fr_bytes *from, fr_note *n, fr_rank_facts *facts, int64_t *key);
 
 #endif

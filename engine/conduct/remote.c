@@ -10,8 +10,8 @@
 #include <string.h>
 #include <time.h>
 
-#define LISTEN_NS 50000000 /* between two looks at the world */
-enum { MOST_JOBS = 16, PINGS = 32 };
+#define LISTEN_NS 50000000           /* between two looks at the world */
+enum { MOST_JOBS = 64, PINGS = 32 }; /* jobs: of all units that a rank serves */
 
 struct fr_remote {
     fr_worker_options o;
@@ -29,11 +29,11 @@ struct fr_remote {
     bool told; /* the reader's own */
 };
 
-static fr_job *job_of(fr_remote *r, int64_t number, bool ended) {
+static fr_job *job_of(fr_remote *r, int64_t key, bool ended) {
     fr_job *job = NULL;
     pthread_mutex_lock(&r->lock);
     for (int i = 0; i < r->out && !job; i++) {
-        if (r->jobs[i]->number != number) continue;
+        if (fr_job_key(r->jobs[i]) != key) continue;
         job = r->jobs[i];
         if (ended) memmove(r->jobs + i, r->jobs + i + 1, (size_t)(--r->out - i) * sizeof *r->jobs);
     }
@@ -71,13 +71,13 @@ static void rank_failed(fr_remote *r, fr_bytes *payload) {
 static void take_note(fr_remote *r, fr_bytes *payload, bool *closed) {
     fr_note n;
     fr_rank_facts facts;
-    int64_t number;
-    if (!fr_note_decode(payload, &n, &facts, &number)) {
+    int64_t key;
+    if (!fr_note_decode(payload, &n, &facts, &key)) {
         lose(r, "its process sent half a message");
         return;
     }
-    n.job = number < 0 ? NULL : job_of(r, number, n.kind == FR_NOTE_DONE);
-    if (number >= 0 && !n.job) {
+    n.job = key < 0 ? NULL : job_of(r, key, n.kind == FR_NOTE_DONE);
+    if (key >= 0 && !n.job) {
         lose(r, "its process told of a forward that it was not given");
         fr_note_free(&n);
         return;

@@ -119,6 +119,7 @@ static fr_status open_moves(fr_exec *x, fr_error *err) {
                                  .streams = (cudaStream_t *const *)x->streams,
                                  .world = x->o.world,
                                  .transport = x->o.transport,
+                                 .layout = l,
                                  .listens = x->choice != FR_NONE,
                                  .slots_of_others = asap};
     const fr_pools_options go = {.plan = x->o.plan,

@@ -2,6 +2,8 @@
 
 #include "engine/cuda/pools.h"
 #include "engine/cuda/transport/transport.h"
+#include "engine/peers.h"
+#include "engine/shared.h"
 
 #include <cuda.h>
 #include <sched.h>
@@ -54,8 +56,10 @@ struct fr_issue {
     void **peer_words; /* [ranks]: where those of rank q are seen from here */
     /* [events]: raises of other ranks' counters that were issued, over all plans; read by those ranks' threads */
     _Atomic uint32_t *sent, **peer_sent; /* [ranks], NULL: another process */
-    uint32_t *heard, **peer_heard;       /* pinned twins of the words, of ranks that listen; else NULL */
-    atomic_int waits_for;                /* see fr_issue_waits_for */
+    /* pinned twins of the words, of ranks that listen, else NULL: this rank's, and [ranks] as streams see them */
+    uint32_t *heard, **peer_heard;
+    void **shared;        /* [ranks]: those twins where ranks are processes, as mapped here */
+    atomic_int waits_for; /* see fr_issue_waits_for */
     cudaStream_t release;
     CUresult (*write)(CUstream, CUdeviceptr, cuuint32_t, unsigned int);
     CUresult (*wait)(CUstream, CUdeviceptr, cuuint32_t, unsigned int);
@@ -100,12 +104,46 @@ static fr_status find_driver(fr_issue *s, fr_error *err) {
     return FR_OK;
 }
 
+/* Memory of several processes, pinned for this one's device. */
+static fr_status pin_shared(fr_issue *s, int rank, size_t bytes, fr_error *err) {
+    void *seen = NULL;
+    FR_TRY(check(s, cudaHostRegister(s->shared[rank], bytes, cudaHostRegisterPortable | cudaHostRegisterMapped),
+                 "cudaHostRegister of shared memory", err));
+    FR_TRY(check(s, cudaHostGetDevicePointer(&seen, s->shared[rank], 0), "cudaHostGetDevicePointer", err));
+    s->peer_heard[rank] = seen;
+    return FR_OK;
+}
+
+/* Ranks in processes of their own: words in memory that all of the host see. */
+static fr_status share_heard(fr_issue *s, size_t bytes, fr_error *err) {
+    const int ranks = s->o.plan->ranks;
+    fr_shared_name mine = {0}, *all = fr_alloc((size_t)ranks * sizeof *all);
+    s->shared = fr_alloc((size_t)ranks * sizeof *s->shared);
+    fr_status st = s->o.listens ? fr_shared_make(bytes, &mine, &s->shared[s->o.rank], err) : FR_OK;
+    s->heard = s->shared[s->o.rank];
+    if (st == FR_OK) st = fr_world_exchange(s->o.world, s->o.rank, &mine, sizeof mine, all, err);
+    for (int q = 0; q < ranks && st == FR_OK; q++) {
+        if (!all[q].text[0] || !fr_layout_reaches_rank(s->o.layout, s->o.rank, q)) continue;
+        st = fr_shared_open(&all[q], bytes, &s->shared[q], err);
+        if (st == FR_OK) st = pin_shared(s, q, bytes, err);
+    }
+    if (st == FR_OK) st = fr_world_exchange(s->o.world, s->o.rank, NULL, 0, NULL, err);
+    fr_shared_forget(&mine);
+    free(all);
+    return st;
+}
+
+static void close_shared(fr_issue *s) {
+    for (int q = 0; s->shared && q < s->o.plan->ranks; q++) {
+        if (s->peer_heard[q]) cudaHostUnregister(s->shared[q]);
+        fr_shared_close(s->shared[q], s->words_count * sizeof *s->words);
+    }
+}
+
 /* Collective. */
 static fr_status open_heard(fr_issue *s, size_t bytes, fr_error *err) {
     s->peer_heard = fr_alloc((size_t)s->o.plan->ranks * sizeof *s->peer_heard);
-    if (s->o.listens && !fr_world_same_process(s->o.world))
-        return fr_fail(err, FR_BAD_INPUT, "rank %d: expert ranks that serve several attention groups need threads",
-                       s->o.rank);
+    if (!fr_world_same_process(s->o.world)) return share_heard(s, bytes, err);
     if (s->o.listens) {
         FR_TRY(check(s, cudaHostAlloc((void **)&s->heard, bytes, cudaHostAllocPortable), "cudaHostAlloc", err));
         memset(s->heard, 0, bytes);
@@ -161,7 +199,9 @@ void fr_issue_close(fr_issue *s, bool lost) {
     }
     if (!lost && s->words) cudaFree(s->words);
     if (!lost && s->release) cudaStreamDestroy(s->release);
-    if (!lost && s->heard) cudaFreeHost(s->heard);
+    if (!lost && s->shared) close_shared(s);
+    if (!lost && s->heard && !s->shared) cudaFreeHost(s->heard);
+    free(s->shared);
     free(s->peer_heard);
     free(s->counters);
     free(s->pools);

@@ -26,6 +26,7 @@ typedef struct {
     cudaStream_t *const *streams; /* [lanes]: where a lane's stream is kept, NULL = a host lane or another rank's */
     fr_world *world;              /* for counters that other ranks raise; NULL: this rank is alone */
     struct fr_transport *transport;
+    const struct fr_layout *layout;
     bool listens;         /* the host asks what other ranks have raised (fr_issue_heard) */
     bool slots_of_others; /* its pools of slots are filled by other ranks (asap), which wait for counters, not here */
 } fr_issue_options;

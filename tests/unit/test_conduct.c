@@ -314,6 +314,26 @@ static void test_processes(void **unused) {
     done(&q);
 }
 
+/* Expert ranks get the forwards of all groups, which number theirs each from 0. */
+static void test_asap_processes(void **unused) {
+    (void)unused;
+    const char *flags[] = {TINY, "strategy", "asap", "gpus", "5",  "dp",       "3", "ep",
+                           "2",  "tokens",   "98",   "seq",  "30", "forwards", "7", NULL};
+    fr_conduct_options o = {.spans = true, .logits = true, .warmup_s = 0.01}, o2 = o;
+    played p = {.stage = {.ms = 1, .hang_rank = -1}}, q = p;
+    play(&p, flags, &o, NULL);
+    if (p.status != FR_OK) fail_msg("%s", p.err.text);
+    play_procs(&q, flags, &o2, NULL);
+    if (q.status != FR_OK) fail_msg("%s", q.err.text);
+    assert_int_equal(q.out.forwards_count, 21);
+    assert_int_equal(q.out.forwards_count, p.out.forwards_count);
+    assert_int_equal(q.out.spans.count, p.out.spans.count);
+    assert_int_equal(q.out.logit_rows_count, p.out.logit_rows_count);
+    assert_int_equal(fr_conducted_hash(&q.out), fr_conducted_hash(&p.out));
+    done(&p);
+    done(&q);
+}
+
 static void broken(const char *inject, const char *text, double timeout_s) {
     const char *flags[] = {TINY, "strategy", "dp", "gpus", "3", "tokens", "64", "seq", "64", "forwards", "9", NULL};
     fr_conduct_options o = {.timeout_s = timeout_s, .warmup_s = 0.01};
@@ -410,6 +430,7 @@ int main(void) {
         cmocka_unit_test(test_inject_is_parsed),
         cmocka_unit_test(test_a_trace),
         cmocka_unit_test(test_processes),
+        cmocka_unit_test(test_asap_processes),
         cmocka_unit_test(test_processes_that_fail),
         cmocka_unit_test(test_wide),
         cmocka_unit_test(test_wide_faults),
