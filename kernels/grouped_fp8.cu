@@ -191,7 +191,7 @@ __device__ void consume(ScaledShared &s, const ScaledParams &p, int cluster, int
     Turn turn;
     int expert = 0, meeting = 0;
     float d[128];
-    if (TURNS && group == 1) named_arrive(TURN, 256); /* the first turn is consumer 0's */
+    if (TURNS && group == 1 && cluster < units) named_arrive(TURN, 256); /* the first turn is consumer 0's */
     for (int unit = cluster; unit < units;) {
         const Tile t = decode<CLUSTER>(s, p, unit, expert, rank);
         if (t.half)
