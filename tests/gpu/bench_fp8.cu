@@ -144,12 +144,13 @@ static void part_variants(const Operands &o) {
             for (int v = 0; v < FR_K_GROUPED_VARIANTS; v++) grouped_one(o, p, m, MULTINOMIAL, v, "burst");
 }
 
-/* Variants in turn, from rest and then back to back. */
+/* Consumers that take turns against those that do not: from rest, alternately, and back to back. */
 static void part_held(const Operands &o) {
-    hold_seconds = 3;
+    hold_seconds = 2.5;
     for (int turn = 0; turn < 2; turn++)
         for (const Product &p : {up235, down235})
-            for (int v = 0; v < FR_K_GROUPED_VARIANTS; v++) grouped_one(o, p, 1024, MULTINOMIAL, v, "burst1s");
+            for (int v : {FR_K_GROUPED_CLUSTER, FR_K_GROUPED_CLUSTER_SKEW})
+                grouped_one(o, p, 1024, MULTINOMIAL, v, "burst1s");
     for (const Product &p : {up235, down235})
         for (int v : {FR_K_GROUPED_CLUSTER, FR_K_GROUPED_CLUSTER_SKEW})
             grouped_one(o, p, 1024, MULTINOMIAL, v, "sustained");
