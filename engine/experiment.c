@@ -85,8 +85,7 @@ static const char *overlap_names(int i) {
       T_ENUM, layout.gather, 0, 0, gather_names)                                                                       \
     X("gather-chunk", "BYTES", "Layout", "bytes of one pull; 0 = one pull per peer", T_LONG, layout.gather_chunk, 0,   \
       1ll << 40, NULL)                                                                                                 \
-    X("gather-streams", "N", "Layout", "pulls in flight per GPU; 0 = one per copy engine", T_INT,                      \
-      layout.gather_streams, 0, 4, NULL)                                                                               \
+    X("gather-streams", "N", "Layout", "pulls in flight per GPU; 0 = one", T_INT, layout.gather_streams, 0, 4, NULL)   \
     X("gather-keep", "N", "Layout",                                                                                    \
       "asyncep, dwdp: experts of other ranks that each GPU holds besides its own, so that fewer travel", T_INT,        \
       layout.gather_keep, 0, 4096, NULL)                                                                               \

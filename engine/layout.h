@@ -49,7 +49,7 @@ typedef struct fr_layout {
 
     fr_gather gather;
     int64_t gather_chunk; /* bytes per copy-engine pull; 0 = one pull per peer */
-    int gather_streams;   /* pulls that a rank has in flight; 0 = one per copy engine, at most one per peer */
+    int gather_streams;   /* pulls that a rank has in flight; 0 = one; at most one per peer */
     int gather_keep;      /* asyncep (copy engines), dwdp: experts of others' that a rank holds besides its own */
     fr_wait_point wait;
     fr_exchange exchange;

@@ -385,6 +385,7 @@ static fr_status open_drive(drive *d, fr_setup *s, bool batch) {
     d->unit_given = fr_alloc((size_t)d->units * sizeof *d->unit_given);
     fr_player_options o = {.cost = s->cost,
                            .sharing = e->sharing,
+                           .turns = true,
                            .interference = e->interference,
                            .gpus_per_host = s->machine.gpus_per_host,
                            .spans = d->options->spans,

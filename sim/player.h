@@ -28,6 +28,7 @@ typedef struct {
                                   given */
     bool sharing;              /* overlapping ops share HBM, links, copy engines, PCIe (fluid max-min) */
     bool interference;         /* and slow each other by the measured factors (power, SMs) */
+    bool turns;                /* with sharing: a source serves one pull at a time, in order; else all at once */
     int gpus_per_host;         /* ranks that share one host's memory; 0 = all */
     fr_timeline *spans;        /* every op's span is appended here; NULL = none kept */
     /* In place of the cost model: exact durations in tests, measured ones in replays. */

@@ -72,6 +72,10 @@ void fr_play_flows_open(fr_player *p) {
         for (uint32_t i = ranks * PER_RANK; i < resources; i++) p->capacities[i] = whole(c->host);
         count_engines(p);
     }
+    if (o->sharing && o->turns && p->plan->fold == 1 && ranks > 2) {
+        p->pulled = fr_alloc(ranks * sizeof *p->pulled);
+        for (uint32_t r = 0; r < ranks; r++) p->pulled[r].first = FR_NONE;
+    }
     make_room(p, 1);
     double slowdown[FR_CLASS_COUNT][PRESSING] = {0};
     const fr_op_class victims[] = {FR_CLASS_GEMM, FR_CLASS_ATTENTION, FR_CLASS_GROUPED};
@@ -102,6 +106,45 @@ void fr_play_flows_close(fr_player *p) {
     free(p->capacities);
     free(p->engines_bind);
     free(p->usages);
+    free(p->pulled);
+}
+
+/*
+ * Pulls of one source: first come, first served. On four H200s three GPUs that pulled from one at once got 382, 195 and
+ * 130 GB/s, or by its own copy engines 391, 201 and 134: one after the other, where one GPU that pulls from three gets
+ * a third from each (tests/gpu/bench_gathers.cu, 2026-11-22).
+ */
+static fr_pulled *source_of(const fr_player *p, const fr_play_lane *l) {
+    const fr_op *op = l->op;
+    const bool queues = p->pulled && op->kind == FR_OP_PULL && op->peer >= 0 && op->peer != l->rank;
+    return queues ? &p->pulled[op->peer] : NULL;
+}
+
+bool fr_play_pull_begin(fr_player *p, fr_play_lane *l) {
+    fr_pulled *s = source_of(p, l);
+    if (!s || !s->busy) {
+        if (s) s->busy = true;
+        return true;
+    }
+    l->mate = FR_NONE;
+    if (s->first == FR_NONE)
+        s->first = l->index;
+    else
+        p->lanes[s->last].mate = l->index;
+    s->last = l->index;
+    return false;
+}
+
+fr_play_lane *fr_play_pull_end(fr_player *p, const fr_play_lane *l) {
+    fr_pulled *s = source_of(p, l);
+    if (!s) return NULL;
+    if (s->first == FR_NONE) {
+        s->busy = false;
+        return NULL;
+    }
+    fr_play_lane *next = &p->lanes[s->first];
+    s->first = next->mate;
+    return next;
 }
 
 void fr_play_prices(fr_player *p, fr_run *run) {

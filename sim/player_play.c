@@ -228,6 +228,10 @@ static inline bool begin(fr_player *p, fr_play_lane *l) {
     open_accounts(p, l, class >= FR_CLASS_COLLECTIVE);
     const fr_price *price = &l->run->prices[l->op->shape];
     int64_t end = p->now + price->ns;
+    if (p->fluid && class == FR_CLASS_COPY && price->ns > 0 && !fr_play_pull_begin(p, l)) {
+        l->state = FR_STATE_RUN; /* without an end yet: the source has others to serve first */
+        return false;
+    }
     if (p->fluid && class != FR_CLASS_HOST && price->ns > 0)
         end = fr_play_flow_start(p, l, price->work, false);
     else if (l->can_chain && (!p->fluid || class == FR_CLASS_HOST))
@@ -394,6 +398,8 @@ static void complete(fr_player *p, fr_play_lane *l) {
     if (l->flows) {
         fr_fluid_end(p->fluid, l->index);
         l->flows = false;
+        fr_play_lane *next = p->class_of[op->kind] == FR_CLASS_COPY ? fr_play_pull_end(p, l) : NULL;
+        if (next) due(p, next, fr_play_flow_start(p, next, next->run->prices[next->op->shape].work, false));
     }
     count_op(p, l, op, l->ready, l->start, p->now, true);
     leave_done(p, l, price);

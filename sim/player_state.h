@@ -119,6 +119,12 @@ typedef struct {
     uint32_t n, cap;
 } fr_meetings;
 
+/* Where weights are pulled from: one pull at a time, the others wait in order (lanes chained by mate). */
+typedef struct {
+    bool busy;
+    uint32_t first, last;
+} fr_pulled;
+
 enum { FR_HOLD_UNUSED = 0, FR_HOLD_HELD, FR_HOLD_VOID, FR_HOLD_FREED };
 typedef struct {
     int32_t free;
@@ -158,6 +164,7 @@ struct fr_player {
     uint32_t items_count, items_cap, items_free;
     uint64_t items_order;
     uint32_t *choosers, choosers_n;
+    fr_pulled *pulled; /* by rank; NULL = pulls of one source share it */
     fr_account *ranks;
     fr_call *calls;
     uint32_t calls_n, calls_cap;
@@ -184,6 +191,9 @@ void fr_play_flows_close(fr_player *p);
 void fr_play_prices(fr_player *p, fr_run *run);
 /* Starts the flow of the op on lane l (with its mates when it is a group op) for `work` ns; returns its end. */
 int64_t fr_play_flow_start(fr_player *p, fr_play_lane *l, int64_t work, bool group);
+/* A pull from another rank begins where nobody pulls there, else waits its turn: false. And has ended: who is next. */
+bool fr_play_pull_begin(fr_player *p, fr_play_lane *l);
+fr_play_lane *fr_play_pull_end(fr_player *p, const fr_play_lane *l);
 void fr_play_press(fr_player *p, const fr_play_lane *l, int delta);
 
 /* player_clock.c: power and clock; all but _open and _mhz only where p->clocks is set */

@@ -300,7 +300,8 @@ fr_status fr_planner_open(const fr_planner_options *o, fr_planner **out, fr_erro
     p->cost = o->cost;
     fr_status status = open_routing(p, o, err);
     /* Ranks that do the same at the same time may be one; pipelines and asap have unlike ranks. */
-    const bool alike = l->experts != FR_EXP_ASAP && (!l->gather_keep || l->ep == 2); /* else some are read more */
+    const bool turns = l->gather_streams > 1 && l->ep > 2; /* at a source: not all readers are served at once */
+    const bool alike = l->experts != FR_EXP_ASAP && !turns && (!l->gather_keep || l->ep == 2); /* some are read more */
     p->folded = o->allow_fold && p->even && l->pp == 1 && alike && fr_layout_gpus(l) > 1;
     if (status == FR_OK && l->experts == FR_EXP_ASAP)
         status = fr_asap_open(p, err);

@@ -10,7 +10,7 @@
 
 #include <stdio.h>
 
-#define CLI_MAX_OPTIONS    24
+#define CLI_MAX_OPTIONS    32
 #define CLI_MAX_POSITIONAL 64 /* journals of a table */
 
 typedef struct cli_args cli_args;

@@ -62,9 +62,10 @@ static void on_answered(void *context, fr_fragment *f, int rank, int64_t now) {
     ((world *)context)->answered_at = now;
 }
 
-static void open_world(world *w, const fr_plan *plan, const fr_capacity *capacity, bool interference) {
+static void open_world_of(world *w, const fr_plan *plan, const fr_capacity *capacity, bool interference, bool turns) {
     memset(w, 0, sizeof *w);
     w->player = fr_player_new(plan, &(fr_player_options){.sharing = capacity != NULL,
+                                                         .turns = turns,
                                                          .interference = interference,
                                                          .spans = &w->spans,
                                                          .price = exact_price,
@@ -74,6 +75,10 @@ static void open_world(world *w, const fr_plan *plan, const fr_capacity *capacit
                                                          .entered = on_entered,
                                                          .answered = on_answered,
                                                          .context = w});
+}
+
+static void open_world(world *w, const fr_plan *plan, const fr_capacity *capacity, bool interference) {
+    open_world_of(w, plan, capacity, interference, false);
 }
 static void play(world *w) {
     fr_error err = {0};
@@ -316,6 +321,30 @@ static void test_two_pulls_share(void **state) {
     play(&w);
     assert_int_equal(find(&w, FR_OP_PULL, 1, 0)->end, 2000);
     assert_int_equal(find(&w, FR_OP_PULL, 2, 0)->end, 2000);
+    assert_int_equal(find(&w, FR_OP_PULL, 2, 1)->end, 3000);
+    close_world(&w, plan);
+}
+
+/* The same where a source serves in turns: rank 1 first, at the full rate, then rank 2, which then pulls from a free
+ * one. */
+static void test_pulls_take_turns(void **state) {
+    (void)state;
+    fr_plan *plan = fr_plan_new(4, 4);
+    fr_fragment *f;
+    uint32_t lane[4];
+    for (int r = 0; r < 4; r++) lane[r] = fr_plan_lane(plan, r, FR_LANE_COPY, "copy", false);
+    f = fr_fragment_new(plan, 0);
+    emit(f, lane[1], FR_OP_PULL, 1000, 1000, 0, 0)->peer = 0;
+    emit(f, lane[2], FR_OP_PULL, 1000, 1000, 0, 0)->peer = 0;
+    emit(f, lane[3], FR_OP_PULL, 1000, 1000, 0, 0)->peer = 0;
+    emit(f, lane[2], FR_OP_PULL, 1000, 1000, 0, 1)->peer = 1;
+    world w;
+    open_world_of(&w, plan, &links, false, true);
+    fr_player_append(w.player, f, 0);
+    play(&w);
+    assert_int_equal(find(&w, FR_OP_PULL, 1, 0)->end, 1000);
+    assert_int_equal(find(&w, FR_OP_PULL, 2, 0)->end, 2000);
+    assert_int_equal(find(&w, FR_OP_PULL, 3, 0)->end, 3000);
     assert_int_equal(find(&w, FR_OP_PULL, 2, 1)->end, 3000);
     close_world(&w, plan);
 }
@@ -875,6 +904,7 @@ int main(void) {
         cmocka_unit_test(test_asyncep_closed_form),
         cmocka_unit_test(test_offload_recurrence),
         cmocka_unit_test(test_two_pulls_share),
+        cmocka_unit_test(test_pulls_take_turns),
         cmocka_unit_test(test_kernel_beside_pull),
         cmocka_unit_test(test_host_memory),
         cmocka_unit_test(test_collective_shares),
