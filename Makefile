@@ -118,6 +118,8 @@ gpu-test: gpu-test-build engine
 gpu-bench: gpu-test-build engine
 	$(BUILD)/forerun-cuda calibrate --quick --out $(BUILD)/gpu-bench-table.txt
 	$(BUILD)/gpu/bench_kernels --out $(BUILD)/gpu-bench.txt
+	@if python3 -c 'import torch, transformers' 2>/dev/null; then python3 tests/gpu/compare_torch.py && python3 tests/tools/hf_layers.py; \
+	else echo "no PyTorch and transformers here: no comparators"; fi
 	@[ $$(nvidia-smi -L | wc -l) -lt 2 ] || $(BUILD)/gpu/bench_pulls
 	@[ $$(nvidia-smi -L | wc -l) -lt 2 ] || bash tests/gpu/bench_ranks.sh $(BUILD)/forerun-cuda
 
