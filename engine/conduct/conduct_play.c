@@ -78,6 +78,7 @@ static fr_status feed(fr_conductor *c, int u, int64_t now) {
 
 fr_status fr_conduct_trace(fr_conductor *c) {
     int64_t next = 0;
+    fr_short_naps();
     FR_TRY(open_sched(c));
     while (next < c->o->requests_count || fr_sched_pending(c->sched) > 0) {
         const int64_t now = fr_conduct_now(c);

@@ -44,6 +44,10 @@ int64_t fr_monotonic(void) {
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
+void fr_short_naps(void) {
+    prctl(PR_SET_TIMERSLACK, 1000UL); /* ns */
+}
+
 void fr_note_free(fr_note *n) {
     fr_timeline_free(&n->spans);
     free((void *)(uintptr_t)n->done.logits);
@@ -227,7 +231,7 @@ static bool close_rank(fr_worker *w, bool lost) {
 
 static void *body(void *context) {
     fr_worker *w = context;
-    prctl(PR_SET_TIMERSLACK, 1000UL); /* ns; the usual 50 us would make naps of 20 us last 70 */
+    fr_short_naps();
     fr_status s = open_rank(w);
     if (s == FR_OK) s = serve(w);
     /* Told to stop because another rank failed: what this one waits for on its device does not come. */

@@ -16,6 +16,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "engine/conduct/conduct_state.h"
 #include "engine/conduct/follow.h"
 #include "tests/unit/pretended.h"
 
@@ -250,6 +251,35 @@ static void test_a_trace(void **unused) {
     done(&p);
 }
 
+/* What ranks are told of a trace before it begins: whether its requests have one length, and which. */
+static void test_what_ranks_are_told(void **unused) {
+    (void)unused;
+    fr_request q[3];
+    for (int i = 0; i < 3; i++) q[i] = (fr_request){.id = i, .tokens = 100, .prefix_id = -1, .candidates = i};
+    fr_error err;
+    fr_experiment e;
+    fr_setup s;
+    fr_rank_needs needs;
+    fr_experiment_defaults(&e);
+    const char *flags[] = {TINY, "strategy", "dp", "gpus", "1", "trace", "poisson:rate=1", "budget", "300", NULL};
+    for (int i = 0; flags[i]; i += 2) assert_int_equal(fr_experiment_set(&e, flags[i], flags[i + 1], &err), FR_OK);
+    assert_int_equal(fr_setup_open(&e, &s, &err), FR_OK);
+    fr_conduct_options o = {.requests = q, .requests_count = 3};
+    fr_conduct_needs(&s, &o, &needs);
+    assert_true(needs.varied && !needs.made_up_prefix);
+    assert_int_equal(needs.one_length, 100);
+    assert_int_equal(needs.candidates, 2);
+    q[2].tokens = 101;
+    fr_conduct_needs(&s, &o, &needs);
+    assert_int_equal(needs.one_length, 0);
+    assert_int_equal(needs.positions, 101);
+    o.requests = NULL;
+    fr_conduct_needs(&s, &o, &needs);
+    assert_false(needs.varied);
+    assert_int_equal(needs.one_length, 0);
+    fr_setup_close(&s);
+}
+
 /* ---- a process per rank -------------------------------------------------------------------------------------------*/
 
 enum { MOST_PROCS = 8 };
@@ -429,6 +459,7 @@ int main(void) {
         cmocka_unit_test(test_a_slow_rank_is_waited_for),
         cmocka_unit_test(test_inject_is_parsed),
         cmocka_unit_test(test_a_trace),
+        cmocka_unit_test(test_what_ranks_are_told),
         cmocka_unit_test(test_processes),
         cmocka_unit_test(test_asap_processes),
         cmocka_unit_test(test_processes_that_fail),
