@@ -219,7 +219,7 @@ template <bool DISPATCH> __device__ void finish(const fr_k_exchange &x, uint32_t
     if (threadIdx.x == 0) {
         __threadfence_system();
         last = atomicAdd(&b->done, 1u) == gridDim.x - 1;
-        if (last) b->done = 0;
+        if (last) b->done = b->taken = 0;
         __threadfence_system();
     }
     __syncthreads();
@@ -285,7 +285,7 @@ __global__ void __launch_bounds__(BULK_THREADS)
             chunks += (m.rows * row + BULK - 1) / BULK;
         }
         run[x.ranks].start = chunks;
-        move_chunks(run, chunks, smem_addr(ring), smem_addr(full), flying);
+        move_chunks(run, chunks, &b->taken, smem_addr(ring), smem_addr(full), flying);
     } else if (DISPATCH && threadIdx.x >= 32) {
         int64_t item = blockIdx.x, base = 0;
         for (int j = 1; j <= x.ranks; j++) {

@@ -51,7 +51,7 @@ typedef struct {
     int32_t counts[2][FR_X_RANKS][FR_X_TARGETS];          /* [number % 2][source][target] copies */
     int32_t first[FR_X_TARGETS + 1];                      /* own send rows of each target: of pack */
     fr_x_move dispatch[FR_X_TARGETS], back[FR_X_TARGETS]; /* [part * P + peer]: from counts */
-    uint32_t done, failed;
+    uint32_t done, taken, failed;
 } fr_x_block;
 
 typedef struct {
