@@ -188,16 +188,11 @@ int main(int count, char **args) {
     open(b);
     row(b, "nothing", NONE, SHARE, 0, false);
     row(b, "pulls both ways, all the time", PULL, SHARE, 0, false);
-    row(b, "  half of the time", PULL, SHARE, -1, false);
-    row(b, "  a quarter", PULL, SHARE, -3, false);
-    row(b, "nothing", NONE, SHARE, 0, false);
     row(b, "a spinning thread", NONE, SHARE, 0, true);
     row(b, "  pulls both ways beside it", PULL, SHARE, 0, true);
     row(b, "  half of the time", PULL, SHARE, -1, true);
     row(b, "  a quarter", PULL, SHARE, -3, true);
-    row(b, "  slices of 64 MiB", PULL, size_t{64} << 20, 0, true);
     row(b, "  slices of 8 MiB", PULL, size_t{8} << 20, 0, true);
-    row(b, "  slices of 1 MiB", PULL, size_t{1} << 20, 0, true);
     row(b, "  pushes both ways", PUSH, SHARE, 0, true);
     row(b, "  GPU 0 pulls, GPU 1 is read", ONE_WAY, SHARE, 0, true);
     row(b, "  copies within each GPU", LOCAL, SHARE, 0, true);
@@ -205,8 +200,5 @@ int main(int count, char **args) {
     row(b, "  pulls of zeros", PULL, SHARE, 0, true);
     contents(b, 2);
     row(b, "  pulls of random bits", PULL, SHARE, 0, true);
-    contents(b, 1);
-    row(b, "  pulls of weights again", PULL, SHARE, 0, true);
-    row(b, "a spinning thread", NONE, SHARE, 0, true);
     return 0;
 }

@@ -13,8 +13,8 @@ import sys
 
 K = 1024
 # tokens a GPU, length of a sequence, seconds that a single forward may take
-SHAPES = [(4 * K, n, 0.4) for n in (256, K, 4 * K)] + [(16 * K, n, 0.7) for n in (256, K, 4 * K, 16 * K)]
-SHAPES += [(64 * K, n, 1.4) for n in (K, 4 * K, 16 * K)] + [(64 * K, 64 * K, 2.2)]
+SHAPES = [(4 * K, n, 0.2) for n in (256, K, 4 * K)] + [(16 * K, n, 0.35) for n in (256, K, 4 * K, 16 * K)]
+SHAPES += [(64 * K, 4 * K, 0.8), (64 * K, 64 * K, 1.8)]
 TIMES, GPUS = 8, 2
 STRATEGIES = ("dp", "asyncep", "ep", "tp", "pp")
 
