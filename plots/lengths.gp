@@ -26,7 +26,8 @@ do for [row = 1:3] {
         set title (row == 1 ? sprintf("%dK tokens a GPU", t / 1024) : "") offset 0, -0.6
         set ylabel (k > 1 ? "" : which == 8 ? "K tokens/s a GPU, stream" : which == 9 ? "MFU %, stream" : "MFU %, one forward")
         if (row == 3 && k == 1) { set key bottom right horizontal maxrows 3 } else { unset key }
-        plot for [i = 1:words(strategies)] data using (int($1) == t && strcol(3) eq word(strategies, i) ? place(int($2)) : NaN):(column(which) * scale) smooth unique \
+        plot for [i = 1:words(strategies)] \
+             sprintf("< awk -F'\\t' '$1 == %d && $3 == \"%s\"' %s", t, word(strategies, i), data) using (place(int($2))):(column(which) * scale) \
              with linespoints lw 1.6 dt d(i - 1) pt s(i - 1) ps 0.9 lc rgb c(i - 1) title word(strategies, i)
     }
 }
