@@ -13,7 +13,7 @@ place(n) = (n == 256 ? 1 : n == 1024 ? 2 : n == 4096 ? 3 : n == 16384 ? 4 : 5)
 set xrange [0.7:5.3]
 set xtics ("256" 1, "1K" 2, "4K" 3, "16K" 4, "64K" 5)
 set multiplot layout 3, 3 margins 0.07, 0.985, 0.06, 0.91 spacing 0.045, 0.07 \
-    title "Qwen3-235B-A22B's shape, 6 layers, bf16, 2 x H200: by sequence length (x) and tokens a GPU (columns)"
+    title "Qwen3-235B-A22B's shape, 4 layers, bf16, 2 x H200: by sequence length (x) and tokens a GPU (columns)"
 rows = "8 9 6"
 do for [row = 1:3] {
     do for [k = 1:3] {

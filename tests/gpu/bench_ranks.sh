@@ -7,7 +7,7 @@
 #                      remote half of a layer takes at the measured link rate
 #   nccl               asyncep with the collective transport beside copy engines
 #   offload            transfers at the PCIe rate when they bound, and the number of tokens where compute takes over
-#   lengths            dp, asyncep, ep, tp and pp by sequence length (256 to 64K) and tokens a GPU (4K, 16K, 64K), 6 layers: streams
+#   lengths            dp, asyncep, ep, tp and pp by sequence length (256 to 64K) and tokens a GPU (4K, 16K, 64K), 4 layers: streams
 #                      of 8 forwards of every shape in one run, sustained; then single ones, each after a rest
 #                      (tests/tools/lengths.py; plots/lengths.gp draws the table); STRATEGIES="dp ..." KINDS="stream single"
 # Qwen3-235B-A22B's shape, 16 layers with 8 sets of weights; every line says burst or sustained.
@@ -131,7 +131,7 @@ if has sustained; then # turn by turn: cards warm up
 fi
 if has lengths; then
     tool="$python $(dirname "$0")/../tools/lengths.py" strategies=${STRATEGIES:-dp asyncep ep tp pp} kinds=${KINDS:-stream single}
-    shape="--machine h200x2 --model qwen3-235b-a22b --layers 6 --resident-layers 3 --skew uniform --fit-rounds 0 --no-kv-cache"
+    shape="--machine h200x2 --model qwen3-235b-a22b --layers 4 --resident-layers 2 --skew uniform --fit-rounds 0 --no-kv-cache"
     $tool trace >"$out/lengths.csv"
     for kind in $kinds; do
         for s in $strategies; do
@@ -139,7 +139,7 @@ if has lengths; then
             [ "$s" = pp ] && flags="--strategy pp --micro-batches 4" budget=128K # a pipeline's one group has both GPUs' tokens
             rm -f "$out/$kind-$s.db" "$out/$kind-$s.json"
             case $kind in
-            stream) cell "$kind-$s" "$shape $flags --regime sustained --warmup 2 --forwards $($tool forwards) --seqs $($tool seqs) --db $out/$kind-$s.db" ;;
+            stream) cell "$kind-$s" "$shape $flags --regime sustained --warmup 1 --forwards $($tool forwards) --seqs $($tool seqs) --db $out/$kind-$s.db" ;;
             single) cell "$kind-$s" "$shape $flags --regime burst --warmup 0 --trace $out/lengths.csv --budget $budget --db $out/$kind-$s.db" ;;
             esac
         done
