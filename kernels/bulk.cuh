@@ -41,22 +41,54 @@ struct Chunk {
     uint32_t bytes;
 };
 
+/* One thread: moves this block's chunks of the runs, behind which one more says where chunks end. `n`: chunks in all;
+ * `full`: STAGES barriers of one arrival. */
+__device__ inline void move_chunks(const Run *run, int64_t n, uint32_t ring, uint32_t full, Chunk *flying) {
+    if (blockIdx.x >= n) return;
+    const int64_t g = n > 1 ? coprime(n) : 1, step = static_cast<int64_t>(gridDim.x) * g % n;
+    const int64_t mine = (n - blockIdx.x + gridDim.x - 1) / gridDim.x;
+    int64_t at = blockIdx.x * g % n;
+    uint32_t load = 0, store = 0, parity = 0; /* stages */
+    for (int64_t i = 0; i < mine + AHEAD; i++) {
+        if (i < mine) {
+            /* The store that used this stage has read it: of those issued since, STAGES - AHEAD - 1 may be out. */
+            if (i >= STAGES) bulk_wait_read<STAGES - AHEAD - 1>();
+            const Run *r = run;
+            while (at >= r[1].start) r++;
+            const int64_t offset = (at - r->start) * BULK;
+            const uint32_t bytes = static_cast<uint32_t>(min(BULK, r->bytes - offset));
+            flying[load] = Chunk{r->to + offset, bytes};
+            mbar_expect(full + 8 * load, bytes);
+            bulk_load(ring + load * static_cast<uint32_t>(BULK), r->from + offset, bytes, full + 8 * load);
+            load = load + 1 == STAGES ? 0 : load + 1;
+            at += step;
+            if (at >= n) at -= n;
+        }
+        if (i >= AHEAD) {
+            mbar_wait(full + 8 * store, parity);
+            bulk_store(flying[store].to, ring + store * static_cast<uint32_t>(BULK), flying[store].bytes);
+            if (++store == STAGES) store = 0, parity ^= 1;
+        }
+    }
+    bulk_wait_all();
+}
+
 constexpr int TAKE = 4; /* chunks at a time: some 1.6 us of a block, more than an atomic takes */
 
 /*
- * One thread: moves chunks of the runs, behind which one more says where chunks end. `n`: chunks in all; `full`: STAGES
- * barriers of one arrival. taken: a counter, zero at first, from which blocks take some chunks at a time as they get
- * on; NULL = as many for each. They don't get on alike where a link bounds them: the GPU's clusters of SMs share it
- * evenly, so that a block amid many of its cluster has a smaller part (with as many for each, 24 blocks were slower
- * than 16: kernels/measured/README.md). What is wanted next is asked for before it is needed.
+ * The same, chunks being taken some at a time as blocks get on, from a counter that is zero at first. Where a link
+ * bounds them blocks don't get on alike: the GPU's clusters of SMs share it evenly, so that a block amid many of its
+ * cluster has a smaller part, and with as many chunks for each the last ones are late (kernels/measured/README.md: 24
+ * blocks were slower than 16). What is wanted next is asked for before it is needed. A block by itself is slower, 34
+ * GB/s in place of 41.
  */
-__device__ inline void move_chunks(const Run *run, int64_t n, uint32_t *taken, uint32_t ring, uint32_t full,
+__device__ inline void take_chunks(const Run *run, int64_t n, uint32_t *taken, uint32_t ring, uint32_t full,
                                    Chunk *flying) {
     if (n == 0) return;
-    const int64_t g = n > 1 ? coprime(n) : 1, each = (n + gridDim.x - 1) / gridDim.x;
-    const uint32_t take = static_cast<uint32_t>(taken ? min(int64_t{TAKE}, n / (4 * gridDim.x) + 1) : each);
-    int64_t next = taken ? atomicAdd(taken, take) : blockIdx.x * each, after = taken ? atomicAdd(taken, take) : n;
-    int64_t loaded = 0, stored = 0, at = next * g % n;
+    const int64_t g = n > 1 ? coprime(n) : 1;
+    const uint32_t take = static_cast<uint32_t>(min(int64_t{TAKE}, n / (4 * gridDim.x) + 1));
+    int64_t next = atomicAdd(taken, take), after = atomicAdd(taken, take), at = next * g % n;
+    int64_t loaded = 0, stored = 0;
     uint32_t load = 0, store = 0, parity = 0, left = take; /* load, store: stages */
     while (next < n || stored < loaded) {
         if (next < n) {
@@ -78,7 +110,7 @@ __device__ inline void move_chunks(const Run *run, int64_t n, uint32_t *taken, u
                 next = after;
                 at = next * g % n;
                 left = take;
-                if (taken) after = atomicAdd(taken, take);
+                after = atomicAdd(taken, take);
             }
         }
         if (loaded - stored > AHEAD || (next >= n && stored < loaded)) {

@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(BULK_THREADS) carry_kernel(const __grid_consta
         run[0] =
             Run{static_cast<const char *>(a.rows) + first * row, static_cast<char *>(a.to) + base * row, rows * row, 0};
         run[1].start = chunks;
-        move_chunks(run, chunks, nullptr, smem_addr(ring), smem_addr(full), flying);
+        move_chunks(run, chunks, smem_addr(ring), smem_addr(full), flying);
     } else if (thread >= 32 && a.ids) {
         const int64_t step = static_cast<int64_t>(gridDim.x) * (BULK_THREADS - 32);
         for (int64_t i = static_cast<int64_t>(blockIdx.x) * (BULK_THREADS - 32) + thread - 32; i < rows * a.k;

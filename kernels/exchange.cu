@@ -15,8 +15,9 @@ using namespace fr;
 
 constexpr int THREADS = 512, IN_FLIGHT = 4;
 constexpr int64_t CHUNK = THREADS * IN_FLIGHT * 16; /* bytes of rows that a block moves at a time */
-constexpr unsigned UNPACK_BLOCKS = 1056;            /* eight an SM */
-constexpr int META_ROWS = 256;                      /* rows whose ids and weights it moves at a time */
+constexpr unsigned ALONE = 16;           /* blocks that do not fill a link of two GPUs: 325 GB/s, as fast as each is */
+constexpr unsigned UNPACK_BLOCKS = 1056; /* eight an SM */
+constexpr int META_ROWS = 256;           /* rows whose ids and weights it moves at a time */
 
 /* ---- memory order between GPUs -----------------------------------------------------------------------------------*/
 
@@ -285,7 +286,10 @@ __global__ void __launch_bounds__(BULK_THREADS)
             chunks += (m.rows * row + BULK - 1) / BULK;
         }
         run[x.ranks].start = chunks;
-        move_chunks(run, chunks, &b->taken, smem_addr(ring), smem_addr(full), flying);
+        if (gridDim.x > ALONE)
+            take_chunks(run, chunks, &b->taken, smem_addr(ring), smem_addr(full), flying);
+        else
+            move_chunks(run, chunks, smem_addr(ring), smem_addr(full), flying);
     } else if (DISPATCH && threadIdx.x >= 32) {
         int64_t item = blockIdx.x, base = 0;
         for (int j = 1; j <= x.ranks; j++) {

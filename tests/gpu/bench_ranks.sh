@@ -7,9 +7,9 @@
 #                      remote half of a layer takes at the measured link rate
 #   nccl               asyncep with the collective transport beside copy engines
 #   offload            transfers at the PCIe rate when they bound, and the number of tokens where compute takes over
-#   lengths            dp, asyncep, ep, tp and pp by sequence length (256 to 64K) and tokens a GPU (4K, 16K, 64K), 4 layers: streams
-#                      of 8 forwards of every shape in one run, sustained; then single ones, each after a rest
-#                      (tests/tools/lengths.py; plots/lengths.gp draws the table); STRATEGIES="dp ..." KINDS="stream single"
+#   lengths            dp, asyncep, ep, tp and pp by sequence length (256 to 64K) and tokens a GPU (4K, 16K, 64K), 4 layers (64K: 2): one
+#                      forward and streams of 8, each after a rest, all of a strategy as one trace
+#                      (tests/tools/lengths.py; plots/lengths.gp draws the table); STRATEGIES="dp ..." KINDS="short long"
 # Qwen3-235B-A22B's shape, 16 layers with 8 sets of weights; every line says burst or sustained.
 set -u
 engine=${1:-build/forerun-cuda} out=${2:-build/gpu/bench-ranks}
@@ -30,7 +30,7 @@ play() { # runs what was asked for, then prints its lines
     for try in 1 2 3; do # a device that does not answer ends the process: once more for the rest
         local room=$((limit - SECONDS))
         [ $room -lt 10 ] && break
-        timeout -k 10 $room "$engine" run --no-predict --timeout 20 --json --cells "$list" --results "$out" --limit $((room - 8)) >"$list.log" 2>&1 && break
+        timeout -k 10 $room "$engine" run --no-predict --timeout 20 --json --cells "$list" --results "$out" --limit $((room - 6)) >"$list.log" 2>&1 && break
         grep -q "left for want of time" "$list.log" && break
     done
     grep -h FAILED "$list.log"
@@ -130,20 +130,20 @@ if has sustained; then # turn by turn: cards warm up
     play
 fi
 if has lengths; then
-    tool="$python $(dirname "$0")/../tools/lengths.py" strategies=${STRATEGIES:-dp asyncep ep tp pp} kinds=${KINDS:-stream single}
-    shape="--machine h200x2 --model qwen3-235b-a22b --layers 4 --resident-layers 2 --skew uniform --fit-rounds 0 --no-kv-cache"
-    $tool trace >"$out/lengths.csv"
+    tool="$python $(dirname "$0")/../tools/lengths.py" strategies=${STRATEGIES:-dp asyncep ep tp pp} kinds=${KINDS:-short long}
+    shape="--machine h200x2 --model qwen3-235b-a22b --resident-layers 2 --skew uniform --fit-rounds 0 --no-kv-cache --regime burst --warmup 0.2"
     for kind in $kinds; do
+        $tool trace "$kind" >"$out/$kind.csv"
+        layers=4 budget=$($tool budget "$kind")
+        [ "$kind" = long ] && layers=2
         for s in $strategies; do
-            flags="--strategy $s" budget=64K
-            [ "$s" = pp ] && flags="--strategy pp --micro-batches 4" budget=128K # a pipeline's one group has both GPUs' tokens
+            flags="--strategy $s --layers $layers --budget $budget"
+            # a pipeline's one group has both GPUs' tokens
+            [ "$s" = pp ] && flags="--strategy pp --micro-batches $([ "$kind" = long ] && echo 2 || echo 4) --layers $layers --budget $((2 * budget))"
             rm -f "$out/$kind-$s.db" "$out/$kind-$s.json"
-            case $kind in
-            stream) cell "$kind-$s" "$shape $flags --regime sustained --warmup 1 --forwards $($tool forwards) --seqs $($tool seqs) --db $out/$kind-$s.db" ;;
-            single) cell "$kind-$s" "$shape $flags --regime burst --warmup 0 --trace $out/lengths.csv --budget $budget --db $out/$kind-$s.db" ;;
-            esac
+            cell "$kind-$s" "$shape $flags --trace $out/$kind.csv --db $out/$kind-$s.db"
         done
     done
     play
-    $tool table "$out" | tee "$out/lengths.tsv" | grep -v '?.*?.*?.*?' | column -t
+    $tool table "$out" | tee "$out/lengths.tsv" | grep -v '?.*?.*?.*?.*?.*?.*?.*?' | column -t
 fi
