@@ -1,33 +1,33 @@
-# Throughput and MFU by sequence length and tokens a GPU: a column of panels for each number of tokens, a curve a strategy.
+# Throughput and MFU by sequence length: one forward of 4K tokens a GPU, then one forward, a stream of 8 and a stream in steady
+# state of 16K tokens a GPU (at a length of 64K: 64K tokens), a curve a strategy.
 #   gnuplot -e 'data="lengths.tsv"; out="lengths.png"; folder="plots"' plots/lengths.gp
 # data: tests/tools/lengths.py table, as tests/gpu/bench_ranks.sh (part lengths) writes it
 if (!exists("folder")) folder = "plots"
 load folder."/style.gp"
-if (out[strlen(out) - 2:] eq "svg") { set terminal svg size 1150, 900 font "sans,12" background "white" } \
-else { set terminal pngcairo size 1150, 900 font "sans,10" }
+if (out[strlen(out) - 2:] eq "svg") { set terminal svg size 1200, 640 font "sans,12" background "white" } \
+else { set terminal pngcairo size 1200, 640 font "sans,10" }
 set output out
 set datafile missing "?"
 strategies = "dp asyncep ep tp pp"
-tokens = "4096 16384 65536"
 place(n) = (n == 256 ? 1 : n == 1024 ? 2 : n == 4096 ? 3 : n == 16384 ? 4 : 5)
+layers(n) = (n == 65536 ? 2 : 4) # that were run: throughput is shown per layer of 94
+rows(least, most, s) = sprintf("< awk -F'\t' '$1 >= %d && $1 <= %d && $3 == \"%s\"' %s", least, most, s, data)
 set xrange [0.7:5.3]
 set xtics ("256" 1, "1K" 2, "4K" 3, "16K" 4, "64K" 5)
-set multiplot layout 3, 3 margins 0.07, 0.985, 0.06, 0.91 spacing 0.045, 0.07 \
-    title "Qwen3-235B-A22B's shape, 4 layers, bf16, 2 x H200: by sequence length (x) and tokens a GPU (columns)"
-rows = "8 9 6"
-do for [row = 1:3] {
-    do for [k = 1:3] {
-        t = int(word(tokens, k))
-        which = int(word(rows, row))
-        scale = which == 8 ? 1e-3 : 100
-        set yrange [0:*]
-        if (which == 8) { set yrange [0:250] }
-        if (which != 8) { set yrange [0:70] }
-        set title (row == 1 ? sprintf("%dK tokens a GPU", t / 1024) : "") offset 0, -0.6
-        set ylabel (k > 1 ? "" : which == 8 ? "K tokens/s a GPU, stream" : which == 9 ? "MFU %, stream" : "MFU %, one forward")
-        if (row == 3 && k == 1) { set key bottom right horizontal maxrows 3 } else { unset key }
-        plot for [i = 1:words(strategies)] \
-             sprintf("< awk -F'\\t' '$1 == %d && $3 == \"%s\"' %s", t, word(strategies, i), data) using (place(int($2))):(column(which) * scale) \
+set multiplot layout 2, 4 margins 0.055, 0.99, 0.06, 0.87 spacing 0.035, 0.09 \
+    title "Qwen3-235B-A22B's shape, bf16, 2 x H200, by sequence length: tokens/s a GPU as 94 layers would have it, and MFU"
+titles = "'4K tokens a GPU, one forward' '16K (64K: 64K), one forward' '16K (64K: 64K), stream of 8' '16K (64K: 64K), full pipeline'"
+array of_rate[4] = [5, 5, 8, 11]
+array of_mfu[4] = [6, 6, 9, 12]
+do for [row = 1:2] {
+    do for [k = 1:4] {
+        which = row == 1 ? of_rate[k] : of_mfu[k]
+        set title (row == 1 ? word(titles, k) : "") offset 0, -0.6
+        set ylabel (k > 1 ? "" : row == 1 ? "K tokens/s a GPU" : "MFU %") offset 1, 0
+        set yrange [0:(row == 1 ? 17 : 75)]
+        if (row == 2 && k == 1) { set key bottom right horizontal maxrows 3 } else { unset key }
+        plot for [i = 1:words(strategies)] rows(k == 1 ? 0 : 10000, k == 1 ? 9999 : 99999, word(strategies, i)) \
+             using (place(int($2))):(column(which) * (row == 1 ? layers(int($2)) / 94e3 : 100)) \
              with linespoints lw 1.6 dt d(i - 1) pt s(i - 1) ps 0.9 lc rgb c(i - 1) title word(strategies, i)
     }
 }
