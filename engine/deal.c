@@ -65,14 +65,16 @@ static void sum_length(void *context, int variant, int64_t group, int64_t length
         s->variant = variant;
         s->all = s->next = 0;
     }
-    for (int64_t i = 0; i < times; i++) {
-        const int64_t g = group < 0 ? s->next++ % s->groups : group;
-        s->tokens[g] += length;
-        s->sequences[g]++;
-        s->all += length;
+    for (int64_t g = 0; g < s->groups; g++) { /* dealt: whole rounds, and one more for those next in turn */
+        const int64_t turn = (g - s->next % s->groups + s->groups) % s->groups;
+        const int64_t n = group < 0 ? times / s->groups + (turn < times % s->groups) : g == group ? times : 0;
+        s->tokens[g] += n * length;
+        s->sequences[g] += n;
         s->out->most_tokens = fr_max_i64(s->out->most_tokens, s->tokens[g]);
         s->out->most_sequences = fr_max_i64(s->out->most_sequences, s->sequences[g]);
     }
+    if (group < 0) s->next += times;
+    s->all += times * length;
     s->out->longest = fr_max_i64(s->out->longest, length);
     s->out->tokens = fr_max_i64(s->out->tokens, s->all);
 }
