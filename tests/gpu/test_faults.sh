@@ -2,7 +2,7 @@
 # The engine on two GPUs when ranks go wrong or are unlike: every fault ends the whole run within the timeout with one
 # message and keeps what was done; uneven, empty and slow ranks are waited for, and the accounts say who waited.
 #   tests/gpu/test_faults.sh [ENGINE [OUT]]        PARTS="faults uneven traces processes" and, where there is mpirun, mpi;
-#   JOBS=N faults at once; GPUS=4 (not for uneven)
+#   JOBS=N faults at once; LIMIT=S: no run of uneven or traces is begun later; GPUS=4 (not for uneven)
 # Faults are injected on the host's side (--inject); small random models, so that all of it takes some two minutes.
 set -u
 engine=${1:-build/forerun-cuda} out=${2:-build/gpu/faults}
@@ -51,7 +51,7 @@ play() {
     local n
     printf '%s' "$lines" >"$out/cells.txt"
     # shellcheck disable=SC2086
-    timeout 240 $engine run $model --cells "$out/cells.txt" --results "$out" >"$out/cells.out" 2>"$out/cells.err" || tail -n 2 "$out/cells.err" | cut -c 1-200
+    timeout 240 $engine run $model --cells "$out/cells.txt" --results "$out" --limit "${LIMIT:-200}" >"$out/cells.out" 2>"$out/cells.err" || tail -n 2 "$out/cells.err" | cut -c 1-200
     for n in "${names[@]}"; do
         if [ -s "$out/$n.json" ]; then report "$n"; else bad "$n: $(grep "^$n " "$out/cells.out" | cut -c 1-200)"; fi
     done
@@ -107,16 +107,16 @@ fi
 if has uneven; then
     few="--tokens 2K --seq 512 --forwards 6"
     # shellcheck disable=SC2086
-    for s in $layouts; do cell "even-$s" --strategy "$s" $few; done
-    for s in dp ep asyncep dwdp asap; do
-        cell "uneven-$s" --strategy "$s" --seqs "1,37,512/2000,300" --forwards 6
+    for s in ep tp dp asyncep dwdp; do cell "slow-$s" --strategy "$s" $few --inject slow:1:20; done
+    for s in ep dp asyncep dwdp asap; do
         cell "turns-$s" --strategy "$s" --seqs "512x4/;/64x20;1/2048" --forwards 6
         cell "empty-$s" --strategy "$s" --seqs "700/" --forwards 4
+        cell "uneven-$s" --strategy "$s" --seqs "1,37,512/2000,300" --forwards 6
     done
     cell turns-tp --strategy tp --seqs "512x4;1;37,99" --forwards 6
     cell turns-pp --strategy pp --micro-batches 2 --seqs "512x4;1;37,99" --forwards 6
     # shellcheck disable=SC2086
-    for s in ep tp dp asyncep dwdp; do cell "slow-$s" --strategy "$s" $few --inject slow:1:20; done
+    for s in $layouts; do cell "even-$s" --strategy "$s" $few; done
     play
     for s in ep tp; do check "slow-$s" "r['ranks'][0]['wait_s'] > 0.05 > r['ranks'][1]['wait_s']"; done
     for s in dp asyncep dwdp; do # ranks that do not meet do not wait
