@@ -48,41 +48,42 @@ cell() { # NAME flags...: one of those that `play` runs in one process
     rm -f "$out/$1.json"
 }
 play() {
-    local n
     printf '%s' "$lines" >"$out/cells.txt"
     # shellcheck disable=SC2086
     timeout 240 $engine run $model --cells "$out/cells.txt" --results "$out" --limit "${LIMIT:-200}" >"$out/cells.out" 2>"$out/cells.err" || tail -n 2 "$out/cells.err" | cut -c 1-200
-    for n in "${names[@]}"; do
-        if [ -s "$out/$n.json" ]; then report "$n"; else bad "$n: $(grep "^$n " "$out/cells.out" | cut -c 1-200)"; fi
-    done
+    report "${names[@]}"
     lines='' names=()
 }
 runs() { # NAME flags...: a process of its own
     local name=$1; shift
     # shellcheck disable=SC2086
-    if timeout 60 $engine run $model --json "$@" >"$out/$name.json" 2>"$out/$name.err"; then report "$name"
-    else bad "$name: $(tail -n 1 "$out/$name.err" | cut -c 1-200)"; fi
+    timeout 60 $engine run $model --json "$@" >"$out/$name.json" 2>"$out/$name.err" || tail -n 1 "$out/$name.err" | cut -c 1-200
+    report "$name"
 }
-report() { # NAME: the parts of every rank add up; prints who waited
-    local name=$1
-    if $python - "$name" "$out/$name.json" <<'PY'
+report() { # NAMES...: there is a result, and the parts of every rank add up; prints who waited
+    local line
+    while read -r line; do
+        case "$line" in *"!") bad "${line% !}" ;; *) ok; echo "$line" ;; esac
+    done < <($python - "$out" "$@" <<'PY'
 import json, sys
-r = json.load(open(sys.argv[2]))
-fail = []
-for k in r["ranks"]:
-    parts = k["compute_s"] + k["exposed_comm_s"] + k["wait_s"] + k["bubble_s"] + k["idle_s"]
-    if abs(parts - k["elapsed_s"]) > 2e-9: fail.append(f"rank {k['rank']}: parts {parts} of {k['elapsed_s']}")
-    if k["clock_error_s"] is None or k["clock_error_s"] > 10e-6: fail.append(f"rank {k['rank']}: clock off by {k['clock_error_s']}")
-whole = r["elapsed_s"] if r["trace"] else r["forward_s"]
-one = r["compute_s"] + r["exposed_comm_s"] + r["wait_s"] + r["bubble_s"] + r["idle_s"]
-if abs(one - whole) > 2e-9: fail.append(f"{whole} s, parts {one}")
 ms = lambda k, x: f"{k[x] * 1e3:8.3f}"
-print(f"{sys.argv[1]:<20} forward {r['forward_s']*1e3:8.3f} ms; ranks: " + " | ".join(
-    f"compute{ms(k,'compute_s')} exposed{ms(k,'exposed_comm_s')} wait{ms(k,'wait_s')} bubble{ms(k,'bubble_s')} idle{ms(k,'idle_s')}" for k in r["ranks"]),
-    "; ".join(fail))
-sys.exit(bool(fail))
+parts = lambda k: k["compute_s"] + k["exposed_comm_s"] + k["wait_s"] + k["bubble_s"] + k["idle_s"]
+for name in sys.argv[2:]:
+    try: r = json.load(open(f"{sys.argv[1]}/{name}.json"))
+    except (OSError, ValueError):
+        print(name, "has no result !")
+        continue
+    fail = []
+    for k in r["ranks"]:
+        if abs(parts(k) - k["elapsed_s"]) > 2e-9: fail.append(f"rank {k['rank']}: parts {parts(k)} of {k['elapsed_s']}")
+        if k["clock_error_s"] is None or k["clock_error_s"] > 10e-6: fail.append(f"rank {k['rank']}: clock off by {k['clock_error_s']}")
+    whole = r["elapsed_s"] if r["trace"] else r["forward_s"]
+    if abs(parts(r) - whole) > 2e-9: fail.append(f"{whole} s, parts {parts(r)}")
+    print(f"{name:<20} forward {r['forward_s']*1e3:8.3f} ms; ranks: " + " | ".join(
+        f"compute{ms(k,'compute_s')} exposed{ms(k,'exposed_comm_s')} wait{ms(k,'wait_s')} bubble{ms(k,'bubble_s')} idle{ms(k,'idle_s')}" for k in r["ranks"]),
+        "; ".join(fail) + (" !" if fail else ""))
 PY
-    then ok; else bad "$name"; fi
+    )
 }
 value() { $python -c "import json,sys; r=json.load(open(sys.argv[1])); print(eval(sys.argv[2]))" "$out/$1.json" "$2"; }
 check() { # NAME EXPRESSION over the result r
