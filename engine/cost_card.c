@@ -3,6 +3,7 @@
 #include "engine/cost_table.h"
 #include "engine/power.h"
 
+#include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -27,8 +28,8 @@ void fr_card_plain(fr_card *out) {
     for (int k = 0; k < FR_CLASS_COUNT; k++) out->time[k] = 1;
 }
 
-/* What the op draws over what the model says, if `slower` is how much longer than its burst it takes back to back: the
- * clock that goes with that meets the limit. 0 where the limit isn't what slows it. */
+/* `slower`: than its burst. What the op draws over what the model says, if `slower` is how much longer than its burst
+ * it takes back to back: the clock that goes with that meets the limit. 0 where the limit isn't what slows it. */
 static double drawn(const fr_power *p, const fr_draw *d, double slower) {
     const double v = 1 / slower;
     if (d->slope <= 0 || d->flex <= 0 || slower < 1.01 || v <= 1 - d->flex) return 0;
@@ -36,15 +37,38 @@ static double drawn(const fr_power *p, const fr_draw *d, double slower) {
     return (p->cap - p->idle - d->base) / (d->slope * x * x);
 }
 
-static void read_card(const fr_cost_model *c, const fr_table *t, fr_card *out) {
+/* Cards differ by the clock that the fast limit leaves a burst: an op that follows the clock has its full one there. */
+static fr_draw on_card(const fr_draw *d, double time) {
+    fr_draw own = *d;
+    own.full = fmin(1, d->full / time);
+    return own;
+}
+
+static bool counts(const fr_row *r, uint32_t id) {
+    return fr_row_plain(r) && r->card == id;
+}
+
+/* The card's own burst of what a row measured; else the model's on such a card. */
+static double burst_of(const fr_table *t, const fr_row *r, double otherwise) {
+    for (uint32_t i = 0; i < t->count; i++) {
+        const fr_row *b = &t->rows[i];
+        if (b->regime == FR_BURST && b->card == r->card && fr_row_same(t, b, t, r, false)) return b->ns;
+    }
+    return otherwise;
+}
+
+static void read_card(const fr_cost_model *c, const fr_table *t, uint32_t id, fr_card *out) {
     const fr_power *p = fr_cost_power(c);
     mean bursts[FR_CLASS_COUNT] = {{0}}, held[FR_CLASS_COUNT] = {{0}}, draw = {0};
     fr_card_plain(out);
-    snprintf(out->uuid, sizeof out->uuid, "%s", t->uuid);
+    if (id)
+        snprintf(out->uuid, sizeof out->uuid, "GPU-%08" PRIx32, id);
+    else
+        snprintf(out->uuid, sizeof out->uuid, "%s", t->uuid);
     for (uint32_t i = 0; i < t->count; i++) {
         const fr_row *r = &t->rows[i];
         fr_cost x;
-        if (!fr_row_plain(r)) continue;
+        if (!counts(r, id)) continue;
         fr_cost_op(c, &r->shape, t->pairs, &x);
         if (x.ns <= 0) continue;
         const fr_op_class class = fr_op_class_of((fr_op_kind)r->shape.kind);
@@ -59,12 +83,14 @@ static void read_card(const fr_cost_model *c, const fr_table *t, fr_card *out) {
         out->bursts += bursts[k].n;
     }
     for (uint32_t i = 0; i < t->count && p->known; i++) {
-        const fr_row *r = &t->rows[i], *b = fr_table_burst(t, r);
+        const fr_row *r = &t->rows[i];
         fr_cost x;
-        if (!fr_row_plain(r) || r->regime != FR_SUSTAINED) continue;
+        if (!counts(r, id) || r->regime != FR_SUSTAINED) continue;
         fr_cost_op(c, &r->shape, t->pairs, &x);
-        const double burst = b ? b->ns : (double)x.burst_ns;
-        const double ratio = x.ns > 0 ? drawn(p, &x.draw, r->ns / burst) : 0;
+        const double time = out->time[fr_op_class_of((fr_op_kind)r->shape.kind)];
+        const fr_draw d = on_card(&x.draw, time);
+        const double burst = burst_of(t, r, time * (double)x.burst_ns);
+        const double ratio = x.ns > 0 ? drawn(p, &d, r->ns / burst) : 0;
         if (ratio > 0.5 && ratio < 2) add(&draw, ratio);
     }
     out->draw = value(&draw);
@@ -87,9 +113,12 @@ fr_status fr_cards_read(const fr_cost_model *c, const char *text, const char *wh
         fr_table t = {0};
         const size_t length = next ? (size_t)(next - at) : strlen(at);
         const fr_status status = fr_table_parse(at, length, where, &t, err);
-        if (status == FR_OK) {
+        for (uint32_t i = 0; i < t.count && status == FR_OK; i++) {
+            bool seen = false;
+            for (uint32_t k = 0; k < i && !seen; k++) seen = t.rows[k].card == t.rows[i].card;
+            if (seen) continue;
             FR_GROW(*out, cap, (uint32_t)*count + 1);
-            read_card(c, &t, &(*out)[(*count)++]);
+            read_card(c, &t, t.rows[i].card, &(*out)[(*count)++]);
         }
         fr_table_free(&t);
         if (status != FR_OK) {

@@ -9,7 +9,7 @@
 #include "engine/cost.h"
 
 typedef struct {
-    char uuid[48];
+    char uuid[48];               /* or its beginning, "GPU-85e3539b" */
     double time[FR_CLASS_COUNT]; /* a burst's ns over the table's; 1 where no anchor speaks for the class */
     double draw;                 /* what busy SMs draw at a given clock over what the power model says; 1 = unknown */
     int bursts, held;            /* anchors that `time` and `draw` rest on */
@@ -19,10 +19,10 @@ typedef struct {
 void fr_card_plain(fr_card *out);
 
 /*
- * Reads anchors of one GPU or of several, one table's text after the other (format: kernels/measured/FORMAT.md, each
- * with its header). `draw` is the mean of what sustained rows under the limit say, each taken at its own burst; without
- * a power model sustained rows, where there are any, are what `time` says. The caller frees *out. FR_BAD_INPUT with
- * "where:line: ..." otherwise.
+ * Reads anchors of one GPU or of several: rows with `card`, or one table's text after the other (format:
+ * kernels/measured/FORMAT.md, each with its header). `draw` is the mean of what sustained rows under the limit say,
+ * each taken at its own burst; without a power model sustained rows, where there are any, are what `time` says. The
+ * caller frees *out. FR_BAD_INPUT with "where:line: ..." otherwise.
  */
 fr_status fr_cards_read(const fr_cost_model *c, const char *text, const char *where, fr_card **out, int *count,
                         fr_error *err);

@@ -252,6 +252,14 @@ void fr_play_press(fr_player *p, const fr_play_lane *l, int delta) {
         fr_fluid_press(p->fluid, (uint32_t)op->peer, a, delta);
 }
 
+/* NCCL's kernel is on its SMs from the moment it may start, and polls them until its peers come (H200 x 2, pipelines:
+ * a receive that waits costs the products beside it what one under way does). */
+void fr_play_press_waiting(fr_player *p, fr_play_lane *l) {
+    if (!p->fluid || aggressor_of(p, l) != FR_AGGRESSOR_NCCL + 1) return;
+    l->press = FR_AGGRESSOR_NCCL + 1;
+    fr_play_press(p, l, 1);
+}
+
 /* As whose watts a transfer counts; one on a compute lane presses on nobody. */
 static fr_aggressor moved_by(const fr_play_lane *l) {
     return l->press ? (fr_aggressor)(l->press - 1) : FR_AGGRESSOR_NCCL;
@@ -268,6 +276,7 @@ int64_t fr_play_flow_start(fr_player *p, fr_play_lane *l, int64_t work, bool gro
         for (uint32_t m = l->index; m != FR_NONE; m = p->lanes[m].mate) {
             fr_play_lane *member = &p->lanes[m];
             if (p->o.sharing) take_member(p, member, work);
+            if (member->press) fr_play_press(p, member, -1); /* as one that waits */
             member->press = aggressor_of(p, member);
             if (member->press) fr_play_press(p, member, 1);
             if (p->clocks) fr_play_clock_transfer(p, member, moved_by(member));

@@ -279,7 +279,10 @@ static void meet(fr_player *p, fr_play_lane *l) {
     l->state = FR_STATE_MEET;
     l->mate = g->open[i].first;
     g->open[i].first = l->index;
-    if (++g->open[i].arrived < (uint32_t)p->plan->groups[op->group].count) return;
+    if (++g->open[i].arrived < (uint32_t)p->plan->groups[op->group].count) {
+        fr_play_press_waiting(p, l);
+        return;
+    }
     g->open[i] = g->open[--g->n];
     begin_group(p, l->index);
 }

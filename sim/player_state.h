@@ -195,6 +195,7 @@ int64_t fr_play_flow_start(fr_player *p, fr_play_lane *l, int64_t work, bool gro
 bool fr_play_pull_begin(fr_player *p, fr_play_lane *l);
 fr_play_lane *fr_play_pull_end(fr_player *p, const fr_play_lane *l);
 void fr_play_press(fr_player *p, const fr_play_lane *l, int delta);
+void fr_play_press_waiting(fr_player *p, fr_play_lane *l);
 
 /* player_clock.c: power and clock; all but _open and _mhz only where p->clocks is set */
 void fr_play_clock_open(fr_player *p);

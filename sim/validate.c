@@ -71,7 +71,7 @@ static fr_status read_run(fr_store *s, const char *path, int64_t run, stored_run
                          &older);
     (void)fr_store_query(s,
                          "SELECT group_concat(json_extract(value,'$.uuid'),' ') FROM runs, "
-                         "json_each(runs.result,'$.ranks') WHERE id=?1+0",
+                         "json_each(runs.result,'$.ranks') WHERE runs.id=?1+0",
                          id, take_text, &r->uuids, &older);
     return FR_OK;
 }
@@ -322,7 +322,8 @@ static bool is_card_of(const char *uuids, int rank, int known, const char *uuid)
     if (!uuids || !*uuids) return known == 1;
     for (; rank > 0 && uuids; rank--) uuids = (uuids = strchr(uuids, ' ')) ? uuids + 1 : NULL;
     const size_t n = uuids ? strcspn(uuids, " ") : 0;
-    return n && strlen(uuid) == n && strncmp(uuids, uuid, n) == 0;
+    const size_t told = strlen(uuid);
+    return told >= 12 && told <= n && strncmp(uuids, uuid, told) == 0; /* GPU- and the first eight digits */
 }
 
 static fr_status anchor(fr_validation *v, const fr_validate_options *o, const stored_run *r, const request_list *q,
