@@ -6,6 +6,7 @@
  * only: "work that ideally takes b ns took T ns" is what a table says, whoever does the work.
  */
 #include "engine/cost.h"
+#include "engine/cost_card.h"
 #include "engine/cost_family.h"
 #include "engine/cost_packed.h"
 #include "engine/cost_tile.h"
@@ -15,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* GPUs without a table take the curves of this one (the Hopper that was measured most). */
 #define FALLBACK_GPU "h200"
@@ -53,6 +55,8 @@ struct fr_cost_model {
     bool fp8_attention;
     fr_power power;
     fr_packed packed;
+    fr_card mean; /* of the cards of this kind, over the table's */
+    double spread[FR_CLASS_COUNT];
     double own_ratio[FR_CLASS_COUNT]; /* of rows that outrank the power model's table: sustained over burst */
     double slowdown[FR_CLASS_COUNT][FR_AGGRESSORS];
     double held_back[FR_CLASS_COUNT];
@@ -139,6 +143,37 @@ static fr_status open_tables(fr_cost_model *c, fr_error *err) {
                        "%.256s: no such folder, or it holds neither %.64s.txt nor " FALLBACK_GPU ".txt",
                        c->options.tables, c->machine.gpu);
     return FR_OK;
+}
+
+/* How cards of this kind differ, from <gpu>_cards.txt where there is one: the grid was measured on one of them. A
+ * user's own rows are of his own card. */
+static fr_status set_cards(fr_cost_model *c, fr_error *err) {
+    char name[64], where[4096];
+    size_t length = 0;
+    char *read = NULL;
+    fr_card *cards;
+    int count;
+    fr_card_plain(&c->mean);
+    if (c->tables[T_EXTRA].count || c->sources[0].cap == FR_FROM_TRANSFERRED) return FR_OK;
+    snprintf(name, sizeof name, "%.50s_cards", c->machine.gpu);
+    const char *text = NULL;
+    if (c->options.tables) {
+        snprintf(where, sizeof where, "%.3900s/%s.txt", c->options.tables, name);
+        if (access(where, R_OK) == 0) FR_TRY(fr_read_file(where, TABLE_LIMIT, &read, &length, err));
+        text = read;
+    } else {
+        snprintf(where, sizeof where, "kernels/measured/%s.txt", name);
+        text = fr_table_builtin(name, &length);
+    }
+    if (!text) return FR_OK;
+    fr_status status = fr_cards_read(c, text, where, &cards, &count, err);
+    if (status == FR_OK) {
+        c->hash = fr_hash(text, length, c->hash);
+        fr_cards_mean(cards, count, &c->mean, c->spread);
+        free(cards);
+    }
+    free(read);
+    return status;
 }
 
 /* The row's ns of the first source that has one of this type. */
@@ -285,6 +320,11 @@ fr_status fr_cost_open(const fr_machine *machine, const fr_cost_options *options
         c->fp8_attention |= c->set.families[i].key.precision == FR_FP8;
     set_capacity(c);
     set_slowdown(c);
+    status = set_cards(c, err);
+    if (status != FR_OK) {
+        fr_cost_close(c);
+        return status;
+    }
     *out = c;
     return FR_OK;
 }
@@ -324,6 +364,7 @@ static void apply_power(const fr_cost_model *c, const fr_shape *s, const fr_base
     double peak = c->ceilings.peak[s->precision < FR_PRECISIONS ? s->precision : FR_BF16], rate = 1e9 / e->ns;
     fr_power_draw(&c->power, (fr_op_kind)s->kind, peak > 0 ? base->flops * rate / peak : 0,
                   base->hbm_bytes * rate / c->ceilings.hbm, e->clock, &out->draw);
+    out->draw.slope *= c->mean.draw;
     if (own > 1) out->draw.slope = 0; /* the player keeps to the price */
     if (c->options.regime == FR_BURST) return;
     double slower = own > 1 ? 1 + out->draw.flex * (own - 1)
@@ -362,6 +403,12 @@ void fr_cost_op(const fr_cost_model *c, const fr_shape *shape, const fr_pair *pa
     if (c->scaled && e.provenance < FR_FROM_EXTRAPOLATED) e.provenance = FR_FROM_EXTRAPOLATED;
     widen(&e, least_width[e.provenance]);
     if (crowd) widen(&e, 0.25);
+    if (e.provenance < FR_FROM_TRANSFERRED && class >= FR_CLASS_MEMORY && class <= FR_CLASS_GROUPED) {
+        const double time = c->mean.time[class];
+        scale(&e, time);
+        if (class != FR_CLASS_MEMORY) e.clock /= time; /* it is their clock that differs (cost_card.h) */
+        widen(&e, c->spread[class]);
+    }
     apply_power(c, &s, &base, &e, out);
     out->ns = fr_max_i64(1, llround(e.ns));
     out->low = fr_min_i64(out->ns, llround(fmax(0, e.low)));
@@ -371,6 +418,16 @@ void fr_cost_op(const fr_cost_model *c, const fr_shape *shape, const fr_pair *pa
      * before): only what HBM can have carried counts for sharing, or it would slow down when alone. */
     out->hbm_bytes = fmin(base.hbm_bytes, c->capacity.hbm * 1e-9 * (double)out->burst_ns);
     out->link_bytes = base.link_bytes;
+}
+
+double fr_cost_measured(const fr_cost_model *c, const fr_table *t, const fr_row *r) {
+    for (int s = 0; s < c->source_count && c->sources[s].cap < FR_FROM_TRANSFERRED; s++) {
+        const fr_table *own = c->sources[s].table;
+        for (uint32_t i = 0; i < own->count; i++)
+            if (fr_row_plain(&own->rows[i]) && fr_row_same(own, &own->rows[i], t, r, true))
+                return own->rows[i].ns * (c->mean.time[fr_op_class_of((fr_op_kind)r->shape.kind)]);
+    }
+    return 0;
 }
 
 double fr_cost_held_back(const fr_cost_model *c, fr_op_class beside) {

@@ -84,7 +84,7 @@ static void gemm(const fr_ceilings *c, const fr_shape *s, fr_base *out) {
             if (t < best) best = t;
         }
     }
-    out->ns = c->floor_ns + best * 1e9;
+    out->ns = c->floor_ns + 1e9 * max2(2 * m * n * k / peak_of(c, s->precision), bytes / c->hbm);
     out->flops = 2 * m * n * k;
     out->bound = 1e9 * max2(2 * m * n * k / peak_of(c, s->precision), bytes / c->hbm);
     out->hbm_bytes = bytes;

@@ -72,15 +72,17 @@ static void read_card(const fr_cost_model *c, const fr_table *t, uint32_t id, fr
         fr_cost_op(c, &r->shape, t->pairs, &x);
         if (x.ns <= 0) continue;
         const fr_op_class class = fr_op_class_of((fr_op_kind)r->shape.kind);
+        const double own = fr_cost_measured(c, t, r); /* fits may miss their rows by a per cent */
         if (r->regime == FR_BURST)
-            add(&bursts[class], r->ns / (double)x.burst_ns);
+            add(&bursts[class], r->ns / (own > 0 ? own : (double)x.burst_ns));
         else
-            add(&held[class], r->ns / (double)x.ns);
+            add(&held[class], r->ns / (own > 0 ? own : (double)x.ns));
     }
     for (int k = 0; k < FR_CLASS_COUNT; k++) {
         const bool sustained = !p->known && held[k].n && fr_cost_regime(c) == FR_SUSTAINED;
         out->time[k] = value(sustained ? &held[k] : &bursts[k]);
         out->bursts += bursts[k].n;
+        if (bursts[k].n || sustained) out->classes |= 1u << k;
     }
     for (uint32_t i = 0; i < t->count && p->known; i++) {
         const fr_row *r = &t->rows[i];
@@ -129,4 +131,23 @@ fr_status fr_cards_read(const fr_cost_model *c, const char *text, const char *wh
         at = next;
     }
     return FR_OK;
+}
+
+void fr_cards_mean(const fr_card *cards, int count, fr_card *out, double spread[FR_CLASS_COUNT]) {
+    fr_card_plain(out);
+    mean draw = {0};
+    add(&draw, 1); /* the table's own */
+    for (int i = 0; i < count; i++)
+        if (cards[i].held) add(&draw, cards[i].draw);
+    out->draw = value(&draw);
+    for (int k = 0; k < FR_CLASS_COUNT; k++) {
+        mean m = {0};
+        add(&m, 1);
+        for (int i = 0; i < count; i++)
+            if (cards[i].classes >> k & 1) add(&m, cards[i].time[k]);
+        out->time[k] = value(&m);
+        spread[k] = fabs(1 / out->time[k] - 1);
+        for (int i = 0; i < count; i++)
+            if (cards[i].classes >> k & 1) spread[k] = fmax(spread[k], fabs(cards[i].time[k] / out->time[k] - 1));
+    }
 }

@@ -12,6 +12,7 @@ typedef struct {
     char uuid[48];               /* or its beginning, "GPU-85e3539b" */
     double time[FR_CLASS_COUNT]; /* a burst's ns over the table's; 1 where no anchor speaks for the class */
     double draw;                 /* what busy SMs draw at a given clock over what the power model says; 1 = unknown */
+    unsigned classes;            /* bit k: an anchor spoke for class k */
     int bursts, held;            /* anchors that `time` and `draw` rest on */
 } fr_card;
 
@@ -26,5 +27,11 @@ void fr_card_plain(fr_card *out);
  */
 fr_status fr_cards_read(const fr_cost_model *c, const char *text, const char *where, fr_card **out, int *count,
                         fr_error *err);
+
+/*
+ * The cards of a kind, as their anchors show them and the table itself as one more: the mean card, to predict for one
+ * that is not known, and by how much single ones are off it at most, by class.
+ */
+void fr_cards_mean(const fr_card *cards, int count, fr_card *out, double spread[FR_CLASS_COUNT]);
 
 #endif

@@ -86,6 +86,8 @@ bool fr_row_kind(const char *name, fr_row *row);         /* sets type and kind; 
 const char *fr_row_name(const fr_row *r);
 /* The burst of what a row measured in whatever regime; NULL = none. */
 const fr_row *fr_table_burst(const fr_table *t, const fr_row *r);
+/* ns that the model's own tables have of what row `r` of `t` measured, in its regime; 0 = nothing. */
+double fr_cost_measured(const fr_cost_model *c, const fr_table *t, const fr_row *r);
 /* A duration of an op by itself and back to back: what curves are made of. The others feed the clock and power model.
  */
 bool fr_row_plain(const fr_row *r);

@@ -31,7 +31,8 @@ typedef struct {
 #define FR_POWER_ROWS 48
 
 struct fr_power {
-    bool known; /* enough rows with clock and watts; else nothing below is set */
+    bool known;   /* enough rows with clock and watts; else nothing below is set */
+    double fresh; /* W: the limit in the first FR_POWER_FRESH_NS of load after a rest */
     double idle, cap, peak, active, streaming, math, memory; /* W; streaming: busy SMs of memory-bound kernels */
     double flex[FR_CLASS_COUNT];     /* share of an op's time that goes with the clock, but for HBM's part */
     double transfer[FR_AGGRESSORS];  /* W while one of the kind moves at full rate, on its rank */
@@ -47,6 +48,22 @@ struct fr_power {
  * time under any clock; grouped products of 256 rows an expert need FR_FLEX_ALL and do follow it. */
 #define FR_FLEX_ALL 0.57
 #define FR_STREAMS  0.87
+
+/*
+ * A second, slower hand: for 0.82 s after a rest an H200 is held to some 725 W, then once cut to 520 W and back within
+ * 0.2 s, from when on its mean over a second is 692 W. Rests of 80 ms and more start it anew, 20 ms do not
+ * (kernels/measured/raw/h200-clock-2026-11-22.csv: every launch of loads and pauses, power beside).
+ */
+#define FR_POWER_FRESH_NS 820000000
+#define FR_POWER_CUT_NS   200000000
+#define FR_POWER_CUT      0.75 /* 520 of 692 W */
+#define FR_POWER_REST_NS  80000000
+/* The limit so long after load began anew. */
+static inline double fr_power_limit(const fr_power *p, int64_t ns) {
+    if (ns < FR_POWER_FRESH_NS) return p->fresh;
+    if (ns >= FR_POWER_FRESH_NS + FR_POWER_CUT_NS || p->fresh <= p->cap) return p->cap;
+    return p->cap * (FR_POWER_CUT + (1 - FR_POWER_CUT) * (double)(ns - FR_POWER_FRESH_NS) / FR_POWER_CUT_NS);
+}
 
 /* What the average lacks of the limit is spent so many times a window (sim/player_clock.c): the limit is met after
  * window / (1 + gain). Two keeps kernels of a third of a window from overshooting. */

@@ -11,6 +11,8 @@
 /* Clocks nearer than this to the full one are full: NVML steps by 15 MHz. */
 #define FULL 0.985
 
+#define FRESH_FROM_MS 130 /* the limit has set in, the slow one has not */
+
 /* What a row's power is made of: x^2 of a kernel that computes, x^2 of a memory-bound one, tensor cores, HBM. */
 enum { COMPUTES, STREAMS, MATH, MEMORY, COLUMNS };
 typedef struct {
@@ -171,11 +173,31 @@ static void fit_window(const fr_table *t, fr_power *p) {
         shares(t, r, r->ns, &math, &memory);
         double x = clock_of(p, r), burst = p->peak;
         if (x > 0) burst = p->idle + p->active * x * x + p->math * math * x + p->memory * memory;
-        if (burst < 1.02 * p->cap) continue;
-        sum += half / log((burst - p->idle) / ((burst - p->cap) * (1 + 0.5 / FR_POWER_GAIN)));
+        if (burst < 1.02 * p->fresh) continue;
+        sum += half / log((burst - p->idle) / ((burst - p->fresh) * (1 + 0.5 / FR_POWER_GAIN)));
         n++;
     }
     if (n) p->window_ns = sum / n;
+}
+
+/* The limit after a rest, from rows of one shape: the clock 0.13 to 0.3 s into the load over that of seconds. */
+static void fit_fresh(const fr_table *t, fr_power *p) {
+    double sum = 0;
+    int n = 0;
+    for (uint32_t i = 0; i < t->count; i++) {
+        const fr_row *r = &t->rows[i];
+        if (r->at_ms < FRESH_FROM_MS || r->gap_ms >= 0 || r->clock_mhz <= 0) continue;
+        for (uint32_t k = 0; k < t->count; k++) {
+            fr_row s = t->rows[k];
+            if (!clocked(&s) || clock_of(p, &s) >= FULL) continue;
+            s.at_ms = r->at_ms;
+            s.key = r->key;
+            if (!fr_row_same(t, &s, t, r, false)) continue;
+            sum += r->clock_mhz * r->clock_mhz / (s.clock_mhz * s.clock_mhz);
+            n++;
+        }
+    }
+    p->fresh = n ? p->idle + (p->cap - p->idle) * fmax(1, sum / n) : p->cap;
 }
 
 /* The same pair in a burst: what the aggressor costs without a power limit. */
@@ -286,6 +308,7 @@ void fr_power_fit(const fr_table *t, fr_power *p) {
     fit_flex(t, p);
     fit_peak(t, p);
     fit_rows(t, p);
+    fit_fresh(t, p);
     fit_window(t, p);
     fit_transfers(t, p);
 }

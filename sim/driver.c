@@ -390,6 +390,7 @@ static fr_status open_drive(drive *d, fr_setup *s, bool batch) {
                            .gpus_per_host = s->machine.gpus_per_host,
                            .spans = d->options->spans,
                            .cards = d->options->cards,
+                           .pause_ns = d->options->pause_ns,
                            .finished = on_finished,
                            .entered = on_entered,
                            .answered = on_answered,

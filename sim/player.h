@@ -33,6 +33,8 @@ typedef struct {
     fr_timeline *spans;        /* every op's span is appended here; NULL = none kept */
     /* In place of the cost model: exact durations in tests, measured ones in replays. */
     void (*price)(void *context, const fr_shape *shape, const fr_pair *pairs, fr_cost *out);
+    /* Sustained: the devices stood still for so long between the load that went before and time 0. */
+    int64_t pause_ns;
     /* By rank, how its card differs from the table; NULL = in nothing. Where clocks are followed. */
     const fr_card *cards;
     const fr_capacity *capacity;

@@ -33,6 +33,7 @@ struct fr_clock {
     int64_t base_mw, slope_mw, draw_mw; /* of what runs */
     int32_t moving[FR_AGGRESSORS][2];   /* transfers under way, in and out */
     double cycles, busy;                /* sums over kernels: clock * ns, ns */
+    int64_t since, idle_from;           /* load after a rest began; the last kernel or transfer ended */
     bool begun;
 };
 
@@ -45,7 +46,10 @@ void fr_play_clock_open(fr_player *p) {
     p->power = fr_cost_power(p->o.cost);
     p->clocks = fr_alloc((size_t)p->plan->ranks * sizeof *p->clocks);
     bool sustained = fr_cost_regime(p->o.cost) == FR_SUSTAINED;
-    for (int r = 0; r < p->plan->ranks; r++) p->clocks[r].heat = sustained ? p->power->cap : p->power->idle;
+    for (int r = 0; r < p->plan->ranks; r++) {
+        p->clocks[r].heat = sustained ? p->power->cap : p->power->idle;
+        p->clocks[r].since = sustained ? -FR_POWER_FRESH_NS - FR_POWER_CUT_NS : 0;
+    }
 }
 
 /* exp(-u) as 1 / (1 + u + u^2/2 + u^3/6): within 2 % of the step for u <= 1, and the same on every machine. */
@@ -84,8 +88,8 @@ static inline void advance(const fr_player *p, fr_clock *c) {
 
 /* The clock for a kernel that starts now; until a window has passed it judges by itself as well. */
 static inline double choose(const fr_power *w, const fr_clock *c, const fr_price *price) {
-    double own = 1 - c->weight;
-    double x = fr_power_clock(w, w->cap + FR_POWER_GAIN * (w->cap - c->heat), c->base + own * price->base,
+    double own = 1 - c->weight, cap = fr_power_limit(w, c->told - c->since);
+    double x = fr_power_clock(w, cap + FR_POWER_GAIN * (cap - c->heat), c->base + own * price->base,
                               c->slope + own * price->slope);
     double steps = (double)(int)(x * w->full_mhz / STEP_MHZ + 0.5);
     return fmin(1, steps * STEP_MHZ / w->full_mhz);
@@ -119,9 +123,11 @@ static double follow(const fr_player *p, const fr_clock *from, const fr_price *p
 static void add(fr_player *p, int rank, int64_t base, int64_t slope, int64_t all) {
     fr_clock *c = &p->clocks[rank];
     tell(p, c);
+    if (c->draw_mw == 0 && p->now - c->idle_from >= FR_POWER_REST_NS) c->since = p->now;
     c->base_mw += base;
     c->slope_mw += slope;
     c->draw_mw += all;
+    if (c->draw_mw == 0) c->idle_from = p->now;
 }
 
 double fr_play_clock_start(fr_player *p, fr_play_lane *l) {
@@ -210,9 +216,19 @@ void fr_play_clock_begin(fr_player *p, const fr_run *run) {
             if (lane->kind == FR_LANE_COPY) moved += p->power->transfer[FR_AGGRESSOR_PULL] * (double)price->ns;
         }
         if (busy <= 0) continue;
+        if (p->o.pause_ns >= FR_POWER_REST_NS) { /* as from rest */
+            c->heat = p->power->idle;
+            c->since = 0;
+            continue;
+        }
         c->base = base / busy + fmin(moved / busy, p->power->transfer[FR_AGGRESSOR_PULL]);
         c->slope = slope / busy;
         c->weight = 1;
+        for (int64_t left = p->o.pause_ns; left > 0;) { /* a fade is good for up to a window */
+            const int64_t step = fr_min_i64(left, (int64_t)p->power->window_ns);
+            average(c, fade((double)step / p->power->window_ns), 0, 0, p->power->idle);
+            left -= step;
+        }
     }
 }
 

@@ -178,12 +178,13 @@ static void cards(void **state) {
                     "# gpu: h200\n# uuid: GPU-%d\n# sms: 132\n# peak_bf16: 989.5e12\n# hbm_rate: 4.8e12\n"
                     "# clock_max_mhz: 1980\n",
                     k);
-        for (int size = 4096; size <= 8192; size *= 2) {
+        for (int size = 4100; size <= 8200; size *= 2) { /* no rows of the table */
             const fr_shape s = {.kind = FR_OP_GEMM_DENSE, .m = size, .n = 8192, .k = 8192};
             fr_cost x;
             fr_cost_op(c, &s, NULL, &x);
             const double slow = k ? 1 : 1.02, burst = slow * (double)x.burst_ns;
             x.draw.slope *= k ? 1 : 1.06;
+            x.draw.full /= slow; /* why its bursts are slower */
             fr_text_add(&text, "gemm_dense precision=bf16 m=%d n=8192 k=8192 regime=burst ns=%.1f\n", size, burst);
             fr_text_add(&text, "gemm_dense precision=bf16 m=%d n=8192 k=8192 regime=sustained ns=%.1f\n", size,
                         burst / fr_power_speed(&x.draw, fr_power_alone(p, &x.draw)));
@@ -209,11 +210,8 @@ static void cards(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(coefficients),
-        cmocka_unit_test(window),
-        cmocka_unit_test(unknown),
-        cmocka_unit_test(pulls_cost_clock),
-        cmocka_unit_test(cards),
+        cmocka_unit_test(coefficients),     cmocka_unit_test(window), cmocka_unit_test(unknown),
+        cmocka_unit_test(pulls_cost_clock), cmocka_unit_test(cards),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
