@@ -116,8 +116,9 @@ fr_status fr_cards_read(const fr_cost_model *c, const char *text, const char *wh
         const size_t length = next ? (size_t)(next - at) : strlen(at);
         const fr_status status = fr_table_parse(at, length, where, &t, err);
         for (uint32_t i = 0; i < t.count && status == FR_OK; i++) {
-            bool seen = false;
-            for (uint32_t k = 0; k < i && !seen; k++) seen = t.rows[k].card == t.rows[i].card;
+            bool seen = !fr_row_plain(&t.rows[i]);
+            for (uint32_t k = 0; k < i && !seen; k++)
+                seen = fr_row_plain(&t.rows[k]) && t.rows[k].card == t.rows[i].card;
             if (seen) continue;
             FR_GROW(*out, cap, (uint32_t)*count + 1);
             read_card(c, &t, t.rows[i].card, &(*out)[(*count)++]);

@@ -39,7 +39,7 @@ expect 0 validate "$work/r.db" --assumed-routing --json
 json "abs(json_extract(j,'\$.runs[0].error')) < 1e-9" 1
 # anchors: a GPU that does everything 10 % slower than the table is met by its anchors
 grep -E '^#|^(gemm|gemm_qkv|gemm_o|expert_up|expert_down|attention) ' kernels/measured/h200.txt | grep -v '^## ' |
-    awk '/^#/ {print; next} /regime=burst/ && !/seeded/ {sub(/ *##.*/, ""); for (i = 1; i <= NF; i++) if ($i ~ /^ns=/) {split($i, a, "="); $i = "ns=" int(a[2] * 1.1)} else if ($i ~ /^p[19]0=/) $i = ""; gsub(/  +/, " "); print}' >"$work/anchors.txt"
+    awk '/^#/ {print; next} /regime=/ && !/seeded|duty=|gap_ms|at_ms/ {sub(/ card=[0-9a-f]*/, ""); sub(/ *##.*/, ""); for (i = 1; i <= NF; i++) if ($i ~ /^ns=/) {split($i, a, "="); $i = "ns=" int(a[2] * 1.1)} else if ($i ~ /^p[19]0=/) $i = ""; gsub(/  +/, " "); print}' >"$work/anchors.txt"
 expect 0 validate "$work/r.db" --assumed-routing --anchors "$work/anchors.txt" --json
 json "json_extract(j,'\$.runs[0].anchored_error') > 0.05 AND json_extract(j,'\$.runs[0].anchored_error') < 0.13" 1
 # both timelines in one Perfetto file, under the same ids
