@@ -3,7 +3,7 @@
 # (OUT/NAME.json each, OUT/PART.db with timelines and routing; cells that are there already are left out).
 #   experiments/large/run.sh ENGINE four|eight OUT [SECONDS]
 # ONLY="NAME...": these cells, in this order; CALIBRATE=no: no anchors, no rows; WARMUP=S: back to back before the clock, 1;
-# ROUNDS=N: corrections of the routing before, 4; DB="NAME...": only these cells' timelines are kept (a cell has some 1 MB)
+# EXTRA="NAME | FLAGS" (lines): more cells, of options that only a live run has; ROUNDS=N: corrections of the routing before, 4; DB="NAME...": only these cells' timelines are kept (a cell has some 1 MB)
 set -u
 here=$(cd "$(dirname "$0")" && pwd) engine=$1 part=$2 out=$3 limit=${4:-500}
 . "$here/../validate/cells.sh"
@@ -17,7 +17,7 @@ anchors=
 [ -s "$out/anchors.txt" ] && anchors="--anchors $out/anchors.txt"
 asked() { # of the set, those that are asked for
     local all name
-    all=$(SET=$here/set.txt cells "$part" | sed 's/\t/ | /')
+    all=$(SET=$here/set.txt cells "$part" | sed 's/\t/ | /')${EXTRA:+$'\n'$EXTRA}
     if [ -n "${DB+given}" ]; then
         for name in $DB; do all=$(sed "s,^$name | .*,& --db $out/$part.db," <<<"$all"); done
     else
