@@ -10,7 +10,7 @@ here=$(cd "$(dirname "$0")" && pwd) engine=$1 part=$2 out=$3 limit=${4:-500}
 mkdir -p "$out"
 if [ "${CALIBRATE:-yes}" = yes ]; then
     gpus=$(nvidia-smi -L | wc -l)
-    timeout 75 "$engine" calibrate --anchors --device 0 --limit 60 --out "$out/anchors.txt" || echo "no anchors" >&2
+    timeout 75 "$engine" calibrate --anchors --device "$(seq -s, 0 $((gpus - 1)))" --limit 60 --out "$out/anchors.txt" || echo "no anchors" >&2
     timeout 120 "$engine" calibrate --quick --device "$(seq -s, 0 $((gpus - 1)))" --limit 90 --out "$out/ranks.txt" || echo "no collectives, no pulls" >&2
 fi
 anchors=
