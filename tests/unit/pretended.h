@@ -100,7 +100,8 @@ static fr_status append(void *self, const fr_job *job, fr_error *err) {
     if (unit < 0 || unit >= p->place.served || job->number != ++p->last_number[unit] || p->out == OUT)
         __atomic_add_fetch(&the->wrong, 1, __ATOMIC_SEQ_CST);
     __atomic_add_fetch(&the->trims, (int32_t)job->batches[p->place.slot].trims_count, __ATOMIC_SEQ_CST);
-    if (the->stick_forward == job->number && p->rank == 0) p->waits_for = 1;
+    if (the->stick_forward && the->stick_forward == job->number && p->rank == 0)
+        __atomic_store_n(&p->waits_for, 1, __ATOMIC_SEQ_CST);
     while (the->stick_forward && p->rank <= 1 && job->number == the->stick_forward && p->epoch &&
            !__atomic_load_n(&p->released, __ATOMIC_SEQ_CST))
         nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
@@ -179,7 +180,7 @@ static void release(void *self) {
 static int where(void *self, char *out, size_t size) {
     const pretended *p = self;
     snprintf(out, size, "the pretended one");
-    return p->waits_for;
+    return __atomic_load_n(&p->waits_for, __ATOMIC_SEQ_CST);
 }
 
 static bool close_rank(void *self, bool lost) {
