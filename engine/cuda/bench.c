@@ -543,22 +543,6 @@ bool fr_bench_hot(const fr_row *row) {
     return c == FR_CLASS_GEMM || c == FR_CLASS_GROUPED || c == FR_CLASS_ATTENTION;
 }
 
-bool fr_bench_knows(const fr_row *row) {
-    const fr_op_kind k = (fr_op_kind)row->shape.kind;
-    switch (fr_op_class_of(k)) {
-    case FR_CLASS_GEMM:
-    case FR_CLASS_GROUPED:
-    case FR_CLASS_ATTENTION:
-        return true;
-    case FR_CLASS_MEMORY:
-        return k != FR_OP_SWIGLU;
-    case FR_CLASS_COPY:
-        return k == FR_OP_H2D || k == FR_OP_D2H || k == FR_OP_DRAIN;
-    default:
-        return false;
-    }
-}
-
 fr_status fr_bench_prepare(fr_bench *b, const fr_table *t, const fr_row *row, const fr_cal_item *item, fr_error *err) {
     b->row = *row;
     b->top_k = item->top_k;

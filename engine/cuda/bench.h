@@ -14,9 +14,6 @@ typedef struct fr_bench fr_bench;
 fr_status fr_bench_open(int device, fr_measure *m, const fr_cost_model *cost, fr_bench **out, fr_error *err);
 void fr_bench_close(fr_bench *b, bool lost);
 
-/* Whether an op of this row can be launched here. */
-bool fr_bench_knows(const fr_row *row);
-
 /* Makes ready what fr_bench_run then launches: choices, compiled kernels, tables on the device. */
 fr_status fr_bench_prepare(fr_bench *b, const fr_table *t, const fr_row *row, const fr_cal_item *item, fr_error *err);
 /* Goes over to another product or memory-bound op whose tokens and experts are those of the row prepared last: nothing

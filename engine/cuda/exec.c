@@ -41,12 +41,6 @@ int64_t fr_exec_bytes(const fr_exec *x) {
 void fr_exec_kv_trim(fr_exec *x, int32_t handle, int32_t tokens) {
     if (x->rank.kv_rows) fr_kv_rows_trim(x->rank.kv_rows, handle, tokens);
 }
-int32_t fr_exec_kv_available(const fr_exec *x) {
-    return x->rank.kv_rows ? fr_kv_rows_available(x->rank.kv_rows) : 0;
-}
-int32_t fr_exec_kv_handles(const fr_exec *x) {
-    return x->rank.kv_rows ? fr_kv_rows_handles(x->rank.kv_rows) : 0;
-}
 
 fr_status fr_exec_replan(fr_exec *x, const fr_plan *plan, bool spans, fr_error *err) {
     const fr_plan *old = x->o.plan;

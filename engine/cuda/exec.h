@@ -91,8 +91,6 @@ void fr_exec_release(fr_exec *x);
 
 /* With a KV cache: keeps the first `tokens` of a handle's context (0 = none), whose later rows nobody will read. */
 void fr_exec_kv_trim(fr_exec *x, int32_t handle, int32_t tokens);
-int32_t fr_exec_kv_available(const fr_exec *x);
-int32_t fr_exec_kv_handles(const fr_exec *x);
 
 /* What has become of the oldest forward that is out. */
 typedef enum { FR_EXEC_NONE = 0, FR_EXEC_RUNNING, FR_EXEC_ENTERED, FR_EXEC_DONE } fr_exec_state;

@@ -358,9 +358,6 @@ int fr_planner_slots(const fr_planner *p) {
 int fr_planner_unit_first_rank(const fr_planner *p, int unit) {
     return fr_stage_rank((fr_planner *)p, unit, 0, 0)->rank;
 }
-int fr_planner_unit_ranks(const fr_planner *p) {
-    return p->unit_ranks * p->stages;
-}
 
 /* ---- one forward --------------------------------------------------------------------------------------------------*/
 

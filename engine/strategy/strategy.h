@@ -53,7 +53,6 @@ int fr_planner_units(const fr_planner *p);
 int fr_planner_real_units(const fr_planner *p); /* those that a folded plan stands for */
 int fr_planner_slots(const fr_planner *p);      /* batches per forward of a unit */
 int fr_planner_unit_first_rank(const fr_planner *p, int unit);
-int fr_planner_unit_ranks(const fr_planner *p);
 
 /*
  * Appends one forward of `unit`: batches[slots]. The fragment is the caller's (give it to an executor, free it after).

@@ -121,6 +121,7 @@ static fr_status sweep(const cli_args *a, const fr_grid *grid, const char *db, f
                 t.done, t.cells, db, t.done - t.skipped, t.wall_s, t.skipped, t.unfit, t.refused, t.failed);
     if (status == FR_OK && interrupted)
         status = fr_fail(err, FR_FAILED, "stopped: the same command goes on where it stopped");
+    if (status == FR_OK && fr_grid_title(grid)[0]) printf("%s\n\n", fr_grid_title(grid));
     if (status == FR_OK) status = print_ranking(store, top, err);
     if (status == FR_OK && cli_value(a, "csv")) status = export_cells(store, cli_value(a, "csv"), err);
     free(exe);
