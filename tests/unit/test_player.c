@@ -428,6 +428,35 @@ static void test_collective_shares(void **state) {
     close_world(&w, plan);
 }
 
+/* A collective that waits for its peer is on its SMs already: the product beside it is slowed from its arrival on, as
+ * by one under way; the peer's, whose collective has not come yet, is not. */
+static void test_waiting_collective(void **state) {
+    (void)state;
+    fr_plan *plan = fr_plan_new(2, 2);
+    uint32_t comm[2], compute[2];
+    for (int r = 0; r < 2; r++) {
+        compute[r] = fr_plan_lane(plan, r, FR_LANE_COMPUTE, "compute", false);
+        comm[r] = fr_plan_lane(plan, r, FR_LANE_COMM, "comm", false);
+    }
+    uint32_t group = fr_plan_group(plan, (int16_t[]){0, 1}, 2, 2);
+    fr_fragment *f = fr_fragment_new(plan, 0);
+    emit(f, comm[1], FR_OP_NORM, 2000, 0, 0, 0); /* keeps rank 1's from coming */
+    for (int r = 0; r < 2; r++) {
+        emit(f, compute[r], FR_OP_GEMM_O, 1000, 0, 0, 0);
+        emit(f, comm[r], FR_OP_ALLGATHER, 500, 0, 0, 1);
+        fr_meet(f, group, 0);
+    }
+    world w;
+    open_world(&w, plan, &links, true);
+    fr_player_append(w.player, f, 0);
+    play(&w);
+    assert_int_equal(find(&w, FR_OP_GEMM_O, 0, 0)->end, 1250);
+    assert_int_equal(find(&w, FR_OP_GEMM_O, 1, 0)->end, 1000);
+    assert_int_equal(find(&w, FR_OP_ALLGATHER, 0, 1)->start, 2000);
+    assert_int_equal(find(&w, FR_OP_ALLGATHER, 0, 1)->end, 2500);
+    close_world(&w, plan);
+}
+
 /* Unordered pulls (DWDP): N ranks each pull from a random other rank at once. A pull that meets C - 1 competitors at
  * its source takes C times as long; C - 1 ~ Binomial(N - 2, 1 / (N - 1)) (facts/moe-prefill.md 9.5). Seeded; 4 standard
  * errors. */
@@ -908,6 +937,7 @@ int main(void) {
         cmocka_unit_test(test_kernel_beside_pull),
         cmocka_unit_test(test_host_memory),
         cmocka_unit_test(test_collective_shares),
+        cmocka_unit_test(test_waiting_collective),
         cmocka_unit_test(test_random_sources),
         cmocka_unit_test(test_first_ready),
         cmocka_unit_test(test_back_pressure),

@@ -110,6 +110,47 @@ static void window(void **state) {
     fr_table_free(&t);
 }
 
+/* The limit after a rest, from the clock that rows have 0.13 s into a load; then the cut, then the mean. */
+static void slow_hand(void **state) {
+    (void)state;
+    fr_table t =
+        table(THREE "gemm precision=bf16 m=4096 n=4096 k=4096 regime=burst at_ms=0 ns=170000 clock_mhz=1900\n"
+                    "gemm precision=bf16 m=4096 n=4096 k=4096 regime=burst at_ms=130 ns=190000 clock_mhz=1680\n");
+    fr_power p;
+    fr_power_fit(&t, &p);
+    assert_true(p.known && near(p.fresh, 100 + 600 * 1.05 * 1.05, 1e-6));
+    assert_true(near(fr_power_limit(&p, 0), p.fresh, 1e-9) && near(fr_power_limit(&p, 800000000), p.fresh, 1e-9));
+    assert_true(near(fr_power_limit(&p, 820000000), 0.75 * p.cap, 1e-6));
+    assert_true(near(fr_power_limit(&p, 920000000), 0.875 * p.cap, 1e-6));
+    assert_true(near(fr_power_limit(&p, 1020000000), p.cap, 1e-9));
+    fr_table_free(&t);
+    t = table(THREE);
+    fr_power_fit(&t, &p);
+    assert_true(p.known && near(p.fresh, p.cap, 1e-9) && near(fr_power_limit(&p, 900000000), p.cap, 1e-9));
+    fr_table_free(&t);
+}
+
+/* The mean of cards counts the table's own as one; who says nothing of a class does not count there. */
+static void mean_card(void **state) {
+    (void)state;
+    fr_card c[2], mean;
+    double spread[FR_CLASS_COUNT];
+    for (int i = 0; i < 2; i++) {
+        fr_card_plain(&c[i]);
+        c[i].classes = 1u << FR_CLASS_GEMM;
+        c[i].time[FR_CLASS_GEMM] = i ? 1.04 : 1.02;
+    }
+    c[1].classes |= 1u << FR_CLASS_MEMORY;
+    c[1].time[FR_CLASS_MEMORY] = 1.03;
+    c[0].held = 3;
+    c[0].draw = 1.1;
+    fr_cards_mean(c, 2, &mean, spread);
+    assert_true(near(mean.time[FR_CLASS_GEMM], cbrt(1.02 * 1.04), 1e-9));
+    assert_true(near(spread[FR_CLASS_GEMM], fmax(1.04 / cbrt(1.02 * 1.04) - 1, 1 - 1 / cbrt(1.02 * 1.04)), 1e-9));
+    assert_true(near(mean.time[FR_CLASS_MEMORY], sqrt(1.03), 1e-9) && near(mean.time[FR_CLASS_ATTENTION], 1, 1e-9));
+    assert_true(near(mean.draw, sqrt(1.1), 1e-9) && spread[FR_CLASS_ATTENTION] < 1e-9);
+}
+
 /* Rows that don't say enough give no model. */
 static void unknown(void **state) {
     (void)state;
@@ -210,8 +251,9 @@ static void cards(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(coefficients),     cmocka_unit_test(window), cmocka_unit_test(unknown),
-        cmocka_unit_test(pulls_cost_clock), cmocka_unit_test(cards),
+        cmocka_unit_test(coefficients), cmocka_unit_test(window),  cmocka_unit_test(slow_hand),
+        cmocka_unit_test(mean_card),    cmocka_unit_test(unknown), cmocka_unit_test(pulls_cost_clock),
+        cmocka_unit_test(cards),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
