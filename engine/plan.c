@@ -69,7 +69,11 @@ fr_plan *fr_plan_static(const fr_plan *p) {
 }
 
 uint32_t fr_plan_lane(fr_plan *p, int rank, fr_lane_kind kind, const char *name, bool first_ready) {
-    assert(rank >= 0 && rank < p->ranks && kind < FR_LANE_KINDS && p->lanes_count < UINT16_MAX);
+    assert(rank >= 0 && rank < p->ranks && kind < FR_LANE_KINDS);
+    if (p->lanes_count == FR_MOST_LANES) {
+        p->crowded = true;
+        return p->lanes_count - 1;
+    }
     FR_GROW(p->lanes, p->lanes_cap, p->lanes_count + 1);
     fr_lane *l = &p->lanes[p->lanes_count];
     *l = (fr_lane){.rank = (int16_t)rank, .kind = (uint8_t)kind, .first_ready = first_ready};

@@ -32,6 +32,8 @@
 #define FR_NONE     UINT32_MAX
 #define FR_NO_LAYER 0x3ff
 
+enum { FR_MOST_LANES = UINT16_MAX - 1 }; /* of a plan: an op names its lane in 16 bits */
+
 typedef enum {
     FR_LANE_HOST = 0, /* launches, read-backs */
     FR_LANE_COMPUTE,
@@ -156,6 +158,7 @@ typedef struct fr_plan {
     int32_t fold; /* real ranks that one plan rank stands for; 1 = unfolded */
     fr_lane *lanes;
     uint32_t lanes_count, lanes_cap;
+    bool crowded; /* more than FR_MOST_LANES lanes were asked for: it cannot be used */
     fr_event *events;
     uint32_t events_count, events_cap;
     fr_buffer *buffers;

@@ -307,6 +307,9 @@ fr_status fr_planner_open(const fr_planner_options *o, fr_planner **out, fr_erro
         status = fr_asap_open(p, err);
     else if (status == FR_OK)
         open_static(p);
+    if (status == FR_OK && p->plan->crowded)
+        status = fr_fail(err, FR_BAD_INPUT, "the layout has %d GPUs: their plan would have more than %d lanes",
+                         fr_layout_gpus(l), FR_MOST_LANES);
     if (status != FR_OK) {
         fr_planner_close(p);
         return status;

@@ -64,3 +64,6 @@ expect 2 simulate "$work" && says "$work"
 refuse --tokens --strategy dp --seqs 1,2 # $small says --tokens
 for list in 0 1,,2 5x0 abc 1/2/3/4/5/6/7/8/9; do expect 2 simulate --machine h200x8 --strategy dp --replicas 8 --model qwen3-30b-a3b --layers 2 --seqs "$list" && says --seqs; done
 refuse --seqs --strategy dp --trace azure-code --seqs 1,2
+# More lanes than a plan can name.
+sed 's/"gpus": *8,/"gpus": 20000,/; s/"name": *"h200x8"/"name": "many"/; s/"gpus_per_domain": *8/"gpus_per_domain": 20000/; s/"network_rate": *0/"network_rate": 50/' engine/builtin/machines/h200x8.json >"$work/many.json"
+expect 2 plan --machine "$work/many.json" --model qwen3-30b-a3b --layers 2 --strategy asap --dp 2000 --ep 64 --gpus 2064 --tokens 128 --seq 64 && says lanes
