@@ -367,7 +367,7 @@ static bool blend_families(const fr_family_set *set, const fr_family_key *want, 
         return true;
     }
     for (int i = first; i < end && !single; i++) same_precision |= set->families[i].key.precision == want->precision;
-    for (int i = first; i < end; i++) {
+    for (int i = first; i < end && least > 0; i++) {
         const fr_family *f = &set->families[i];
         if (!single && same_precision && f->key.precision != want->precision) continue;
         double d = distance(&f->key, want);
