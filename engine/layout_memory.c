@@ -195,9 +195,11 @@ static void stage_memory(const fr_layout *l, const fr_model *m, const fr_load *l
     if (l->pp > 1 && l->chunk_tokens) tokens = fr_min_i64(tokens, l->chunk_tokens);
     fr_layout_activations(l, m, load, tokens, &a);
     out->activations = a.peak;
-    if (l->experts == FR_EXP_ASAP) /* two slots from every attention rank; two batches, results of every expert rank */
+    /* Two slots from every attention rank, and both batches of each group; both batches, and results of all expert
+     * ranks. */
+    if (l->experts == FR_EXP_ASAP)
         out->activations = expert_rank
-                               ? 2 * l->dp * l->tp * a.payload + a.receive + a.up + fr_max_i64(a.permuted, a.down)
+                               ? 2 * l->dp * (l->tp * a.payload + a.receive) + a.up + fr_max_i64(a.permuted, a.down)
                                : 2 * (a.residual + a.normed + a.router + a.send +
                                       fr_max_i64(a.qkv + a.attention_out, a.dense) + l->ep * a.result);
     out->workspace = CONTEXT_BYTES + CUBLAS_BYTES + (fr_layout_uses_nccl(l) ? NCCL_BYTES : 0);

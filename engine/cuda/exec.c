@@ -386,7 +386,7 @@ static fr_status poll_items(fr_exec *x, fr_exec_state *state, fr_error *err) {
         FR_TRY(fr_exec_items_step(x, err));
         for (int i = 0; i < x->outs; i++) {
             fr_flight *f = fr_exec_out(x, i);
-            if (f->item == FR_NONE && cudaEventQuery(f->end) != cudaErrorNotReady) {
+            if (f->item == FR_NONE && cudaEventQuery(f->end) != cudaErrorNotReady && lanes_done(x, f)) {
                 const int first = x->out[i];
                 memmove(x->out + 1, x->out, (size_t)i * sizeof *x->out);
                 x->out[0] = first;

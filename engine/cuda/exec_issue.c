@@ -266,10 +266,13 @@ fr_status fr_exec_mark_end(fr_exec *x, fr_flight *f, cudaStream_t stream, fr_err
                                              (size_t)r->micros * layers * 4, cudaMemcpyDeviceToHost, stream),
                              "cudaMemcpyAsync of the counts", err));
     }
-    for (uint32_t i = 0; i < x->o.plan->lanes_count; i++) {
-        f->lane_used[i] = x->lanes[i].touched && f->lane_ends[i];
-        if (f->lane_used[i])
-            FR_TRY(fr_exec_check(x, cudaEventRecord(f->lane_ends[i], x->lanes[i].stream), "cudaEventRecord", err));
+    for (uint32_t i = 0; i < x->o.plan->lanes_count; i++) f->lane_used[i] = false;
+    for (uint32_t i = 0; i < f->f->heads_count; i++) {
+        const uint32_t lane = f->f->heads[i].lane;
+        f->lane_used[lane] = x->lanes[lane].touched && f->lane_ends[lane];
+        if (f->lane_used[lane])
+            FR_TRY(
+                fr_exec_check(x, cudaEventRecord(f->lane_ends[lane], x->lanes[lane].stream), "cudaEventRecord", err));
     }
     return fr_exec_check(x, cudaEventRecord(f->end, stream), "cudaEventRecord", err);
 }

@@ -65,6 +65,14 @@ static fr_flight *choose(fr_exec *x) {
     return first;
 }
 
+static uint32_t next_item(const fr_flight *f) {
+    uint32_t at = f->item;
+    do at = f->f->ops[at].next;
+    while (at != FR_NONE && !(f->f->ops[at].flags & FR_OP_ITEM));
+    return at;
+}
+
+/* With what the item has on other lanes of the rank: its ops are emitted behind one another. */
 static fr_status issue_item(fr_exec *x, fr_flight *f, fr_error *err) {
     fr_device_rank *r = &x->rank;
     const cudaStream_t stream = lane_stream(x);
@@ -72,15 +80,14 @@ static fr_status issue_item(fr_exec *x, fr_flight *f, fr_error *err) {
     if (f->item == first_item(x, f)) FR_TRY(fr_exec_mark_begin(x, f, stream, err));
     memcpy(r->tokens, f->tokens, sizeof f->tokens);
     r->micro_base = served * r->place.batches;
-    x->lanes[x->choice].touched = true;
-    uint32_t at = f->item;
-    do {
-        FR_TRY(fr_exec_issue_op(x, f, at, err));
-        at = f->f->ops[at].next;
-    } while (at != FR_NONE && !(f->f->ops[at].flags & FR_OP_ITEM));
-    f->item = at;
+    const uint32_t next = next_item(f), end = next == FR_NONE ? f->f->ops_count : next;
+    for (uint32_t i = f->item; i < end; i++) {
+        const fr_exec_lane *l = &x->lanes[f->f->ops[i].lane];
+        if (l->stream) FR_TRY(fr_exec_issue_op(x, f, i, err)); /* else another rank's, or the host's */
+    }
+    f->item = next;
     f->ready = 0;
-    if (at == FR_NONE) FR_TRY(fr_exec_mark_end(x, f, stream, err));
+    if (next == FR_NONE) FR_TRY(fr_exec_mark_end(x, f, stream, err));
     return fr_exec_check(x, cudaEventRecord(x->item_end[x->items_issued++ % FR_EXEC_ITEMS], stream), "cudaEventRecord",
                          err);
 }

@@ -8,8 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* How many blocks carry: beside another batch's attention as few as still fill a link, alone one an SM (figures:
- * transport/exchange.c). */
+/* How many blocks carry: beside another batch's attention or products as few as still fill a link, alone one an SM
+ * (figures: transport/exchange.c). */
 #define BLOCKS_BESIDE 16
 #define BLOCKS_ALONE  132
 
@@ -30,7 +30,7 @@ struct fr_links {
     int64_t bytes;
     void **peers;       /* [ranks]: theirs */
     half half[BATCHES]; /* attention ranks */
-    int32_t *landed;    /* expert ranks: [tp + 1] where each rank's rows of the item at hand begin */
+    int32_t *landed;    /* expert ranks: [groups][batch][tp + 1] where each rank's rows of an item begin */
     int *source;        /* [plan buffers]: attention rank whose payload it is, -1 = none of this rank's */
 };
 
@@ -53,7 +53,7 @@ static void cut(fr_links *l) {
     int64_t at = 0;
     if (l->experts) {
         take(l, &at, l->attention * FR_ASAP_DEPTH * a->payload);
-        l->landed = take(l, &at, 4 * (l->o.layout->tp + 1));
+        l->landed = take(l, &at, 4 * l->o.layout->dp * BATCHES * (l->o.layout->tp + 1));
     } else {
         take(l, &at, BATCHES * targets * a->result);
         for (int h = 0; h < BATCHES; h++) {
@@ -205,22 +205,28 @@ const fr_bf16 *fr_links_results(const fr_links *l, int h) {
 
 /* ---- expert ranks -------------------------------------------------------------------------------------------------*/
 
-cudaError_t fr_links_drain(fr_links *l, uint32_t buffer, uint32_t hold, int t, bool first, const fr_links_recv *to,
+static int32_t *landed_of(const fr_links *l, int group, int h) {
+    return l->landed + (group * BATCHES + h) * (l->o.layout->tp + 1);
+}
+
+cudaError_t fr_links_drain(fr_links *l, uint32_t buffer, uint32_t hold, int h, bool first, const fr_links_recv *to,
                            cudaStream_t stream) {
     const int tp = l->o.layout->tp;
     if (buffer >= l->o.plan->buffers_count || l->source[buffer] < 0) return cudaErrorInvalidValue;
-    const payload p = payload_at(l, l->memory, l->source[buffer], hold);
+    const int source = l->source[buffer], t = source % tp;
+    const payload p = payload_at(l, l->memory, source, hold);
+    int32_t *landed = landed_of(l, source / tp, h);
     const fr_k_carry_args a = {.rows = p.rows,
                                .range = p.range,
                                .to = to->rows,
-                               .at = first ? NULL : l->landed + t,
+                               .at = first ? NULL : landed + t,
                                .ids = p.ids,
                                .weights = p.weights,
                                .to_ids = to->ids,
                                .to_weights = to->weights,
-                               .zeros = l->landed,
+                               .zeros = landed,
                                .zeros_count = first ? t + 1 : 0,
-                               .ends = l->landed + t + 1,
+                               .ends = landed + t + 1,
                                .ends_count = tp - t,
                                .first = 0,
                                .end = l->o.model->experts,
@@ -230,16 +236,18 @@ cudaError_t fr_links_drain(fr_links *l, uint32_t buffer, uint32_t hold, int t, b
     return fr_k_carry(&a, stream);
 }
 
-const int32_t *fr_links_landed(const fr_links *l) {
-    return l->landed + l->o.layout->tp;
+const int32_t *fr_links_landed(const fr_links *l, int group, int h) {
+    return landed_of(l, group, h) + l->o.layout->tp;
 }
 
-cudaError_t fr_links_give_back(fr_links *l, const fr_bf16 *rows, int t, int to, int h, cudaStream_t stream) {
+cudaError_t fr_links_give_back(fr_links *l, const fr_bf16 *rows, int to, int h, cudaStream_t stream) {
     const int64_t slot = h * l->o.layout->ep + l->index;
+    const int source = to - l->first, tp = l->o.layout->tp;
+    if (source < 0 || source >= l->attention) return cudaErrorInvalidValue;
     const fr_k_carry_args a = {.rows = rows,
-                               .range = l->landed + t,
+                               .range = landed_of(l, source / tp, h) + source % tp,
                                .to = (char *)l->peers[to] + slot * l->o.room->result,
-                               .blocks = BLOCKS_ALONE,
+                               .blocks = BLOCKS_BESIDE,
                                .H = l->o.model->hidden};
     return fr_k_carry(&a, stream);
 }

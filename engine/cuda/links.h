@@ -7,10 +7,10 @@
  *     attention   pack      one copy per token and expert rank, ordered by rank (fr_k_pack); where its result will lie
  *                 push      copies for an expert rank, with ids, weights and their number, into its payload slot
  *     expert      drain     payloads of a group's ranks behind one another into a receive buffer; says where each ends
- *                 give_back the summed rows of one of those ranks into its results slot
+ *                 give_back the summed rows of one of those ranks into its results slot, beside the next item
  *     attention   results   [expert ranks][carried, H]: what the combine adds up
  *
- * Only devices know the numbers: a payload brings its own, `landed` keeps those of the item at hand.
+ * Only devices know the numbers: a payload brings its own, `landed` keeps those of each group's two batches.
  */
 #ifndef FR_CUDA_LINKS_H
 #define FR_CUDA_LINKS_H
@@ -62,12 +62,13 @@ typedef struct {
     int32_t *ids;
     float *weights;
 } fr_links_recv;
-/* The payload in plan buffer `payload`, of rank t of its group; `first`: no rank of the group before it has tokens. */
-cudaError_t fr_links_drain(fr_links *l, uint32_t payload, uint32_t hold, int t, bool first, const fr_links_recv *to,
+/* The payload in plan buffer `payload`, of batch `half` of its group; `first`: no rank of the group before its sender
+ * has tokens. */
+cudaError_t fr_links_drain(fr_links *l, uint32_t payload, uint32_t hold, int half, bool first, const fr_links_recv *to,
                            cudaStream_t stream);
-/* Tokens of the item drained last, on the device. */
-const int32_t *fr_links_landed(const fr_links *l);
-/* The rows of rank t of the group, plan rank `to`, of its batch `half`. */
-cudaError_t fr_links_give_back(fr_links *l, const fr_bf16 *rows, int t, int to, int half, cudaStream_t stream);
+/* Tokens of a group's batch, as drained last, on the device. */
+const int32_t *fr_links_landed(const fr_links *l, int group, int half);
+/* The rows of plan rank `to`, of its batch `half`. */
+cudaError_t fr_links_give_back(fr_links *l, const fr_bf16 *rows, int to, int half, cudaStream_t stream);
 
 #endif

@@ -66,7 +66,8 @@ static source source_of(const fr_call *c) {
     if (gathered(r)) return s;
     s.k = r->room.slots;
     s.tokens *= s.k < m->top_k ? m->top_k : 1; /* a copy for each expert */
-    s.arrived = r->links ? fr_links_landed(r->links) : r->landed + fr_call_half(c) * FR_MOST_PARTS + s.part;
+    s.arrived = r->links ? fr_links_landed(r->links, r->micro_base / r->place.batches, fr_call_half(c))
+                         : r->landed + fr_call_half(c) * FR_MOST_PARTS + s.part;
     return s;
 }
 

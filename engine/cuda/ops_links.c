@@ -32,17 +32,17 @@ fr_status fr_launch_links_pack(fr_call *c) {
     return fr_call_done(c, fr_links_pack(c->r->links, &b, c->stream), "packing for expert ranks");
 }
 
-/* Attention: reads send and route. Expert: reads the rows that it summed; sub: whose of the group. */
+/* Attention: reads send and route. Expert: reads the rows that it summed; peer: whose. */
 fr_status fr_launch_push(fr_call *c) {
     uint32_t hold;
     if (!c->r->links || slot_of(c, FR_USE_ACQUIRE, &hold) == FR_NONE)
         return fr_fail(c->err, FR_FAILED, "a push that this program does not know");
     if (!c->r->shard.attention) {
         FR_TRY(fr_call_expect(c, 1, 0, 0, 0));
-        return fr_call_done(c,
-                            fr_links_give_back(c->r->links, fr_recv_of(c->r, c->in[0]).rows, c->op->sub, c->op->peer,
-                                               fr_call_half(c), c->stream),
-                            "pushing results");
+        return fr_call_done(
+            c,
+            fr_links_give_back(c->r->links, fr_recv_of(c->r, c->in[0]).rows, c->op->peer, fr_call_half(c), c->stream),
+            "pushing results");
     }
     FR_TRY(fr_call_expect(c, 2, 0, 0, 0));
     fr_links_batch b = batch_of(c, c->in[1]);
@@ -65,9 +65,9 @@ fr_status fr_launch_drain(fr_call *c) {
     if (payload == FR_NONE) return fr_fail(c->err, FR_FAILED, "a drain without a payload");
     const fr_recv_view v = fr_recv_of(c->r, c->out[0]);
     const fr_links_recv to = {v.rows, v.ids, v.weights};
-    return fr_call_done(c,
-                        fr_links_drain(c->r->links, payload, hold, c->op->sub, is_first(c, c->op->sub), &to, c->stream),
-                        "taking tokens in");
+    return fr_call_done(
+        c, fr_links_drain(c->r->links, payload, hold, fr_call_half(c), is_first(c, c->op->sub), &to, c->stream),
+        "taking tokens in");
 }
 
 /* Reads route and the residual stream, into which the sums of all expert ranks are added in their order. */

@@ -4,7 +4,8 @@
  *   attention rank   [combine A] attention A, push to the expert ranks | [combine B] attention B, push | next layer ...
  *                    two batches in turn (dual-batch interleaving), so that one is in attention while the other is away
  *   expert rank      takes items as they become ready, of any group, batch and layer:
- *                    drain the group's slots | sort, permute, up, down, sum | push one row per copy back
+ *                    drain the group's slots | sort, permute, up, down, sum || push one row per copy back, beside the
+ *                    next item (a lane for each group: pushes of one group stay in its order whatever is taken next)
  *
  * An item is all that one group's batch wants of an expert rank in one layer. Items of one group become ready in the
  * order in which the group sends them, so with one group the expert ranks' lanes are in-order; with more they are
@@ -33,9 +34,18 @@ typedef struct {
     uint32_t returned[2]; /* events there: results are here; the expert rank may take B's item first */
 } link;
 
+/* What an expert rank keeps of a group's item until its results have left. */
+typedef struct {
+    uint32_t send;      /* lane */
+    uint32_t summed[2]; /* events: a batch's results are ready to leave; B's may be before A's */
+    uint32_t recv[2];   /* of either batch: drained tokens, then their sums */
+    uint32_t counts[2]; /* late tables: rows that arrive */
+} desk;
+
 struct fr_asap {
     int attention, experts; /* ranks of a replica */
     link *links;            /* [replica][attention rank][expert rank] */
+    desk *desks;            /* [replica][group][expert rank] */
     int64_t *rows, *copies; /* [half][tp rank][expert rank] */
     uint32_t *held;         /* [half][tp rank][expert rank]: result holds that the next combine frees */
     bool due[2];
@@ -44,6 +54,10 @@ struct fr_asap {
 static link *link_of(fr_planner *p, int replica, int a, int e) {
     struct fr_asap *s = p->asap;
     return &s->links[((size_t)replica * (size_t)s->attention + (size_t)a) * (size_t)s->experts + (size_t)e];
+}
+static desk *desk_of(fr_planner *p, int replica, int group, int e) {
+    struct fr_asap *s = p->asap;
+    return &s->desks[((size_t)replica * (size_t)p->layout.dp + (size_t)group) * (size_t)s->experts + (size_t)e];
 }
 static fr_rank *rank_at(fr_planner *p, int replica, int index) {
     return &p->ranks[replica * (p->asap->attention + p->asap->experts) + index];
@@ -66,14 +80,29 @@ static void open_expert_rank(fr_planner *p, fr_rank *r) {
     int64_t experts = p->model.experts / p->layout.ep * fr_model_expert_bytes(&p->model, p->layout.precision);
     r->experts = fr_add_buffer(p, r, FR_BUF_WEIGHTS, "experts", experts * (p->model.layers - p->model.dense_layers), 0);
     fr_scratch *b = &r->half[0];
-    b->recv = fr_add_buffer(p, r, FR_BUF_ACTIVATION, "drained", a.receive, 0);
-    b->route = b->recv; /* ids and weights come with the rows */
     b->order = fr_add_buffer(p, r, FR_BUF_ACTIVATION, "order", 4 * (a.rows + a.arriving * a.slots), 0);
     b->rows = fr_add_buffer(p, r, FR_BUF_ACTIVATION, "rows", a.permuted, 0);
     b->mid = fr_add_buffer(p, r, FR_BUF_ACTIVATION, "mid", a.up, 0);
     b->out = fr_add_buffer(p, r, FR_BUF_ACTIVATION, "out", a.down, 0);
-    b->counts = fr_plan_table(p->plan, r->rank, "rows that arrive", p->load.tokens * p->model.top_k, FR_KNOWN_DEVICE);
     r->half[1] = r->half[0];
+}
+
+static void open_desk(fr_planner *p, int replica, int group, int e) {
+    fr_rank *r = rank_at(p, replica, p->asap->attention + e);
+    desk *d = desk_of(p, replica, group, e);
+    fr_activations a;
+    char name[40];
+    fr_layout_activations(&p->layout, &p->model, &p->load, p->load.tokens, &a);
+    snprintf(name, sizeof name, "send %d", group);
+    d->send = fr_plan_lane(p->plan, r->rank, FR_LANE_SEND, name, false);
+    for (int h = 0; h < 2; h++) {
+        snprintf(name, sizeof name, "summed%s %d", h ? "'" : "", group);
+        d->summed[h] = fr_add_event(p, r, name);
+        snprintf(name, sizeof name, "drained%s %d", h ? "'" : "", group);
+        d->recv[h] = fr_add_buffer(p, r, FR_BUF_ACTIVATION, name, a.receive, 0);
+        snprintf(name, sizeof name, "arriving%s %d", h ? "'" : "", group);
+        d->counts[h] = fr_plan_table(p->plan, r->rank, name, p->load.tokens * p->model.top_k, FR_KNOWN_DEVICE);
+    }
 }
 
 static void open_link(fr_planner *p, int replica, int a, int e) {
@@ -114,6 +143,7 @@ fr_status fr_asap_open(fr_planner *p, fr_error *err) {
     p->plan = fr_plan_new(p->ranks_count, p->ranks_count);
     p->ranks = fr_alloc((size_t)p->ranks_count * sizeof *p->ranks);
     size_t cells = 2 * (size_t)l->tp * (size_t)l->ep;
+    s->desks = fr_alloc((size_t)p->units * (size_t)l->ep * sizeof *s->desks);
     s->links = fr_alloc((size_t)l->replicas * (size_t)s->attention * (size_t)l->ep * sizeof *s->links);
     s->rows = fr_alloc(cells * sizeof *s->rows);
     s->copies = fr_alloc(cells * sizeof *s->copies);
@@ -136,6 +166,8 @@ fr_status fr_asap_open(fr_planner *p, fr_error *err) {
         }
         for (int a = 0; a < s->attention; a++)
             for (int e = 0; e < s->experts; e++) open_link(p, replica, a, e);
+        for (int g = 0; g < l->dp; g++)
+            for (int e = 0; e < s->experts; e++) open_desk(p, replica, g, e);
     }
     return FR_OK;
 }
@@ -143,6 +175,7 @@ fr_status fr_asap_open(fr_planner *p, fr_error *err) {
 void fr_asap_close(fr_planner *p) {
     if (!p->asap) return;
     free(p->asap->links);
+    free(p->asap->desks);
     free(p->asap->rows);
     free(p->asap->copies);
     free(p->asap->held);
@@ -306,9 +339,13 @@ static void attention_layer(fr_walk *w, fr_rank *r, int replica, int a, bool moe
 static void item(fr_walk *w, int replica, int group, int e) {
     fr_planner *p = w->p;
     fr_rank *r = rank_at(p, replica, p->asap->attention + e);
-    fr_scratch *b = &r->half[0];
+    fr_scratch *b = fr_scratch_of(w, r);
+    const desk *d = desk_of(p, replica, group, e);
     const fr_moe *m = &p->moe[w->half][e];
     int tp = p->layout.tp;
+    b->recv = b->route = d->recv[w->half]; /* ids and weights come with the rows */
+    b->counts = d->counts[w->half];
+    r->lane[FR_LANE_SEND] = d->send;
     int64_t row = 2 * (int64_t)p->model.hidden, slice = fr_ceil_div(m->tokens, tp);
     fr_host_begin(w, r);
     for (int t = 0; t < tp; t++) {
@@ -340,13 +377,15 @@ static void item(fr_walk *w, int replica, int group, int e) {
     fr_read(w, b->recv); /* weights */
     fr_write(w, b->recv);
     fr_late(w->f, b->counts, fr_memory_shape(w, FR_OP_REDUCE, m->bound, p->model.hidden, 2 * m->bound * row));
+    uint32_t summed = fr_raise(w, d->summed[w->half]);
     for (int t = 0; t < tp; t++) {
         link *l = link_of(p, replica, group * tp + t, e);
         uint32_t hold = p->holds.value[l->results[w->half]]++;
         p->asap->held[cell(p, w->half, t, e)] = hold;
-        fr_op *op = fr_put(w, r, FR_LANE_COMPUTE, FR_OP_PUSH,
-                           message(w, FR_OP_PUSH, p->asap->copies[cell(p, w->half, t, e)]), t);
+        fr_op *op =
+            fr_put(w, r, FR_LANE_SEND, FR_OP_PUSH, message(w, FR_OP_PUSH, p->asap->copies[cell(p, w->half, t, e)]), t);
         op->peer = rank_at(p, replica, group * tp + t)->rank;
+        fr_wait(w->f, d->summed[w->half], summed);
         fr_read(w, b->recv);
         fr_use_buffer(w->f, FR_USE_ACQUIRE, l->results[w->half], hold);
         fr_use_buffer(w->f, FR_USE_WRITE, l->results[w->half], hold);
