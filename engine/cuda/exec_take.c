@@ -94,11 +94,12 @@ fr_status fr_exec_collect(fr_exec *x, fr_timeline *spans, fr_exec_done *out, fr_
     answer = end;
     if (f->has_answer) FR_TRY(since_begin(x, f, f->answer, &answer, err));
     FR_TRY(take_spans(x, f, spans, &busy, &late, err));
-    if (!f->spans) busy = end - f->begin_ns;
+    /* Items of several forwards in turn: the time that they share counts once. */
+    if (!f->spans) busy = fr_max_i64(end - fr_max_i64(f->begin_ns, x->last_end), 0);
     move_anchor(x, f);
     if (x->o.counts) fr_rank_counts(&x->rank, f->offsets, f->micros, f->counts);
     const int64_t since = fr_max_i64(f->release, x->last_end); /* as the simulator's records: fr_forward_record.parts */
-    x->last_end = end;
+    x->last_end = fr_max_i64(x->last_end, end);
     double flops = 0;
     for (uint32_t i = 0; i < f->f->ops_count; i++) flops += fr_op_shape(f->f, &f->f->ops[i])->flops;
     *out = (fr_exec_done){.fragment = f->f,
