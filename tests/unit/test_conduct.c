@@ -213,9 +213,9 @@ static void test_inject_is_parsed(void **unused) {
 }
 
 /* Requests of a trace are answered once each, on every unit, while the caches of their queues are trimmed. */
-static void test_a_trace(void **unused) {
-    (void)unused;
-    enum { REQUESTS = 60 };
+/* `queues`: one for each attention group, asap: two. */
+static void play_trace(const char *strategy, const char *gpus, int queues) {
+    enum { REQUESTS = 60, QUEUES = 4 };
     static uint64_t blocks[REQUESTS][2];
     fr_request q[REQUESTS];
     for (int i = 0; i < REQUESTS; i++) {
@@ -230,7 +230,7 @@ static void test_a_trace(void **unused) {
                             .block_tokens = 50,
                             .candidates = 1};
     }
-    const char *flags[] = {TINY,     "strategy", "dp",           "gpus", "2", "trace", "poisson:rate=1",
+    const char *flags[] = {TINY,     "strategy", strategy,       "gpus", gpus, "trace", "poisson:rate=1",
                            "budget", "300",      "cache-tokens", "1000", NULL};
     fr_conduct_options o = {.requests = q, .requests_count = REQUESTS};
     played p = {.stage = {.ms = 3, .hang_rank = -1}};
@@ -238,17 +238,24 @@ static void test_a_trace(void **unused) {
     if (p.status != FR_OK) fail_msg("%s", p.err.text);
     assert_int_equal(p.stage.wrong, 0);
     assert_int_equal(p.out.requests_count, REQUESTS);
-    bool seen[REQUESTS] = {false}, both[2] = {false};
+    bool seen[REQUESTS] = {false}, used[QUEUES] = {false};
     for (uint32_t i = 0; i < p.out.requests_count; i++) {
         const fr_request_record *r = &p.out.requests[i];
         assert_false(seen[r->id]);
         seen[r->id] = true;
-        both[r->queue] = true;
+        used[r->queue] = true;
         assert_true(r->answer > r->arrival && r->start >= r->arrival);
     }
-    assert_true(both[0] && both[1]);
+    for (int i = 0; i < QUEUES; i++) assert_int_equal(used[i], i < queues);
     assert_true(p.stage.trims > 0);
     done(&p);
+}
+
+static void test_a_trace(void **unused) {
+    (void)unused;
+    play_trace("dp", "2", 2);
+    play_trace("asap", "2", 2); /* a pair of batches takes turns on one group */
+    play_trace("asap", "4", 4); /* two groups, whose expert ranks serve both */
 }
 
 /* What ranks are told of a trace before it begins: whether its requests have one length, and which. */
