@@ -286,17 +286,26 @@ __device__ __forceinline__ int lane_again() {
     return lane;
 }
 
-/* One warp's 16 rows, 64 output columns at a time: registers -> own staging -> rows of 128 bytes. */
+/* One warp's 16 rows, 64 output columns at a time: registers -> own staging -> rows of 128 bytes, by TMA (map_c, if
+ * given) where all 16 belong to the expert. */
 template <bool SWIGLU>
-__device__ __forceinline__ void store(uint32_t staging, const Params &p, float (&d)[128], const Tile &t, int row,
-                                      int column) {
+__device__ __forceinline__ void store(uint32_t staging_0, uint32_t staging_1, const Params &p, const CUtensorMap *map_c,
+                                      float (&d)[128], const Tile &t, int row, int column) {
     const int width = SWIGLU ? p.N / 2 : p.N;
+    const bool whole = map_c && row + 16 <= t.row_end;
     constexpr int PASSES = SWIGLU ? 2 : 4;
 #pragma unroll
     for (int pass = 0; pass < PASSES; pass++) {
         if (pass >= PASSES / 2 && t.half) break;
         const int lane = lane_again();
         const int write_row = lane % 16, write_chunk = lane / 16; /* stmatrix: lanes 0-7 rows 0-7, 8-15 rows 8-15 */
+        const uint32_t staging = pass & 1 ? staging_1 : staging_0;
+        if (map_c && lane == 0) { /* the last tile's stores; two passes ago */
+            if (pass == 0)
+                bulk_wait_read<0>();
+            else
+                bulk_wait_read<1>();
+        }
         __syncwarp();
 #pragma unroll
         for (int c = 0; c < 4; c++) { /* 16 columns */
@@ -317,6 +326,12 @@ __device__ __forceinline__ void store(uint32_t staging, const Params &p, float (
             const int chunk = 2 * c + write_chunk;
             stmatrix4(staging + static_cast<uint32_t>(write_row * 128 + ((chunk ^ (write_row & 7)) * 16)), v[0], v[1],
                       v[2], v[3]);
+        }
+        if (whole) {
+            fence_proxy_async();
+            __syncwarp();
+            if (lane == 0) tma_store(map_c, column + pass * 64, row, staging);
+            continue;
         }
         __syncwarp();
 #pragma unroll

@@ -205,7 +205,7 @@ __device__ void consume(ScaledShared &s, const ScaledParams &p, int cluster, int
         if constexpr (OUT == QUANTISED)
             store_quantised(s, staging, p, d, t, row, group, warp, meeting);
         else
-            store<OUT == SWIGLU>(staging, p, d, t, row, OUT == SWIGLU ? column / 2 : column);
+            store<OUT == SWIGLU>(staging, staging, p, nullptr, d, t, row, OUT == SWIGLU ? column / 2 : column);
     }
 }
 

@@ -33,6 +33,12 @@ struct GatherParams : Params {
     const int32_t *token_of_row;
 };
 
+/* One staging is stored by TMA while the other fills; TMA's swizzle wants it aligned. */
+struct TiledShared : Shared {
+    alignas(1024) uint8_t more[CONSUMER_WARPS][WARP_STAGING];
+};
+static_assert(sizeof(TiledShared) <= 232448, "shared memory of a Hopper block");
+
 /*
  * 128 threads gather the rows of A with cp.async (8 lanes a row, 16 rows a step), thread 0 also loads B by TMA. The
  * arrival for a stage comes LAG stages later, once its copies are complete and fenced for the async proxy (wgmma).
@@ -134,7 +140,8 @@ __device__ __forceinline__ void multiply(Shared &s, Ring &ring, float (&d)[128],
     release<CLUSTER>(s, previous, lane);
 }
 
-template <bool SWIGLU, int CLUSTER> __device__ void consume(Shared &s, const Params &p, int cluster, int rank) {
+template <bool SWIGLU, int CLUSTER>
+__device__ void consume(TiledShared &s, const Params &p, const CUtensorMap *map_c, int cluster, int rank) {
     const int thread = static_cast<int>(threadIdx.x) - 128, group = thread / 128, warp = thread / 32,
               lane = thread % 32;
     const uint32_t staging = smem_addr(s.staging[warp]);
@@ -161,16 +168,18 @@ template <bool SWIGLU, int CLUSTER> __device__ void consume(Shared &s, const Par
         unit = read_next<CLUSTER>(s, turn, true, lane == 0); /* before the stores: see read_next */
         const int row = t.row + (t.half ? warp % 4 : warp) * 16;
         const int column = t.column * TILE_N + (t.half ? group * (TILE_N / 2) : 0);
-        store<SWIGLU>(staging, p, d, t, row, SWIGLU ? column / 2 : column);
+        store<SWIGLU>(staging, smem_addr(s.more[warp]), p, map_c, d, t, row, SWIGLU ? column / 2 : column);
     }
+    if (map_c && lane == 0) bulk_wait_read<0>(); /* the block's memory goes with it */
 }
 
 template <bool SWIGLU, int CLUSTER, bool GATHER>
 __global__ void __launch_bounds__(THREADS, 1)
     grouped_kernel(const __grid_constant__ CUtensorMap map_a, const __grid_constant__ CUtensorMap map_b,
-                   const __grid_constant__ CUtensorMap map_own, const __grid_constant__ GatherParams p) {
+                   const __grid_constant__ CUtensorMap map_own, const __grid_constant__ CUtensorMap map_c,
+                   const __grid_constant__ GatherParams p) {
     extern __shared__ __align__(1024) uint8_t raw[];
-    Shared &s = *reinterpret_cast<Shared *>(raw);
+    TiledShared &s = *reinterpret_cast<TiledShared *>(raw);
     const int rank = CLUSTER == 1 ? 0 : static_cast<int>(cluster_rank());
     set_up<CLUSTER, GATHER ? 1 + 128 : 1, GATHER ? 4 : CLUSTER>(s, p, GATHER ? nullptr : &map_a, &map_b, &map_own);
 
@@ -185,7 +194,7 @@ __global__ void __launch_bounds__(THREADS, 1)
             schedule<CLUSTER>(s, p, clusters);
     } else {
         regs_more<GATHER ? 224 : 232>();
-        consume<SWIGLU, CLUSTER>(s, p, cluster, rank);
+        consume<SWIGLU, CLUSTER>(s, p, &map_c, cluster, rank);
     }
     finish<CLUSTER>();
 }
@@ -198,10 +207,10 @@ template <bool SWIGLU, int CLUSTER, bool GATHER>
 cudaError_t launch(const fr_k_grouped_args &g, int skew, cudaStream_t stream) {
     auto kernel = grouped_kernel<SWIGLU, CLUSTER, GATHER>;
     int blocks = 0;
-    const cudaError_t e = grid_of(kernel, sizeof(Shared), g.sm_limit, CLUSTER, &blocks);
+    const cudaError_t e = grid_of(kernel, sizeof(TiledShared), g.sm_limit, CLUSTER, &blocks);
     if (e) return e;
 
-    CUtensorMap map_a, map_b, map_own;
+    CUtensorMap map_a, map_b, map_own, map_c;
     const int own = g.own ? g.own_end - g.own_first : 0, gap = g.packed ? own : 0;
     const int64_t others = static_cast<int64_t>(g.E - gap) * g.N;
     if (own && !map_bf16(&map_own, g.own, static_cast<int64_t>(own) * g.N, g.K, TILE_N / CLUSTER))
@@ -215,12 +224,16 @@ cudaError_t launch(const fr_k_grouped_args &g, int skew, cudaStream_t stream) {
         map_a = map_b; /* unused */
     else if (!map_bf16(&map_a, g.a, g.rows, g.K, HALF_M))
         return cudaErrorInvalidValue;
+    const int width = SWIGLU ? g.N / 2 : g.N;
+    if (!make_map(&map_c, g.c, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, g.rows, width, 2 * static_cast<int64_t>(width), 16,
+                  TILE_K))
+        return cudaErrorInvalidValue;
     GatherParams p = {};
     p.a = g.a, p.c = g.c, p.offsets = g.offsets, p.token_of_row = g.token_of_row, p.counter = g.counter;
     p.E = g.E, p.N = g.N, p.K = g.K, p.tiles = (g.N + TILE_N - 1) / TILE_N, p.skew = skew;
     p.rows = static_cast<int>(g.rows);
     p.own_first = own ? g.own_first : 0, p.own_end = own ? g.own_end : 0, p.gap = gap;
-    return launch_clusters(kernel, sizeof(Shared), blocks, CLUSTER, stream, map_a, map_b, map_own, p);
+    return launch_clusters(kernel, sizeof(TiledShared), blocks, CLUSTER, stream, map_a, map_b, map_own, map_c, p);
 }
 
 template <int CLUSTER, bool GATHER> cudaError_t launch_act(const fr_k_grouped_args &g, int skew, cudaStream_t stream) {

@@ -143,6 +143,14 @@ __device__ __forceinline__ void tma_load(uint32_t dst, const CUtensorMap *map, i
                  : "memory");
 }
 
+/* A box from shared memory, a group of its own: see bulk_wait_read. What threads wrote there is fenced before. */
+__device__ __forceinline__ void tma_store(const CUtensorMap *map, int x, int y, uint32_t from) {
+    asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%1, %2}], [%3];\n"
+                 " cp.async.bulk.commit_group;" ::"l"(map),
+                 "r"(x), "r"(y), "r"(from)
+                 : "memory");
+}
+
 /* The same box into the same place of every CTA in `mask`, completing on each one's own barrier. */
 __device__ __forceinline__ void tma_load_multicast(uint32_t dst, const CUtensorMap *map, int x, int y, uint32_t bar,
                                                    uint16_t mask) {
