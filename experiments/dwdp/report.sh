@@ -45,10 +45,10 @@ table context "Throughput per GPU against ep, by lengths and tokens per forward 
      round(d.rate / v.rate, 3) AS gain_even, round(d.exposed_comm_s / d.elapsed_s, 2) AS exposed_share
      FROM c d $join LEFT JOIN c v ON v.strategy = 'ep' AND v.work = d.work AND v.budget = d.budget AND v.machine = d.machine AND v.routing = 'even'
      WHERE d.strategy = 'dwdp' AND d.gpus = 4 AND d.slice = 0 AND d.streams = 0 ORDER BY d.nvfp4, d.cell"
-table context "Source contention: whole pulls one at a time, one per copy engine in flight, and those in slices of 2 MiB" \
-    "SELECT d.work, d.budget AS mnt, round(o.rate) AS one_at_a_time, round(d.rate) AS in_flight, round(s.rate) AS sliced,
-     round(o.rate / e.rate, 3) AS gain_one, round(d.rate / e.rate, 3) AS gain_in_flight, round(s.rate / e.rate, 3) AS gain_sliced
-     FROM c d JOIN c o ON o.strategy = 'dwdp' AND o.streams = 1 AND o.work = d.work AND o.budget = d.budget
+table context "Source contention: whole pulls one at a time, three in flight, and those in slices of 2 MiB" \
+    "SELECT d.work, d.budget AS mnt, round(d.rate) AS one_at_a_time, round(o.rate) AS in_flight, round(s.rate) AS sliced,
+     round(d.rate / e.rate, 3) AS gain_one, round(o.rate / e.rate, 3) AS gain_in_flight, round(s.rate / e.rate, 3) AS gain_sliced
+     FROM c d JOIN c o ON o.strategy = 'dwdp' AND o.streams = 3 AND o.slice = 0 AND o.work = d.work AND o.budget = d.budget
      JOIN c s ON s.strategy = 'dwdp' AND s.slice > 0 AND s.work = d.work AND s.budget = d.budget $join
      WHERE d.strategy = 'dwdp' AND d.slice = 0 AND d.streams = 0 AND NOT d.nvfp4 ORDER BY d.work DESC, d.budget"
 table context "Group of 3 against a group of 4, per GPU, both against ep of 4" \
