@@ -145,5 +145,5 @@ if has lengths; then
         done
     done
     play
-    $tool table "$out" | tee "$out/lengths.tsv" | grep -v '?.*?.*?.*?.*?.*?.*?.*?' | column -t
+    $tool table "$out" | tee "$out/lengths.tsv" | grep -v '?.*?.*?.*?.*?.*?.*?.*?' | { column -t 2>/dev/null || cat; }
 fi
