@@ -6,11 +6,7 @@
  * one step of the ring, and is then multiplied by the scales of its row and of its weights' block and added to an fp32
  * sum in registers: 64 registers of products, 128 of sums. A consumer takes 64 rows x 256 columns as two products of
  * 128 columns, one after the other; while one consumer adds up, the other has the tensor cores. Of a half tile (64
- * rows) each consumer takes 128 columns. Left alone, consumers fall into step: the tensor cores then serve both
- * products at once and stand still while both add up. So they can take turns: named barrier 3 + g hands the tensor
- * cores to consumer g when three quarters of the other's product are through, which is about as long before its end as
- * the barrier takes. Both have the same tiles and so the same number of products; nobody waits for a turn that never
- * comes.
+ * rows) each consumer takes 128 columns.
  *
  * Consumers read the scales themselves, a step ahead: those of their two rows each step, those of the weights 32 steps
  * at a time, a step a lane. (TMA cannot bring the rows': a box of floats must begin at a multiple of 16 bytes, an
@@ -25,11 +21,7 @@ namespace {
 using namespace fr;
 using namespace fr::grouped;
 
-constexpr int TILE_K = STEP_BYTES, BLOCK = 128, TURN = 3; /* TURN: the first of two named barriers */
-#ifndef FR_HAND_OVER
-#define FR_HAND_OVER 2
-#endif
-constexpr int HAND_OVER = FR_HAND_OVER;   /* quarters of a product that are left when the other's turn begins */
+constexpr int TILE_K = STEP_BYTES, BLOCK = 128;
 enum Output { PLAIN, SWIGLU, QUANTISED }; /* bf16; bf16 after SwiGLU; e4m3 after SwiGLU */
 
 struct ScaledShared : Shared {
@@ -64,9 +56,9 @@ __device__ __forceinline__ void weight_scales(const ScaledParams &p, const Tile 
 
 /* sum = A tile * B tile^T with scales, over all of K. HALF: this warpgroup takes all 64 rows and half of the columns.
  */
-template <bool HALF, Output OUT, int CLUSTER, bool TURNS>
+template <bool HALF, Output OUT, int CLUSTER>
 __device__ __forceinline__ void multiply(ScaledShared &s, const ScaledParams &p, const Tile &t, Ring &ring,
-                                         float (&sum)[128], int steps, int group, int warp, int lane) {
+                                         float (&sum)[128], int steps, int group, int warp, int lane, int signal_at) {
     const uint32_t a_at = HALF ? 0 : static_cast<uint32_t>(group) * A_HALF_BYTES;
     const uint32_t b_at = HALF ? static_cast<uint32_t>(group) * (B_BYTES / 2) : 0;
     const int row = t.row + (HALF ? 0 : group * HALF_M) + warp % 4 * 16 + lane / 4;
@@ -92,18 +84,12 @@ __device__ __forceinline__ void multiply(ScaledShared &s, const ScaledParams &p,
         const float b0 = __shfl_sync(~0u, held0, k % 32), b1 = __shfl_sync(~0u, held1, k % 32);
 #pragma unroll
         for (int h = 0; h < (HALF ? 1 : 2); h++) {
-            if constexpr (TURNS) named_sync(TURN + group, 256);
             pin(part);
             wgmma_arrive();
 #pragma unroll
-            for (int j = 0; j < TILE_K / 32; j++) {
+            for (int j = 0; j < TILE_K / 32; j++)
                 wgmma_e4m3_n128(part, a + 2 * j, b + static_cast<uint64_t>(h) * (B_BYTES / 2 / 16) + 2 * j, j);
-                if (j == TILE_K / 32 - 1 || (TURNS && j == TILE_K / 32 - 1 - HAND_OVER)) wgmma_commit();
-            }
-            if constexpr (TURNS) {
-                wgmma_wait<1>();
-                named_arrive(TURN + (group ^ 1), 256);
-            }
+            wgmma_commit();
             wgmma_wait<0>();
             pin(part);
             if (HALF || h == 1) release<CLUSTER>(s, ring.stage, lane);
@@ -114,6 +100,7 @@ __device__ __forceinline__ void multiply(ScaledShared &s, const ScaledParams &p,
             }
         }
         ring.advance();
+        if (k == signal_at) named_arrive(1, 256);
     }
 }
 
@@ -181,7 +168,7 @@ __device__ __forceinline__ void store_quantised(ScaledShared &s, uint32_t stagin
     }
 }
 
-template <Output OUT, int CLUSTER, bool TURNS>
+template <Output OUT, int CLUSTER>
 __device__ void consume(ScaledShared &s, const ScaledParams &p, int cluster, int rank) {
     const int thread = static_cast<int>(threadIdx.x) - 128, group = thread / 128, warp = thread / 32,
               lane = thread % 32;
@@ -191,15 +178,21 @@ __device__ void consume(ScaledShared &s, const ScaledParams &p, int cluster, int
     Turn turn;
     int expert = 0, meeting = 0;
     float d[128];
-    if (TURNS && group == 1 && cluster < units) named_arrive(TURN, 256); /* the first turn is consumer 0's */
+    int signal_at = -1; /* as in bf16: the consumers run a step apart */
+    if (p.skew && cluster < units) {
+        if (group == 0)
+            signal_at = min(p.skew, steps) - 1;
+        else
+            named_sync(1, 256);
+    }
     for (int unit = cluster; unit < units;) {
         const Tile t = decode<CLUSTER>(s, p, unit, expert, rank);
         if (t.half)
-            multiply<true, OUT, CLUSTER, TURNS>(s, p, t, ring, d, steps, group, warp, lane);
+            multiply<true, OUT, CLUSTER>(s, p, t, ring, d, steps, group, warp, lane, signal_at);
         else
-            multiply<false, OUT, CLUSTER, TURNS>(s, p, t, ring, d, steps, group, warp, lane);
-        unit = read_next<CLUSTER>(s, turn, true, lane == 0);             /* before the stores: see read_next */
-        if (TURNS && group == 0 && unit >= units) named_sync(TURN, 256); /* the turn after the last is its as well */
+            multiply<false, OUT, CLUSTER>(s, p, t, ring, d, steps, group, warp, lane, signal_at);
+        signal_at = -1;
+        unit = read_next<CLUSTER>(s, turn, true, lane == 0); /* before the stores: see read_next */
         const int row = t.row + (t.half ? warp % 4 : warp) * 16;
         const int column = t.column * TILE_N + (t.half ? group * (TILE_N / 2) : 0);
         if constexpr (OUT == QUANTISED)
@@ -209,7 +202,7 @@ __device__ void consume(ScaledShared &s, const ScaledParams &p, int cluster, int
     }
 }
 
-template <Output OUT, int CLUSTER, bool TURNS>
+template <Output OUT, int CLUSTER>
 __global__ void __launch_bounds__(THREADS, 1)
     fp8_kernel(const __grid_constant__ CUtensorMap map_a, const __grid_constant__ CUtensorMap map_b,
                const __grid_constant__ CUtensorMap map_own, const __grid_constant__ ScaledParams p) {
@@ -226,7 +219,7 @@ __global__ void __launch_bounds__(THREADS, 1)
             schedule<CLUSTER>(s, p, clusters);
     } else {
         regs_more<232>();
-        consume<OUT, CLUSTER, TURNS>(s, p, cluster, rank);
+        consume<OUT, CLUSTER>(s, p, cluster, rank);
     }
     finish<CLUSTER>();
 }
@@ -235,8 +228,8 @@ bool map_e4m3(CUtensorMap *map, const fr_e4m3 *base, int64_t rows, int64_t colum
     return make_map(map, base, CU_TENSOR_MAP_DATA_TYPE_UINT8, 1, rows, columns, columns, box_rows, TILE_K);
 }
 
-template <Output OUT, int CLUSTER, bool TURNS> cudaError_t launch(const fr_k_fp8_args &g, cudaStream_t stream) {
-    auto kernel = fp8_kernel<OUT, CLUSTER, TURNS>;
+template <Output OUT, int CLUSTER> cudaError_t launch(const fr_k_fp8_args &g, int skew, cudaStream_t stream) {
+    auto kernel = fp8_kernel<OUT, CLUSTER>;
     int blocks = 0;
     const cudaError_t e = grid_of(kernel, sizeof(ScaledShared), g.sm_limit, CLUSTER, &blocks);
     if (e) return e;
@@ -252,16 +245,16 @@ template <Output OUT, int CLUSTER, bool TURNS> cudaError_t launch(const fr_k_fp8
     if (!map_e4m3(&map_a, g.a, g.rows, g.K, HALF_M)) return cudaErrorInvalidValue;
     ScaledParams p = {};
     p.c = g.c, p.offsets = g.offsets, p.counter = g.counter, p.E = g.E, p.N = g.N, p.K = g.K;
-    p.tiles = (g.N + TILE_N - 1) / TILE_N, p.rows = static_cast<int>(g.rows);
+    p.tiles = (g.N + TILE_N - 1) / TILE_N, p.skew = skew, p.rows = static_cast<int>(g.rows);
     p.own_first = own ? g.own_first : 0, p.own_end = own ? g.own_end : 0, p.gap = gap;
     p.a_scale = g.a_scale, p.a_pitch = g.a_pitch, p.b_scale = g.b_scale, p.own_scale = g.own_scale, p.q = g.q,
     p.q_scale = g.q_scale, p.q_pitch = g.q_pitch;
     return launch_clusters(kernel, sizeof(ScaledShared), blocks, CLUSTER, stream, map_a, map_b, map_own, p);
 }
 
-template <int CLUSTER, bool TURNS> cudaError_t launch_out(const fr_k_fp8_args &g, cudaStream_t stream) {
-    if (!g.swiglu) return launch<PLAIN, CLUSTER, TURNS>(g, stream);
-    return g.c ? launch<SWIGLU, CLUSTER, TURNS>(g, stream) : launch<QUANTISED, CLUSTER, TURNS>(g, stream);
+template <int CLUSTER> cudaError_t launch_out(const fr_k_fp8_args &g, int skew, cudaStream_t stream) {
+    if (!g.swiglu) return launch<PLAIN, CLUSTER>(g, skew, stream);
+    return g.c ? launch<SWIGLU, CLUSTER>(g, skew, stream) : launch<QUANTISED, CLUSTER>(g, skew, stream);
 }
 
 bool good_output(const fr_k_fp8_args &g) {
@@ -278,8 +271,8 @@ cudaError_t fr_k_grouped_fp8_variant(const fr_k_fp8_args *g, int variant, cudaSt
         (g->own && (g->own_first < 0 || g->own_end < g->own_first || g->own_end > g->E)))
         return cudaErrorInvalidValue;
     if (g->rows == 0) return cudaSuccess;
-    return with_variant(variant, [&](auto cluster, auto turns) {
-        return launch_out<decltype(cluster)::value, decltype(turns)::value>(*g, stream);
+    return with_variant(variant, [&](auto cluster, auto apart) {
+        return launch_out<decltype(cluster)::value>(*g, decltype(apart)::value ? 1 : 0, stream);
     });
 }
 

@@ -158,7 +158,7 @@ static uint64_t written(const Operands &o, const Product &p, int64_t rows) {
     return hash;
 }
 
-/* Consumers that take turns against those that do not: from rest, alternately, and back to back. */
+/* Consumers a step apart against those in step: from rest, alternately, and back to back. */
 static void part_held(const Operands &o) {
     hold_seconds = 1.5;
     for (bool hold : {false, true})
