@@ -120,30 +120,46 @@ static fr_status open_pool(fr_pools *g, uint32_t index, fr_error *err) {
 }
 
 /* The current device is this rank's again afterwards. */
-static fr_status open_owner(fr_pools *g, int peer, fr_error *err) {
+static fr_status open_owner(fr_pools *g, int peer, int device, fr_error *err) {
     owner_stream *s = &g->owners[peer];
-    struct cudaPointerAttributes there;
     int here = 0;
     FR_TRY(check(g, cudaGetDevice(&here), "cudaGetDevice", err));
-    FR_TRY(check(g, cudaPointerGetAttributes(&there, g->peers[peer]), "cudaPointerGetAttributes", err));
     FR_TRY(check(g, cudaEventCreateWithFlags(&s->asked, cudaEventDisableTiming), "cudaEventCreate", err));
-    FR_TRY(check(g, cudaSetDevice(there.device), "cudaSetDevice", err));
+    FR_TRY(check(g, cudaSetDevice(device), "cudaSetDevice", err));
     cudaError_t e = cudaEventCreateWithFlags(&s->done, cudaEventDisableTiming);
     if (e == cudaSuccess) e = cudaStreamCreateWithFlags(&s->stream, cudaStreamNonBlocking);
     FR_TRY(check(g, cudaSetDevice(here), "cudaSetDevice", err));
     return check(g, e, "cudaStreamCreate on a peer's device", err);
 }
 
+/* In processes of their own: peers' memory as their GPUs see it here; where that cannot be had a rank goes on reading.
+ */
+static fr_status open_owners_apart(fr_pools *g, char *base, fr_error *err) {
+    void **peers = fr_alloc((size_t)g->ranks * sizeof *peers);
+    int *devices = fr_alloc((size_t)g->ranks * sizeof *devices);
+    fr_status s = fr_transport_share_at_owners(g->o.transport, base, peers, devices, err);
+    for (int q = 0; q < g->ranks && s == FR_OK; q++) {
+        if (!peers[q]) continue;
+        g->peers[q] = peers[q];
+        s = open_owner(g, q, devices[q], err);
+    }
+    free(devices);
+    free(peers);
+    return s;
+}
+
 /* With two ranks reads are as fast as writes. */
-static fr_status open_owners(fr_pools *g, fr_error *err) {
-    const bool apart = !fr_world_same_process(g->o.world);
+static fr_status open_owners(fr_pools *g, char *base, fr_error *err) {
     fr_pulls_by by = g->o.pulls;
-    if (by == FR_PULLS_AUTO) by = g->o.layout->ep > 2 && !apart ? FR_PULLS_OWNER : FR_PULLS_READER;
+    if (by == FR_PULLS_AUTO) by = g->o.layout->ep > 2 ? FR_PULLS_OWNER : FR_PULLS_READER;
     if (by == FR_PULLS_READER) return FR_OK;
-    if (apart)
-        return fr_fail(err, FR_BAD_INPUT, "--pulls-by owner: ranks in processes of their own read for themselves");
-    for (int q = 0; q < g->ranks; q++)
-        if (q != g->o.rank && g->peers[q]) FR_TRY(open_owner(g, q, err));
+    if (!fr_world_same_process(g->o.world)) return open_owners_apart(g, base, err);
+    for (int q = 0; q < g->ranks; q++) {
+        struct cudaPointerAttributes there;
+        if (q == g->o.rank || !g->peers[q]) continue;
+        FR_TRY(check(g, cudaPointerGetAttributes(&there, g->peers[q]), "cudaPointerGetAttributes", err));
+        FR_TRY(open_owner(g, q, there.device, err));
+    }
     return FR_OK;
 }
 
@@ -163,7 +179,7 @@ static fr_status open_all(fr_pools *g, fr_error *err) {
     const int64_t bytes =
         streamed ? g->pools[g->shards].stride * p->buffers[g->shards].slots : g->o.weights->experts_bytes;
     FR_TRY(fr_peers_share(g->o.world, g->o.transport, g->o.rank, base, (size_t)bytes, g->peers, err));
-    return open_owners(g, err);
+    return open_owners(g, base, err);
 }
 
 fr_status fr_pools_open(const fr_pools_options *o, fr_pools **out, fr_error *err) {

@@ -8,6 +8,7 @@
 struct fr_ipc {
     cudaIpcMemHandle_t allocation;
     void *base;
+    int device; /* that it is mapped for */
     fr_ipc *next;
 };
 
@@ -47,13 +48,15 @@ fr_status fr_ipc_hand_over(void *p, fr_ipc_handle *out, fr_error *err) {
 
 fr_status fr_ipc_map(fr_ipc **list, const fr_ipc_handle *h, void **out, fr_error *err) {
     fr_ipc *m = *list;
-    while (m && memcmp(&m->allocation, &h->allocation, sizeof m->allocation) != 0) m = m->next;
+    int device = 0;
+    FR_TRY(check(cudaGetDevice(&device), "cudaGetDevice", err));
+    while (m && (m->device != device || memcmp(&m->allocation, &h->allocation, sizeof m->allocation) != 0)) m = m->next;
     if (!m) {
         void *base = NULL;
         FR_TRY(check(cudaIpcOpenMemHandle(&base, h->allocation, cudaIpcMemLazyEnablePeerAccess), "cudaIpcOpenMemHandle",
                      err));
         m = fr_alloc(sizeof *m);
-        *m = (fr_ipc){h->allocation, base, *list};
+        *m = (fr_ipc){h->allocation, base, device, *list};
         *list = m;
     }
     *out = (char *)m->base + h->offset;
@@ -61,10 +64,13 @@ fr_status fr_ipc_map(fr_ipc **list, const fr_ipc_handle *h, void **out, fr_error
 }
 
 void fr_ipc_close(fr_ipc *list, bool lost) {
+    int device = -1;
+    if (!lost && list) cudaGetDevice(&device);
     while (list) {
         fr_ipc *next = list->next;
-        if (!lost) cudaIpcCloseMemHandle(list->base);
+        if (!lost && cudaSetDevice(list->device) == cudaSuccess) cudaIpcCloseMemHandle(list->base);
         free(list);
         list = next;
     }
+    if (device >= 0) cudaSetDevice(device);
 }

@@ -21,7 +21,7 @@ typedef struct {
 cudaError_t fr_ipc_malloc(size_t bytes, void **out);
 /* p: anywhere in memory of fr_ipc_malloc. */
 fr_status fr_ipc_hand_over(void *p, fr_ipc_handle *out, fr_error *err);
-/* Where another process's memory is seen here; each allocation is mapped once. */
+/* Where another process's memory is seen here, by the current device; each allocation is mapped once for a device. */
 fr_status fr_ipc_map(fr_ipc **list, const fr_ipc_handle *h, void **out, fr_error *err);
 void fr_ipc_close(fr_ipc *list, bool lost); /* `lost`: leaves the mappings to the end of the process */
 

@@ -180,6 +180,35 @@ static fr_status share_processes(fr_transport *t, void *base, void **peers, fr_e
     return s;
 }
 
+/* The device that is current becomes the peer's for a while. */
+static bool map_at_owner(fr_transport *t, int q, const fr_ipc_handle *h, void **out, int *device) {
+    fr_error ignored;
+    bool mapped = cudaDeviceGetByPCIBusId(device, t->at[q].bus) == cudaSuccess && *device != t->o.device &&
+                  cudaSetDevice(*device) == cudaSuccess && fr_ipc_map(&t->ipc, h, out, &ignored) == FR_OK;
+    if (mapped) {
+        const cudaError_t e = cudaDeviceEnablePeerAccess(t->o.device, 0);
+        mapped = e == cudaSuccess || e == cudaErrorPeerAccessAlreadyEnabled;
+    }
+    (void)cudaGetLastError(); /* whoever cannot be mapped is read instead */
+    return cudaSetDevice(t->o.device) == cudaSuccess && mapped;
+}
+
+fr_status fr_transport_share_at_owners(fr_transport *t, void *base, void **peers, int *devices, fr_error *err) {
+    fr_ipc_handle mine, *all = fr_alloc((size_t)t->ranks * sizeof *all);
+    fr_status s = fr_ipc_hand_over(base, &mine, err);
+    if (s == FR_OK) s = fr_world_exchange(t->o.world, t->o.rank, &mine, sizeof mine, all, err);
+    for (int q = 0; q < t->ranks; q++) {
+        devices[q] = -1;
+        peers[q] = NULL;
+        if (s != FR_OK || !fr_layout_reaches_rank(t->o.layout, t->o.rank, q)) continue;
+        if (map_at_owner(t, q, &all[q], &peers[q], &devices[q])) continue;
+        devices[q] = -1;
+        peers[q] = NULL;
+    }
+    free(all);
+    return s;
+}
+
 void fr_transport_unshare(fr_transport *t) {
     if (!t) return;
     fr_ipc_close(t->ipc, false);
