@@ -164,13 +164,20 @@ static void read_nvml(fr_device_facts *d) {
 }
 
 fr_status fr_device_read(int index, fr_device_facts *out, fr_error *err) {
-    struct cudaDeviceProp p;
     size_t available = 0, total = 0;
+    FR_TRY(fr_device_describe(index, out, err));
+    FR_TRY(check(cudaSetDevice(index), "cudaSetDevice", err));
+    FR_TRY(check(cudaMemGetInfo(&available, &total), "cudaMemGetInfo", err));
+    out->memory_bytes = (int64_t)total;
+    out->free_bytes = (int64_t)available;
+    return FR_OK;
+}
+
+fr_status fr_device_describe(int index, fr_device_facts *out, fr_error *err) {
+    struct cudaDeviceProp p;
     int count = 0;
     *out = (fr_device_facts){.index = index};
     FR_TRY(check(cudaGetDeviceProperties(&p, index), "cudaGetDeviceProperties", err));
-    FR_TRY(check(cudaSetDevice(index), "cudaSetDevice", err));
-    FR_TRY(check(cudaMemGetInfo(&available, &total), "cudaMemGetInfo", err));
     FR_TRY(check(cudaDeviceGetPCIBusId(out->bus, sizeof out->bus, index), "cudaDeviceGetPCIBusId", err));
     snprintf(out->name, sizeof out->name, "%.127s", p.name);
     const unsigned char *u = (const unsigned char *)p.uuid.bytes;
@@ -180,8 +187,7 @@ fr_status fr_device_read(int index, fr_device_facts *out, fr_error *err) {
     out->major = p.major;
     out->minor = p.minor;
     out->copy_engines = p.asyncEngineCount;
-    out->memory_bytes = (int64_t)total;
-    out->free_bytes = (int64_t)available;
+    out->memory_bytes = (int64_t)p.totalGlobalMem;
     FR_TRY(fr_device_count(&count, err));
     for (int i = 0; i < count && i < FR_MAX_DEVICES; i++) {
         int can = 0;

@@ -36,6 +36,8 @@ fr_status fr_device_environment(fr_error *err);
 /* Reads all versions; FR_FAILED where a library's major.minor is not the headers' (built: the headers' versions). */
 fr_status fr_device_versions(fr_versions *found, fr_versions *built, fr_error *err);
 fr_status fr_device_count(int *count, fr_error *err);
+/* All but free_bytes, without a context on the device. */
+fr_status fr_device_describe(int index, fr_device_facts *out, fr_error *err);
 fr_status fr_device_read(int index, fr_device_facts *out, fr_error *err);
 
 /* SM clock and power, sampled by a thread every 20 ms through NVML between begin and stop; zeros where NVML is absent.

@@ -23,7 +23,7 @@ static fr_status check_devices(const fr_run_options *o, int ranks, fr_run_output
                        o->device, ranks, count);
     for (int r = 0; r < ranks; r++) {
         fr_device_facts *d = &out->device[r];
-        FR_TRY(fr_device_read(o->device + r, d, err));
+        FR_TRY(fr_device_describe(o->device + r, d, err));
         if (d->major != 9)
             return fr_fail(err, FR_FAILED,
                            "device %d is a %s of compute capability %d.%d: the kernels are built for 9.0a",
