@@ -8,7 +8,7 @@ CFLAGS  = $(CSTD) $(WARN) $(OPT) -D_GNU_SOURCE -I. -MMD -MP -pthread $(EXTRA)
 LDLIBS  = -ljansson -lsqlite3 -lgsl -lgslcblas -lm -lpthread
 SAN     = -fsanitize=address,undefined -fno-omit-frame-pointer -fno-sanitize-recover=all
 
-LIB_SRC  := $(wildcard engine/*.c engine/strategy/*.c engine/sched/*.c engine/conduct/*.c traces/*.c sim/*.c)
+LIB_SRC  := $(wildcard engine/*.c engine/strategy/*.c engine/sched/*.c engine/conduct/*.c engine/cost/*.c engine/calibrate/*.c engine/world/*.c engine/plan/*.c traces/*.c sim/*.c)
 CLI_SRC  := $(wildcard sim/cli/*.c)
 TEST_SRC := $(wildcard tests/unit/test_*.c)
 LIB_OBJ  := $(LIB_SRC:%.c=$(BUILD)/%.o)
@@ -27,7 +27,7 @@ $(BUILD)/libforerun.a: $(LIB_OBJ)
 	ar rcs $@ $(LIB_OBJ)
 
 # the shipped cost tables are taken in byte for byte by the assembler (.incbin): rebuild when one changes
-$(BUILD)/engine/cost_builtin.o: $(wildcard kernels/measured/*.txt)
+$(BUILD)/engine/cost/cost_builtin.o: $(wildcard kernels/measured/*.txt)
 
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)

@@ -139,7 +139,7 @@ static void list_spans(walk *w) {
 
 /* ---- forwards -----------------------------------------------------------------------------------------------------*/
 
-static int64_t forward_of(const fr_span *s) { /* fr_op_id, engine/plan.h */
+static int64_t forward_of(const fr_span *s) { /* fr_op_id, engine/plan/plan.h */
     return (int64_t)(s->id >> 44);
 }
 

@@ -6,7 +6,7 @@
 #ifndef FR_CAUSES_H
 #define FR_CAUSES_H
 
-#include "engine/plan.h"
+#include "engine/plan/plan.h"
 #include "engine/timeline.h"
 
 typedef struct fr_causes fr_causes;

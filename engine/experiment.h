@@ -5,9 +5,9 @@
 #ifndef FR_EXPERIMENT_H
 #define FR_EXPERIMENT_H
 
-#include "engine/audit.h"
-#include "engine/cost.h"
+#include "engine/cost/cost.h"
 #include "engine/layout.h"
+#include "engine/plan/audit.h"
 #include "engine/sched/sched.h"
 #include "engine/strategy/strategy.h"
 #include "engine/timeline.h"

@@ -5,8 +5,8 @@
 #ifndef FR_REPORT_H
 #define FR_REPORT_H
 
-#include "engine/critical.h"
 #include "engine/experiment.h"
+#include "engine/plan/critical.h"
 
 struct json_t;
 

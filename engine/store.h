@@ -2,7 +2,7 @@
  * store: results in SQLite, in transactions, so that nothing is lost or half-written when a process is killed at any
  * point (WAL journal).
  *
- * Schema (version 1). All times are ns on the executor's clock, ids of ops are structural (engine/plan.h).
+ * Schema (version 1). All times are ns on the executor's clock, ids of ops are structural (engine/plan/plan.h).
  *
  *   info      key, value: 'schema' and 'program'
  *
@@ -32,7 +32,7 @@
 #define FR_STORE_H
 
 #include "engine/columns.h"
-#include "engine/plan.h"
+#include "engine/plan/plan.h"
 #include "engine/timeline.h"
 
 #define FR_STORE_SCHEMA 1

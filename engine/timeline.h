@@ -5,8 +5,8 @@
 #ifndef FR_TIMELINE_H
 #define FR_TIMELINE_H
 
-#include "engine/cost.h"
-#include "engine/plan.h"
+#include "engine/cost/cost.h"
+#include "engine/plan/plan.h"
 
 typedef struct {
     uint64_t id;        /* fr_op_id */

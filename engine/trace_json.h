@@ -11,7 +11,7 @@
 #ifndef FR_TRACE_JSON_H
 #define FR_TRACE_JSON_H
 
-#include "engine/plan.h"
+#include "engine/plan/plan.h"
 #include "engine/timeline.h"
 
 /* `plan` names the lanes; only ranks and lanes of it are read. Spans come out in the order of *t. FR_FAILED when the

@@ -5,7 +5,7 @@
 #ifndef FR_DRIVER_H
 #define FR_DRIVER_H
 
-#include "engine/cost_card.h"
+#include "engine/cost/cost_card.h"
 #include "engine/experiment.h"
 #include "engine/timeline.h"
 

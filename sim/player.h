@@ -1,6 +1,6 @@
 /*
  * player: the sim executor. Gives each op its cost and plays the plan's lanes on a virtual clock, after the semantics
- * S1-S6 of engine/plan.h. Knows plans and costs; knows no strategy, no request, no batch.
+ * S1-S6 of engine/plan/plan.h. Knows plans and costs; knows no strategy, no request, no batch.
  *
  * Where S1-S6 leave room: a group op takes its slots (S4) when it arrives at its group; a first-ready lane that takes
  * an item whose first op is a group op waits in it for the others. A group runs for the longest of its members' costs.
@@ -19,8 +19,8 @@
 #ifndef FR_PLAYER_H
 #define FR_PLAYER_H
 
-#include "engine/cost_card.h"
-#include "engine/plan.h"
+#include "engine/cost/cost_card.h"
+#include "engine/plan/plan.h"
 #include "engine/timeline.h"
 
 typedef struct {

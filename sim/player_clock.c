@@ -1,5 +1,5 @@
 /*
- * The SM clock of every rank under its power limit (engine/power.h), as a controller sets it that knows the recent
+ * The SM clock of every rank under its power limit (engine/cost/power.h), as a controller sets it that knows the recent
  * past: the average over the limit's window of what ran gives the clock at which the mix meets the limit, corrected by
  * what the average power still lacks. A kernel gets its clock when it starts. Rest and memory-bound work leave room
  * that the next burst uses; pulls beside compute cost clock in proportion to how long they run; sustained differs from
@@ -10,7 +10,7 @@
 #include <math.h>
 #include <stdlib.h>
 
-#include "engine/power.h"
+#include "engine/cost/power.h"
 #include "sim/player_state.h"
 
 /* Averages are brought up to date so many times a window, not at every op: the limit's own reaction is slower. */

@@ -5,7 +5,7 @@
 #ifndef FR_VALIDATE_H
 #define FR_VALIDATE_H
 
-#include "engine/cost_card.h"
+#include "engine/cost/cost_card.h"
 #include "engine/store.h"
 #include "sim/compare.h"
 

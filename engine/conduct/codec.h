@@ -3,7 +3,7 @@
 #define FR_CONDUCT_CODEC_H
 
 #include "engine/conduct/worker.h"
-#include "engine/world_wire.h"
+#include "engine/world/world_wire.h"
 
 enum {
     FR_WIRE_NOTE = FR_WIRE_OTHERS, /* to the conductor */

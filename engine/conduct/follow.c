@@ -2,7 +2,7 @@
 
 #include "engine/conduct/codec.h"
 #include "engine/conduct/conduct_state.h"
-#include "engine/peers.h"
+#include "engine/world/peers.h"
 
 #include <pthread.h>
 #include <stdlib.h>

@@ -6,7 +6,7 @@
 #define FR_CONDUCT_FOLLOW_H
 
 #include "engine/conduct/conduct.h"
-#include "engine/wire.h"
+#include "engine/world/wire.h"
 
 /* The same setup and options as the conductor's process has (of these: kind, context, requests, prompts, timeout_s,
  * inject). Returns when the conductor has stopped the rank or is gone. *lost: the device does not answer: the process

@@ -1,6 +1,6 @@
 #include "engine/conduct/mailbox.h"
 
-#include "engine/world.h"
+#include "engine/world/world.h"
 
 #include <pthread.h>
 #include <stdlib.h>

@@ -5,7 +5,7 @@
 #ifndef FR_CONDUCT_PROCS_H
 #define FR_CONDUCT_PROCS_H
 
-#include "engine/wire.h"
+#include "engine/world/wire.h"
 
 typedef struct fr_procs fr_procs;
 

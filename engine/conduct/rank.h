@@ -8,7 +8,7 @@
 #include "engine/experiment.h"
 #include "engine/strategy/strategy.h"
 #include "engine/timeline.h"
-#include "engine/world.h"
+#include "engine/world/world.h"
 
 /* What is known before the first forward, the same for all ranks. */
 typedef struct {

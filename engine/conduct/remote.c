@@ -1,9 +1,9 @@
 #include "engine/conduct/remote.h"
 
-#include "engine/world.h"
+#include "engine/world/world.h"
 
 #include "engine/conduct/codec.h"
-#include "engine/peers.h"
+#include "engine/world/peers.h"
 
 #include <pthread.h>
 #include <stdlib.h>

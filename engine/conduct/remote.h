@@ -6,7 +6,7 @@
 #define FR_CONDUCT_REMOTE_H
 
 #include "engine/conduct/worker.h"
-#include "engine/wire.h"
+#include "engine/world/wire.h"
 
 typedef struct fr_remote fr_remote;
 

@@ -6,7 +6,7 @@
 #ifndef FR_CUDA_BENCH_H
 #define FR_CUDA_BENCH_H
 
-#include "engine/calibrate.h"
+#include "engine/calibrate/calibrate.h"
 #include "engine/cuda/measure.h"
 
 typedef struct fr_bench fr_bench;

@@ -1,8 +1,8 @@
-/* calibrate: measures a grid (engine/calibrate.h) on this machine's GPUs into a journal and a table. */
+/* calibrate: measures a grid (engine/calibrate/calibrate.h) on this machine's GPUs into a journal and a table. */
 #ifndef FR_CUDA_CALIBRATE_H
 #define FR_CUDA_CALIBRATE_H
 
-#include "engine/calibrate.h"
+#include "engine/calibrate/calibrate.h"
 
 typedef struct {
     fr_cal_request request;

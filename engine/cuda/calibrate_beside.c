@@ -99,7 +99,7 @@ static fr_status keep_queue(void *context, double at_s, bool *stop, fr_error *er
     return takes_part(r) && !*stop ? issue(r, all[0].issue, err) : FR_OK;
 }
 
-/* The victim of a class: what stands for it among the anchors (engine/calibrate.c). */
+/* The victim of a class: what stands for it among the anchors (engine/calibrate/calibrate.c). */
 static fr_status prepare_victim(fr_cal_rank *r, fr_op_class class, fr_error *err) {
     fr_row row = {.type = FR_ROW_OP, .duty = 1, .at_ms = -1, .gap_ms = -1, .ways = 1};
     fr_cal_item item = {.top_k = 8, .head_dim = 128};

@@ -1,6 +1,6 @@
 #include "engine/cuda/calibrate_exchange.h"
 
-#include "engine/calibrate.h"
+#include "engine/calibrate/calibrate.h"
 
 #include <stdlib.h>
 #include <string.h>

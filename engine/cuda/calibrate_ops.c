@@ -52,7 +52,7 @@ static fr_status ramp(fr_cal_run *r, int d, uint32_t i, fr_error *err) {
 typedef struct {
     fr_bench *bench;
     const fr_row *row;
-    fr_row stream; /* a norm that streams memory (the anchor, engine/calibrate.c) */
+    fr_row stream; /* a norm that streams memory (the anchor, engine/calibrate/calibrate.c) */
     int top_k, head_dim;
 } filling;
 

@@ -70,7 +70,7 @@ fr_cal_said fr_cal_mean(const fr_cal_said *s, int count);
  * carried out by this one's copy engines. */
 fr_status fr_cal_pull(fr_cal_rank *r, int away, int64_t bytes, cudaStream_t s, fr_error *err);
 fr_status fr_cal_push_to(fr_cal_rank *r, int away, int64_t bytes, cudaStream_t s, fr_error *err);
-/* This rank's part; bytes as engine/cost_base.c has them. */
+/* This rank's part; bytes as engine/cost/cost_base.c has them. */
 fr_status fr_cal_collective(fr_cal_rank *r, fr_op_kind kind, int64_t bytes, cudaStream_t s, fr_error *err);
 
 /* Item i, on all ranks; rank 0 writes the row. */

@@ -12,7 +12,7 @@
 
 #include "engine/cuda/pools.h"
 #include "engine/cuda/weights.h"
-#include "engine/plan.h"
+#include "engine/plan/plan.h"
 #include "engine/strategy/strategy.h"
 #include "engine/timeline.h"
 

@@ -2,8 +2,8 @@
 
 #include "engine/cuda/pools.h"
 #include "engine/cuda/transport/transport.h"
-#include "engine/peers.h"
-#include "engine/shared.h"
+#include "engine/world/peers.h"
+#include "engine/world/shared.h"
 
 #include <cuda.h>
 #include <sched.h>

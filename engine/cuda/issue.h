@@ -11,9 +11,9 @@
 #ifndef FR_CUDA_ISSUE_H
 #define FR_CUDA_ISSUE_H
 
-#include "engine/plan.h"
+#include "engine/plan/plan.h"
 #include "engine/slots.h"
-#include "engine/world.h"
+#include "engine/world/world.h"
 
 #include <cuda_runtime_api.h>
 

@@ -16,7 +16,7 @@
 #define FR_CUDA_LINKS_H
 
 #include "engine/layout.h"
-#include "engine/plan.h"
+#include "engine/plan/plan.h"
 #include "kernels/kernels.h"
 
 typedef struct fr_links fr_links;

@@ -7,8 +7,8 @@
 #define FR_CUDA_POOLS_H
 
 #include "engine/cuda/weights.h"
-#include "engine/plan.h"
-#include "engine/world.h"
+#include "engine/plan/plan.h"
+#include "engine/world/world.h"
 
 struct fr_transport;
 struct fr_issue;

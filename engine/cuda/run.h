@@ -8,7 +8,7 @@
 #include "engine/conduct/conduct.h"
 #include "engine/cuda/device.h"
 #include "engine/cuda/pools.h"
-#include "engine/wire.h"
+#include "engine/world/wire.h"
 
 typedef struct {
     const char *weights; /* folder of a checkpoint; NULL = seeded random weights, with the experiment's routing injected

@@ -17,7 +17,7 @@
 
 #include "engine/routing.h"
 #include "engine/shard.h"
-#include "engine/world.h"
+#include "engine/world/world.h"
 #include "kernels/fp8.h"
 
 typedef struct {

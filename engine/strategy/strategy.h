@@ -13,9 +13,9 @@
 #ifndef FR_STRATEGY_H
 #define FR_STRATEGY_H
 
-#include "engine/cost.h"
+#include "engine/cost/cost.h"
 #include "engine/layout.h"
-#include "engine/plan.h"
+#include "engine/plan/plan.h"
 #include "engine/routing.h"
 
 typedef struct {

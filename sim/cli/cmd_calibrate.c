@@ -4,7 +4,7 @@
  */
 #include "sim/cli/cli.h"
 
-#include "engine/calibrate.h"
+#include "engine/calibrate/calibrate.h"
 
 #ifdef FR_CUDA
 #include "engine/cuda/calibrate.h"

@@ -1,7 +1,7 @@
 /* forerun simulate: one layout, one workload, virtual clock. */
 #include "sim/cli/cli.h"
 
-#include "engine/critical.h"
+#include "engine/plan/critical.h"
 #include "engine/report.h"
 #include "sim/driver.h"
 

@@ -1,7 +1,7 @@
 /* The figures of one run, from its stored timeline. */
 #include "sim/cli/figures.h"
 
-#include "engine/critical.h"
+#include "engine/plan/critical.h"
 
 #include <inttypes.h>
 #include <math.h>

@@ -10,7 +10,7 @@
 #ifndef FR_MPI_WIRE_H
 #define FR_MPI_WIRE_H
 
-#include "engine/wire.h"
+#include "engine/world/wire.h"
 
 /* To MPI process `peer`. FR_FAILED when this MPI library has no MPI_THREAD_MULTIPLE. */
 fr_status fr_mpi_wire(int peer, fr_wire **out, fr_error *err);

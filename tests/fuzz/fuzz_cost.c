@@ -1,5 +1,5 @@
 /* Fuzz target: a measured-cost table. What parses is fitted and asked, so that no accepted row can break the fits. */
-#include "engine/cost_family.h"
+#include "engine/cost/cost_family.h"
 
 #include <math.h>
 #include <stdlib.h>

@@ -1,7 +1,7 @@
 /* Fuzz target: small texts of the command line: lists of lengths, injected faults, op ids. */
 #include "engine/conduct/inject.h"
 #include "engine/deal.h"
-#include "engine/plan.h"
+#include "engine/plan/plan.h"
 
 #include <stdlib.h>
 #include <string.h>

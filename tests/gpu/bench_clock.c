@@ -1,6 +1,6 @@
 /*
  * bench_clock: what the SM clock does while loads come and go: every launch of given patterns, with NVML's power and
- * reasons beside, on one GPU or on several at once. Its readings shape the clock model (engine/power.h); its
+ * reasons beside, on one GPU or on several at once. Its readings shape the clock model (engine/cost/power.h); its
  * coefficients come from `forerun calibrate`.
  *
  *     bench_clock OUT.csv DEVICES PATTERN...

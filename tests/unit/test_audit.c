@@ -1,7 +1,7 @@
 /* The audit names what nobody has measured, merges what differs in size only, and its shares are of all audited time.
  */
-#include "engine/audit.h"
 #include "engine/machine.h"
+#include "engine/plan/audit.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

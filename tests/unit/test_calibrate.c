@@ -6,7 +6,7 @@
 
 #include <cmocka.h>
 
-#include "engine/calibrate.h"
+#include "engine/calibrate/calibrate.h"
 
 #include <math.h>
 #include <stdio.h>

@@ -6,8 +6,8 @@
 
 #include <cmocka.h>
 
-#include "engine/cost.h"
-#include "engine/cost_table.h"
+#include "engine/cost/cost.h"
+#include "engine/cost/cost_table.h"
 
 #include <math.h>
 #include <stdio.h>

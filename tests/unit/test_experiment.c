@@ -6,8 +6,8 @@
 
 #include <cmocka.h>
 
-#include "engine/critical.h"
 #include "engine/experiment.h"
+#include "engine/plan/critical.h"
 #include "engine/report.h"
 
 #include <jansson.h>

@@ -9,7 +9,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "engine/peers.h"
+#include "engine/world/peers.h"
 
 /* `per_host` ranks a host, a process and a GPU each. */
 static void spread(fr_address *at, int ranks, int per_host, bool with_boot) {

@@ -1,5 +1,5 @@
 /* plan: the builder, ids and the golden text form. */
-#include "engine/plan.h"
+#include "engine/plan/plan.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

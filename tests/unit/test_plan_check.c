@@ -1,6 +1,6 @@
 /* plan_check: for each rule a plan that keeps it and a twin that breaks it; pipelines that lose a wait; and tiny random
  * plans against a naive executor with chosen durations. */
-#include "engine/plan.h"
+#include "engine/plan/plan.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

@@ -2,7 +2,7 @@
  * The seven hard cases that the plan language must hold (design, section 1), small and by hand: each passes plan_check
  * and is kept as a golden text. FORERUN_WRITE_GOLDEN=1 writes the texts again, to be reviewed as a diff.
  */
-#include "engine/plan.h"
+#include "engine/plan/plan.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

@@ -6,9 +6,9 @@
 
 #include <cmocka.h>
 
-#include "engine/cost_card.h"
+#include "engine/cost/cost_card.h"
+#include "engine/cost/power_fit.h"
 #include "engine/machine.h"
-#include "engine/power_fit.h"
 
 #include <math.h>
 #include <stdio.h>

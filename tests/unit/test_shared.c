@@ -11,7 +11,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "engine/shared.h"
+#include "engine/world/shared.h"
 
 enum { BYTES = 5000 };
 

@@ -10,7 +10,7 @@
 #include <string.h>
 #include <time.h>
 
-#include "engine/world.h"
+#include "engine/world/world.h"
 
 enum { RANKS = 7, ROUNDS = 400 };
 

@@ -3,7 +3,7 @@
 #include "engine/cuda/transport/exchange.h"
 #include "engine/cuda/transport/ipc.h"
 #include "engine/cuda/transport/nccl.h"
-#include "engine/peers.h"
+#include "engine/world/peers.h"
 
 #include <stdatomic.h>
 #include <stdio.h>

@@ -15,8 +15,8 @@
 #define FR_CUDA_TRANSPORT_H
 
 #include "engine/layout.h"
-#include "engine/plan.h"
-#include "engine/world.h"
+#include "engine/plan/plan.h"
+#include "engine/world/world.h"
 
 #include <cuda_runtime_api.h>
 

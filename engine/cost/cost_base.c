@@ -1,0 +1,289 @@
+/*
+ * Structural times.
+ *
+ * What `bytes` of a collective or copy means, per rank (P ranks):
+ *     allreduce               the tensor that is reduced; over the link 2 (P-1)/P of it, out and in
+ *     allgather,
+ *     gather_weights,
+ *     reducescatter           the full (gathered) tensor; (P-1)/P of it
+ *     alltoall, alltoall_back what this rank sends to others (the busiest rank's, sender or receiver); all of it
+ *     send, recv              the message
+ *     counts                  ignored: latency only
+ *     pull, push, h2d, d2h, drain   bytes moved once
+ *
+ * Left out on purpose, for measured curves to hold: which tile a library takes, L2 reuse, clock, power, epilogues.
+ */
+#include "engine/cost/cost_base.h"
+
+#include <math.h>
+
+/* Tile of a Hopper wgmma kernel: 128 x 256 with two consumer warpgroups (facts sheet of fast.cu, DeepGEMM), 128 x 128
+ * where that fits the shape better; 64 rows are one warpgroup, the least that wgmma takes. */
+#define TILE_M       128
+#define TILE_M_SMALL 64
+
+/* Flash attention: 128 queries and 128 keys a block (cuDNN's sm90 forward, FlashAttention-3 for head_dim 128). Each
+ * query tile also pays a start and an end worth ATTN_TILE_EXTRA key blocks: unmasked cuDNN runs on H200 give
+ * 633/671/691/702 TFLOP/s at 2k/4k/8k/16k, i.e. n/(n+1.7) of 704 with n key blocks. With causal blocks counted whole
+ * this alone gives 451 TFLOP/s at 1k, as measured. */
+#define ATTN_Q          128
+#define ATTN_KV         128
+#define ATTN_TILE_EXTRA 1.7
+/* The last wave: on average half of the longest unit of work keeps the other SMs waiting. */
+#define ATTN_TAIL 0.5
+
+/* NCCL's own tuning constants for NVLink rings, Simple protocol: 8.4 us to start, 3.4 us a hop; 14 us a hop over the
+ * network (nccl src/graph/tuning.cc). */
+#define NCCL_START_NS   8400.0
+#define NCCL_HOP_NS     3400.0
+#define NCCL_NET_HOP_NS 14000.0
+/* A copy-engine transfer: start of the engine's descriptor to first byte, plus completion. No source states it; calls
+ * of the order of a kernel launch are the usual experience. Calibration of small copies replaces it. */
+#define COPY_START_NS 3000.0
+/* nccl-ce: barrier, copies, barrier (nccl src/ce_coll.cc): two one-sided flag exchanges, a hop each way. */
+#define CE_BARRIER_NS (2 * 2 * NCCL_HOP_NS)
+
+static double ceil_div(double a, double b) {
+    return ceil(a / b);
+}
+
+static double max2(double a, double b) {
+    return a > b ? a : b;
+}
+
+static double elem_bytes(uint8_t precision) {
+    return precision == FR_FP8 ? 1 : 2;
+}
+
+static double peak_of(const fr_ceilings *c, uint8_t precision) {
+    double p = c->peak[precision < FR_PRECISIONS ? precision : FR_BF16];
+    return p > 0 ? p : c->peak[FR_BF16]; /* a GPU without the format computes in bf16 */
+}
+
+/* Peers without NVLink are reached over PCIe; a machine that states neither has no bound but its memory. */
+static double link_rate(const fr_ceilings *c) {
+    return c->link > 0 ? c->link : c->pcie > 0 ? c->pcie : c->hbm;
+}
+
+/*
+ * m x n x k: the best of two tiles and of splitting k where tiles do not fill the SMs, each max(whole waves, HBM).
+ * HBM: both operands read once, bf16 result written once, split parts written and read in fp32.
+ */
+static void gemm(const fr_ceilings *c, const fr_shape *s, fr_base *out) {
+    double m = (double)s->m, n = s->n, k = s->k, e = elem_bytes(s->precision);
+    double bytes = m * k * e + n * k * e + m * n * 2, sm_rate = peak_of(c, s->precision) / c->sms;
+    double tm = m <= TILE_M_SMALL ? TILE_M_SMALL : TILE_M, best = INFINITY;
+    for (int tn = 128; tn <= 256; tn *= 2) {
+        double tiles = ceil_div(m, tm) * ceil_div(n, tn);
+        for (int split = 1; split <= 8; split *= 2) {
+            if (split > 1 && tiles * (split / 2.0) >= c->sms) break;
+            double waves = ceil_div(tiles * split, c->sms);
+            double compute = waves * 2 * tm * tn * ceil(k / split) / sm_rate;
+            double moved = bytes + (split > 1 ? 8.0 * split * m * n : 0);
+            double t = max2(compute, moved / c->hbm);
+            if (t < best) best = t;
+        }
+    }
+    out->ns = c->floor_ns + 1e9 * max2(2 * m * n * k / peak_of(c, s->precision), bytes / c->hbm);
+    out->flops = 2 * m * n * k;
+    out->bound = 1e9 * max2(2 * m * n * k / peak_of(c, s->precision), bytes / c->hbm);
+    out->hbm_bytes = bytes;
+}
+
+/*
+ * Grouped: every expert's rows are rounded up to the tile of the measured kernel (table header grouped_tile; kernels/
+ * grouped_gemm.cu: 64, two of them a unit of work; CUTLASS: 128; an expert with at most 64 rows takes half a unit in
+ * either). Units of all experts and column tiles share the SMs in whole waves (persistent grid). Weights of experts
+ * that have rows are read once, activations read and results written once; expert_up writes half its width (SwiGLU in
+ * the epilogue).
+ */
+static void grouped(const fr_ceilings *c, const fr_shape *s, const fr_pair *pairs, fr_base *out) {
+    const uint32_t tile_m = c->grouped_tile > 0 ? (uint32_t)c->grouped_tile : TILE_M, mask = tile_m - 1;
+    const bool whole = (tile_m & mask) == 0; /* a power of two: no division for every expert */
+    int64_t all = 0, padded = 0, with = 0;
+    for (uint32_t i = 0; i < s->vector_count; i++) {
+        const int32_t r = pairs[s->vector + i].queries;
+        if (r <= 0) continue;
+        all += r;
+        with++;
+        const uint32_t up = (uint32_t)r + mask;
+        padded += r <= TILE_M_SMALL ? TILE_M / 2 : whole ? up & ~mask : up / tile_m * tile_m;
+    }
+    double rows = (double)all, units = (double)padded / TILE_M, active = (double)with;
+    double e = elem_bytes(s->precision), tn = s->n >= 256 ? 256 : 128;
+    if (rows <= 0) return;
+    double n = s->n, k = s->k, written = s->kind == FR_OP_EXPERT_UP ? n / 2 : n;
+    double bytes = active * n * k * e + rows * k * e + rows * written * 2;
+    double tile = 2 * TILE_M * tn * k / (peak_of(c, s->precision) / c->sms);
+    double compute = ceil_div(ceil(units) * ceil_div(n, tn), c->sms) * tile;
+    out->ns = c->floor_ns + 1e9 * max2(compute, bytes / c->hbm);
+    out->flops = 2 * rows * n * k;
+    out->bound = 1e9 * max2(2 * rows * n * k / peak_of(c, s->precision), bytes / c->hbm);
+    out->hbm_bytes = bytes;
+}
+
+/* Key blocks that the query tiles of one sequence visit (q queries after p cached tokens, window w or 0), the longest
+ * tile's, and exact (query, key) pairs. Closed form: without a window tile i of 128 sees i + 1 + ceil(p/128) blocks. */
+static void attention_blocks(double q, double p, double w, double *blocks, double *longest, double *useful) {
+    double tiles = ceil_div(q, ATTN_Q), head = ceil_div(p, ATTN_KV);
+    double last = ceil_div(p + q, ATTN_KV);
+    *useful = q * p + q * (q + 1) / 2;
+    if (w > 0 && p + q > w) {
+        /* Rows below the window see all before them, the rest exactly w; a tile of 128 rows reaches over w + 127. */
+        double full = p >= w ? 0 : w - p;
+        *useful = full * p + full * (full + 1) / 2 + (q - full) * w;
+        double cap = ceil_div(w + ATTN_Q - 1, ATTN_KV) + 1, rising = max2(0, floor(cap - 1 - head));
+        rising = rising < tiles ? rising : tiles;
+        *blocks = rising * (rising + 1) / 2 + rising * head + (tiles - rising) * cap;
+        double whole = (tiles - 1) * tiles / 2 + (tiles - 1) * head + last;
+        if (*blocks > whole) *blocks = whole;
+        *longest = cap < last ? cap : last;
+        return;
+    }
+    *blocks = (tiles - 1) * tiles / 2 + (tiles - 1) * head + last;
+    *longest = last;
+}
+
+/* m sequences of the vector: all (head, query tile) units share the SMs; longest first, so the end is ragged by part of
+ * one unit. bf16 unless the table measured FP8 attention. */
+static void attention(const fr_ceilings *c, const fr_shape *s, const fr_pair *pairs, fr_base *out) {
+    double width = s->head_dim + (s->v_head_dim ? s->v_head_dim : s->head_dim), heads = s->n, kv_heads = s->k;
+    double work = 0, longest = 0, useful = 0, queries = 0, keys = 0, tiles = 0;
+    for (uint32_t i = 0; i < s->vector_count; i++) {
+        fr_pair v = pairs[s->vector + i];
+        if (v.queries <= 0) continue;
+        double blocks, tile, pairs_seen;
+        attention_blocks(v.queries, v.prefix, s->window, &blocks, &tile, &pairs_seen);
+        work += blocks + ATTN_TILE_EXTRA * ceil_div(v.queries, ATTN_Q);
+        tiles += ceil_div(v.queries, ATTN_Q);
+        longest = max2(longest, tile + ATTN_TILE_EXTRA);
+        useful += pairs_seen;
+        queries += v.queries;
+        double seen = (double)v.prefix + v.queries;
+        keys += s->window > 0 && seen > s->window + v.queries ? s->window + v.queries : seen;
+    }
+    if (queries <= 0) return;
+    double block = 2.0 * ATTN_Q * ATTN_KV * width, peak = peak_of(c, s->precision), e = 2;
+    double bytes = e * width * (queries * heads + keys * kv_heads);
+    double units = work * heads / c->sms;
+    double compute = block * (max2(units, longest) + ATTN_TAIL * longest) * c->sms / peak;
+    out->ns = c->floor_ns + 1e9 * max2(compute, bytes / c->hbm);
+    out->feature = log(work / tiles);
+    out->flops = 2 * heads * width * useful;
+    out->bound = 1e9 * max2(2 * heads * width * useful / peak, bytes / c->hbm);
+    out->hbm_bytes = bytes;
+}
+
+/* bytes once over HBM; where a strategy gives none, rows of bf16 in and out. Sorting takes three launches
+ * (fr_k_route in kernels/kernels.h). */
+static void memory(const fr_ceilings *c, const fr_shape *s, fr_base *out) {
+    double bytes = s->bytes > 0 ? (double)s->bytes : 4.0 * (double)s->m * s->n;
+    if (bytes <= 0) return;
+    out->ns = (s->kind == FR_OP_SORT ? 3 : 1) * c->floor_ns + 1e9 * bytes / c->hbm;
+    out->bound = 1e9 * bytes / c->hbm;
+    out->hbm_bytes = bytes;
+}
+
+/*
+ * T = start + wire / link, the law max(floor, a + b bytes) of one-sided exchanges (NVIDIA's all-to-all: floor 18 us,
+ * 15 us + 0.145 us a token); rings run at the same link rate for any P and add a hop a step: P-1 steps, all-reduce
+ * 2 (P-1). NCCL's all-to-all sends to all peers at once: one hop. `extra` holds hops beyond those of two ranks.
+ * Several hosts: a ring's traffic leaves a host once over all of its GPUs' adapters, so wire / per_host a GPU; an
+ * all-to-all's leaves with the share of peers that live elsewhere. The slower of network and NVLink bounds.
+ */
+static void collective(const fr_ceilings *c, const fr_shape *s, fr_base *out) {
+    bool pair = s->kind == FR_OP_SEND || s->kind == FR_OP_RECV;
+    double ranks = s->ranks > 1 && !pair ? s->ranks : 2, share = (ranks - 1) / ranks, bytes = (double)s->bytes;
+    double wire = bytes, hbm = 2 * bytes, steps = 1, first = 1;
+    bool exchange = false;
+    switch ((fr_op_kind)s->kind) {
+    case FR_OP_ALLREDUCE:
+        wire = 2 * share * bytes;
+        hbm = 2.5 * wire; /* read what is sent, write what arrives, half of it also reads the local operand */
+        steps = 2 * (ranks - 1);
+        first = 2;
+        break;
+    case FR_OP_ALLGATHER:
+    case FR_OP_GATHER_WEIGHTS:
+        wire = share * bytes;
+        hbm = 2 * wire;
+        steps = ranks - 1;
+        break;
+    case FR_OP_REDUCESCATTER:
+        wire = share * bytes;
+        hbm = 3 * wire;
+        steps = ranks - 1;
+        break;
+    case FR_OP_COUNTS:
+        wire = hbm = 0;
+        break;
+    case FR_OP_ALLTOALL:
+    case FR_OP_ALLTOALL_BACK:
+        exchange = true;
+        break;
+    default:
+        break;
+    }
+    if (wire <= 0 && s->kind != FR_OP_COUNTS) return;
+    double link = link_rate(c);
+    bool ce = s->kind == FR_OP_GATHER_WEIGHTS && s->transport != 1;
+    out->ns = (ce ? CE_BARRIER_NS + COPY_START_NS : NCCL_START_NS + first * NCCL_HOP_NS) + 1e9 * wire / link;
+    out->bound = 1e9 * wire / link;
+    out->extra = ce ? (ranks - 2) * COPY_START_NS : (steps - first) * NCCL_HOP_NS;
+    if (s->hosts > 1 && c->network > 0) {
+        double per_host = max2(1, ranks / s->hosts);
+        double outside = exchange ? wire * (ranks - per_host) / max2(1, ranks - 1) : wire / per_host;
+        double net = s->hosts * (c->network_latency_ns + NCCL_NET_HOP_NS) + 1e9 * outside / c->network;
+        out->extra = max2(out->extra, out->extra + net - out->ns);
+        out->bound = max2(out->bound, 1e9 * outside / c->network);
+    }
+    out->hbm_bytes = hbm;
+    out->link_bytes = wire;
+}
+
+static void copy(const fr_ceilings *c, const fr_shape *s, fr_base *out) {
+    double bytes = (double)s->bytes, rate = link_rate(c);
+    if (bytes <= 0) return;
+    out->hbm_bytes = bytes;
+    if (s->kind == FR_OP_DRAIN) {
+        rate = c->hbm / 2; /* read and written in the same memory */
+        out->hbm_bytes = 2 * bytes;
+    } else if (s->kind == FR_OP_H2D || s->kind == FR_OP_D2H) {
+        rate = c->pcie > 0 ? c->pcie : c->hbm;
+    } else {
+        out->link_bytes = bytes;
+    }
+    out->ns = COPY_START_NS + 1e9 * bytes / rate;
+    out->bound = 1e9 * bytes / rate;
+}
+
+void fr_cost_base(const fr_ceilings *c, const fr_shape *s, const fr_pair *pairs, fr_base *out) {
+    *out = (fr_base){0};
+    switch (fr_op_class_of((fr_op_kind)s->kind)) {
+    case FR_CLASS_GEMM:
+        if (s->m > 0 && s->n > 0 && s->k > 0) gemm(c, s, out);
+        break;
+    case FR_CLASS_GROUPED:
+        grouped(c, s, pairs, out);
+        break;
+    case FR_CLASS_ATTENTION:
+        attention(c, s, pairs, out);
+        break;
+    case FR_CLASS_MEMORY:
+        memory(c, s, out);
+        break;
+    case FR_CLASS_COLLECTIVE:
+        collective(c, s, out);
+        break;
+    case FR_CLASS_COPY:
+        copy(c, s, out);
+        break;
+    case FR_CLASS_HOST:
+        /* One unit of host work; the table says what it takes. */
+        if (s->kind == FR_OP_LAUNCH) out->ns = (double)s->m;
+        if (s->kind == FR_OP_READBACK) out->ns = 1;
+        break;
+    default:
+        break;
+    }
+}

@@ -1,0 +1,21 @@
+/*
+ * cost_base: the ideal time of an op under given ceilings, from its shape alone: quantised arithmetic, bytes, links.
+ * It carries the physics (tiles, waves, causal blocks, rings); measured curves say how far a GPU stays behind it.
+ */
+#ifndef FR_COST_BASE_H
+#define FR_COST_BASE_H
+
+#include "engine/cost/cost_table.h"
+
+typedef struct {
+    double ns;      /* structural time, monotone in every extent of the shape; 0 for the empty shape */
+    double bound;   /* no GPU with these ceilings is faster: exact FLOPs or bytes over the datasheet rate */
+    double extra;   /* ns that a stated law adds beside ns, outside the curve (hops beyond two ranks, network) */
+    double feature; /* log of what tells shapes of equal ns apart: key blocks a query tile sees */
+    double hbm_bytes, link_bytes;
+    double flops; /* useful ones; 0 where none are done on tensor cores */
+} fr_base;
+
+void fr_cost_base(const fr_ceilings *c, const fr_shape *s, const fr_pair *pairs, fr_base *out);
+
+#endif

@@ -1,0 +1,154 @@
+#include "engine/cost/cost_card.h"
+
+#include "engine/cost/cost_table.h"
+#include "engine/cost/power.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct {
+    double sum; /* of logs */
+    int n;
+} mean;
+
+static void add(mean *m, double ratio) {
+    m->sum += log(ratio);
+    m->n++;
+}
+
+static double value(const mean *m) {
+    return m->n ? exp(m->sum / m->n) : 1;
+}
+
+void fr_card_plain(fr_card *out) {
+    *out = (fr_card){.draw = 1};
+    for (int k = 0; k < FR_CLASS_COUNT; k++) out->time[k] = 1;
+}
+
+/* `slower`: than its burst. What the op draws over what the model says, if `slower` is how much longer than its burst
+ * it takes back to back: the clock that goes with that meets the limit. 0 where the limit isn't what slows it. */
+static double drawn(const fr_power *p, const fr_draw *d, double slower) {
+    const double v = 1 / slower;
+    if (d->slope <= 0 || d->flex <= 0 || slower < 1.01 || v <= 1 - d->flex) return 0;
+    const double x = v * d->flex * d->full / (1 - v + v * d->flex);
+    return (p->cap - p->idle - d->base) / (d->slope * x * x);
+}
+
+/* Cards differ by the clock that the fast limit leaves a burst: an op that follows the clock has its full one there. */
+static fr_draw on_card(const fr_draw *d, double time) {
+    fr_draw own = *d;
+    own.full = fmin(1, d->full / time);
+    return own;
+}
+
+static bool counts(const fr_row *r, uint32_t id) {
+    return fr_row_plain(r) && r->card == id;
+}
+
+/* The card's own burst of what a row measured; else the model's on such a card. */
+static double burst_of(const fr_table *t, const fr_row *r, double otherwise) {
+    for (uint32_t i = 0; i < t->count; i++) {
+        const fr_row *b = &t->rows[i];
+        if (b->regime == FR_BURST && b->card == r->card && fr_row_same(t, b, t, r, false)) return b->ns;
+    }
+    return otherwise;
+}
+
+static void read_card(const fr_cost_model *c, const fr_table *t, uint32_t id, fr_card *out) {
+    const fr_power *p = fr_cost_power(c);
+    mean bursts[FR_CLASS_COUNT] = {{0}}, held[FR_CLASS_COUNT] = {{0}}, draw = {0};
+    fr_card_plain(out);
+    if (id)
+        snprintf(out->uuid, sizeof out->uuid, "GPU-%08" PRIx32, id);
+    else
+        snprintf(out->uuid, sizeof out->uuid, "%s", t->uuid);
+    for (uint32_t i = 0; i < t->count; i++) {
+        const fr_row *r = &t->rows[i];
+        fr_cost x;
+        if (!counts(r, id)) continue;
+        fr_cost_op(c, &r->shape, t->pairs, &x);
+        if (x.ns <= 0) continue;
+        const fr_op_class class = fr_op_class_of((fr_op_kind)r->shape.kind);
+        const double own = fr_cost_measured(c, t, r); /* fits may miss their rows by a per cent */
+        if (r->regime == FR_BURST)
+            add(&bursts[class], r->ns / (own > 0 ? own : (double)x.burst_ns));
+        else
+            add(&held[class], r->ns / (own > 0 ? own : (double)x.ns));
+    }
+    for (int k = 0; k < FR_CLASS_COUNT; k++) {
+        const bool sustained = !p->known && held[k].n && fr_cost_regime(c) == FR_SUSTAINED;
+        out->time[k] = value(sustained ? &held[k] : &bursts[k]);
+        out->bursts += bursts[k].n;
+        if (bursts[k].n || sustained) out->classes |= 1u << k;
+    }
+    for (uint32_t i = 0; i < t->count && p->known; i++) {
+        const fr_row *r = &t->rows[i];
+        fr_cost x;
+        if (!counts(r, id) || r->regime != FR_SUSTAINED) continue;
+        fr_cost_op(c, &r->shape, t->pairs, &x);
+        const double time = out->time[fr_op_class_of((fr_op_kind)r->shape.kind)];
+        const fr_draw d = on_card(&x.draw, time);
+        const double burst = burst_of(t, r, time * (double)x.burst_ns);
+        const double ratio = x.ns > 0 ? drawn(p, &d, r->ns / burst) : 0;
+        if (ratio > 0.5 && ratio < 2) add(&draw, ratio);
+    }
+    out->draw = value(&draw);
+    out->held = draw.n;
+}
+
+/* Where the next table of a text of several begins: at its first header line; NULL = there is none. */
+static const char *next_table(const char *text) {
+    const char *at = strstr(text, "\n# gpu:");
+    return at ? at + 1 : NULL;
+}
+
+fr_status fr_cards_read(const fr_cost_model *c, const char *text, const char *where, fr_card **out, int *count,
+                        fr_error *err) {
+    uint32_t cap = 0;
+    *out = NULL;
+    *count = 0;
+    for (const char *at = text; at;) {
+        const char *next = next_table(at);
+        fr_table t = {0};
+        const size_t length = next ? (size_t)(next - at) : strlen(at);
+        const fr_status status = fr_table_parse(at, length, where, &t, err);
+        for (uint32_t i = 0; i < t.count && status == FR_OK; i++) {
+            bool seen = !fr_row_plain(&t.rows[i]);
+            for (uint32_t k = 0; k < i && !seen; k++)
+                seen = fr_row_plain(&t.rows[k]) && t.rows[k].card == t.rows[i].card;
+            if (seen) continue;
+            FR_GROW(*out, cap, (uint32_t)*count + 1);
+            read_card(c, &t, t.rows[i].card, &(*out)[(*count)++]);
+        }
+        fr_table_free(&t);
+        if (status != FR_OK) {
+            free(*out);
+            *out = NULL;
+            return status;
+        }
+        at = next;
+    }
+    return FR_OK;
+}
+
+void fr_cards_mean(const fr_card *cards, int count, fr_card *out, double spread[FR_CLASS_COUNT]) {
+    fr_card_plain(out);
+    mean draw = {0};
+    add(&draw, 1); /* the table's own */
+    for (int i = 0; i < count; i++)
+        if (cards[i].held) add(&draw, cards[i].draw);
+    out->draw = value(&draw);
+    for (int k = 0; k < FR_CLASS_COUNT; k++) {
+        mean m = {0};
+        add(&m, 1);
+        for (int i = 0; i < count; i++)
+            if (cards[i].classes >> k & 1) add(&m, cards[i].time[k]);
+        out->time[k] = value(&m);
+        spread[k] = fabs(1 / out->time[k] - 1);
+        for (int i = 0; i < count; i++)
+            if (cards[i].classes >> k & 1) spread[k] = fmax(spread[k], fabs(cards[i].time[k] / out->time[k] - 1));
+    }
+}

@@ -1,0 +1,37 @@
+/*
+ * cost_card: how one GPU differs from those that its cost table was measured on. Cards of one kind run a burst alike
+ * within a per cent, but need up to some per cent more or less power for the same clock: under the power limit they
+ * differ by that. Anchors (a dozen ops, `forerun calibrate --anchors`) measured on the card itself tell.
+ */
+#ifndef FR_COST_CARD_H
+#define FR_COST_CARD_H
+
+#include "engine/cost/cost.h"
+
+typedef struct {
+    char uuid[48];               /* or its beginning, "GPU-85e3539b" */
+    double time[FR_CLASS_COUNT]; /* a burst's ns over the table's; 1 where no anchor speaks for the class */
+    double draw;                 /* what busy SMs draw at a given clock over what the power model says; 1 = unknown */
+    unsigned classes;            /* bit k: an anchor spoke for class k */
+    int bursts, held;            /* anchors that `time` and `draw` rest on */
+} fr_card;
+
+/* A card that is as the table says. */
+void fr_card_plain(fr_card *out);
+
+/*
+ * Reads anchors of one GPU or of several: rows with `card`, or one table's text after the other (format:
+ * kernels/measured/FORMAT.md, each with its header). `draw` is the mean of what sustained rows under the limit say,
+ * each taken at its own burst; without a power model sustained rows, where there are any, are what `time` says. The
+ * caller frees *out. FR_BAD_INPUT with "where:line: ..." otherwise.
+ */
+fr_status fr_cards_read(const fr_cost_model *c, const char *text, const char *where, fr_card **out, int *count,
+                        fr_error *err);
+
+/*
+ * The cards of a kind, as their anchors show them and the table itself as one more: the mean card, to predict for one
+ * that is not known, and by how much single ones are off it at most, by class.
+ */
+void fr_cards_mean(const fr_card *cards, int count, fr_card *out, double spread[FR_CLASS_COUNT]);
+
+#endif

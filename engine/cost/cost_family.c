@@ -1,0 +1,476 @@
+#include "engine/cost/cost_family.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static fr_op_class class_of(const fr_shape *s) {
+    return fr_op_class_of((fr_op_kind)s->kind);
+}
+
+_Static_assert(sizeof(fr_family_key) == 8 * sizeof(uint8_t) + 2 * sizeof(int16_t) + 2 * sizeof(int32_t), "no padding");
+
+static fr_family_key key_of(const fr_shape *s, uint8_t ways, bool generic) {
+    fr_family_key k = {.class = (uint8_t)class_of(s)};
+    switch (class_of(s)) {
+    case FR_CLASS_GEMM:
+    case FR_CLASS_GROUPED:
+        k.precision = s->precision;
+        k.n = s->n;
+        k.k = s->k;
+        break;
+    case FR_CLASS_ATTENTION:
+        k.precision = s->precision;
+        k.n = s->head_dim;
+        k.k = s->v_head_dim ? s->v_head_dim : s->head_dim;
+        k.windowed = s->window > 0;
+        break;
+    case FR_CLASS_COLLECTIVE:
+        k.kind = s->kind;
+        k.transport = s->transport;
+        k.hosts = s->hosts ? s->hosts : 1;
+        k.ranks = s->ranks > 1 ? s->ranks : 2;
+        if (s->kind == FR_OP_SEND || s->kind == FR_OP_RECV) k.ranks = 2; /* a pair, whatever group it belongs to */
+        break;
+    case FR_CLASS_COPY:
+        k.kind = s->kind;
+        k.ways = ways;
+        if (s->kind == FR_OP_PULL || s->kind == FR_OP_PUSH) k.ranks = s->ranks > 1 ? s->ranks : 2;
+        break;
+    default:
+        k.kind = generic ? FR_OP_NONE : s->kind;
+        if (class_of(s) == FR_CLASS_MEMORY && !generic && s->m > 0 && s->n > 0) {
+            /* rows of one width that move as many times: norms with and without a residual, top-8 and top-2, ... */
+            k.n = s->n;
+            k.k = s->kind == FR_OP_SORT ? 0 : (int32_t)lround((double)s->bytes / ((double)s->m * s->n));
+        }
+        break;
+    }
+    return k;
+}
+
+/* ---- building --------------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    fr_family_key key;
+    fr_sample sample;
+} item;
+
+typedef struct {
+    item *items;
+    uint32_t count, cap;
+} item_list;
+
+static bool replaced(const fr_source *sources, int before, const fr_table *t, const fr_row *r) {
+    for (int s = 0; s < before; s++)
+        for (uint32_t i = 0; i < sources[s].table->count; i++)
+            if (fr_row_same(sources[s].table, &sources[s].table->rows[i], t, r, true)) return true;
+    return false;
+}
+
+/* Mean of T(regime) / T(other) over shapes that were measured in both; compute never runs faster when sustained. */
+static double regime_ratio(const fr_source *sources, int count, fr_op_class class, fr_regime regime) {
+    double sum = 0;
+    int pairs = 0;
+    for (int s = 0; s < count; s++) {
+        const fr_table *t = sources[s].table;
+        for (uint32_t i = 0; i < t->count; i++) { /* sustained rows are few */
+            const fr_row *b = &t->rows[i];
+            if (!fr_row_plain(b) || b->regime != FR_SUSTAINED || class_of(&b->shape) != class) continue;
+            for (uint32_t j = 0; j < t->count; j++) {
+                const fr_row *a = &t->rows[j];
+                if (a->regime != FR_BURST || !fr_row_same(t, a, t, b, false)) continue;
+                sum += log(b->ns / a->ns);
+                pairs++;
+            }
+        }
+    }
+    double sustained = pairs ? exp(fmax(0, sum / pairs)) : 1;
+    return regime == FR_SUSTAINED ? sustained : 1 / sustained;
+}
+
+double fr_family_ratio(const fr_source *sources, int count, fr_op_class class) {
+    return regime_ratio(sources, count, class, FR_SUSTAINED);
+}
+
+static int rows_of(const fr_table *t, fr_op_class class, int regime) {
+    int n = 0;
+    for (uint32_t i = 0; i < t->count; i++)
+        n += fr_row_plain(&t->rows[i]) && class_of(&t->rows[i].shape) == class &&
+             (regime < 0 || t->rows[i].regime == regime);
+    return n;
+}
+
+int fr_family_rows(const fr_table *t, fr_op_class class) {
+    return rows_of(t, class, -1);
+}
+
+/* Rows of a class come from the regime that the grid was measured in: the wanted one if it has at least half as many
+ * rows as the other, else the other, scaled by the anchors. */
+static fr_regime grid_regime(const fr_source *sources, int count, fr_op_class class, fr_regime wanted) {
+    int have[2] = {0, 0};
+    for (int s = 0; s < count; s++)
+        for (int r = 0; r < 2; r++) have[r] += rows_of(sources[s].table, class, r);
+    return 2 * have[wanted] >= have[1 - wanted] ? wanted : (fr_regime)(1 - wanted);
+}
+
+/* Share of its time that a kernel needs HBM for at the datasheet rate. Streaming kernels reach 0.85-0.9 of that rate;
+ * grouped products of 256 rows an expert, which do run into the power limit, need 0.57. */
+#define HBM_BOUND 0.67
+
+#define HOT_SPREAD 0.03 /* what first deciles of cool turns repeat within, three times over */
+
+static void add_sample(item_list *list, const fr_source *src, const fr_row *r, double scale, bool same_regime) {
+    fr_base base;
+    fr_cost_base(&src->table->ceilings, &r->shape, src->table->pairs, &base);
+    if (base.ns <= 0) return;
+    FR_GROW(list->items, list->cap, list->count + 1);
+    item *it = &list->items[list->count++];
+    memset(it, 0, sizeof *it);
+    it->key = key_of(&r->shape, r->ways, r->type == FR_ROW_GENERIC);
+    /* The other regime differs by the clock, which HBM does not follow (facts: 1 GiB streamed at 1,980 MHz and 550 W,
+     * not throttled): what spends most of its time there keeps it. */
+    if (base.hbm_bytes / src->table->ceilings.hbm * 1e9 > HBM_BOUND * r->ns) scale = 1;
+    fr_provenance p = (fr_provenance)r->provenance;
+    if (!same_regime && p < FR_FROM_INTERPOLATED) p = FR_FROM_INTERPOLATED;
+    if (src->cap == FR_FROM_TRANSFERRED) p = FR_FROM_TRANSFERRED; /* said of another GPU, whatever it was there */
+    double t = r->ns * scale, high = r->p90 > 0 ? r->p90 : r->ns;
+    /* Bursts of the older benches reached into the power limit, and p90 shows it; the clock model knows of that. */
+    if (r->regime == FR_BURST && r->clock_mhz <= 0 && src->table->clock_max_mhz > 0 && base.flops > 0)
+        high = fmin(high, (1 + HOT_SPREAD) * r->ns);
+    it->sample =
+        (fr_sample){.row = r,
+                    .b = base.ns,
+                    .feature = base.feature,
+                    .clock = src->table->clock_max_mhz > 0 ? fmin(1, r->clock_mhz / src->table->clock_max_mhz) : 0,
+                    .t = t,
+                    .low = (r->p10 > 0 ? r->p10 : r->ns) * scale,
+                    .high = high * scale,
+                    .provenance = (uint8_t)p};
+}
+
+static int by_key(const void *a, const void *b) {
+    const item *x = a, *y = b;
+    return memcmp(&x->key, &y->key, sizeof x->key);
+}
+
+/* One family from items[0..count), all of one key: measured rows outrank seeded ones. */
+static void add_family(fr_family_set *set, const item *items, uint32_t count) {
+    bool measured = false;
+    for (uint32_t i = 0; i < count; i++) measured |= items[i].sample.row->provenance < FR_FROM_SEEDED;
+    fr_sample *samples = fr_alloc(count * sizeof *samples);
+    int n = 0;
+    for (uint32_t i = 0; i < count; i++)
+        if (!measured || items[i].sample.row->provenance < FR_FROM_SEEDED) samples[n++] = items[i].sample;
+    fr_family *f = &set->families[set->count++];
+    f->key = items[0].key;
+    f->rows = n;
+    fr_curve_fit(&f->curve, samples, n, f->key.class == FR_CLASS_ATTENTION);
+    set->rows += n;
+    free(samples);
+}
+
+void fr_family_build(fr_family_set *set, const fr_source *sources, int count, fr_regime regime, const fr_row *skip) {
+    *set = (fr_family_set){0};
+    item_list list = {0};
+    for (int c = 0; c < FR_CLASS_COUNT; c++) {
+        /* the leading sources that are this GPU's own; only if they are silent, another GPU's */
+        int first = 0, end = 0, own = 0;
+        while (end < count && sources[end].cap < FR_FROM_TRANSFERRED)
+            own += rows_of(sources[end++].table, (fr_op_class)c, -1);
+        if (!own) {
+            first = end;
+            end = count;
+        }
+        const fr_source *use = sources + first;
+        fr_regime grid = grid_regime(use, end - first, (fr_op_class)c, regime);
+        double ratio = regime_ratio(use, end - first, (fr_op_class)c, regime);
+        set->regime_ratio[c] = grid == regime ? 1 : ratio;
+        for (int s = 0; s < end - first; s++)
+            for (uint32_t i = 0; i < use[s].table->count; i++) {
+                const fr_row *r = &use[s].table->rows[i];
+                if (!fr_row_plain(r) || class_of(&r->shape) != (fr_op_class)c || r->regime != grid || r == skip ||
+                    replaced(use, s, use[s].table, r))
+                    continue;
+                add_sample(&list, &use[s], r, set->regime_ratio[c], grid == regime);
+            }
+    }
+    if (list.count) qsort(list.items, list.count, sizeof *list.items, by_key);
+    set->families = fr_alloc((list.count + 1) * sizeof *set->families);
+    for (uint32_t i = 0; i < list.count;) {
+        uint32_t j = i + 1;
+        while (j < list.count && by_key(&list.items[i], &list.items[j]) == 0) j++;
+        int class = list.items[i].key.class;
+        if (set->end[class] == 0) set->first[class] = set->count;
+        add_family(set, &list.items[i], j - i);
+        set->end[class] = set->count;
+        i = j;
+    }
+    free(list.items);
+}
+
+void fr_family_free(fr_family_set *set) {
+    for (int i = 0; i < set->count; i++) fr_curve_free(&set->families[i].curve);
+    free(set->families);
+    *set = (fr_family_set){0};
+}
+
+/* ---- asking ------------------------------------------------------------------------------------------------------ */
+
+static double log_distance(int32_t a, int32_t b) {
+    return a == b ? 0 : fabs(log((double)(a > 0 ? a : 1) / (double)(b > 0 ? b : 1)));
+}
+
+/* Distance of a family from a key; negative = cannot speak for it. */
+static double distance(const fr_family_key *f, const fr_family_key *want) {
+    switch ((fr_op_class)want->class) {
+    case FR_CLASS_GEMM:
+    case FR_CLASS_GROUPED:
+        return log_distance(f->n, want->n) + log_distance(f->k, want->k);
+    case FR_CLASS_ATTENTION:
+        return log_distance(f->n, want->n) + log_distance(f->k, want->k) + (f->windowed != want->windowed ? 1 : 0);
+    case FR_CLASS_MEMORY:
+        if (f->kind != want->kind) return f->kind == FR_OP_NONE ? 50 : 100;
+        return log_distance(f->n, want->n) + log_distance(f->k, want->k);
+    case FR_CLASS_HOST:
+        return f->kind == want->kind ? 0 : -1;
+    case FR_CLASS_COLLECTIVE:
+        if (f->kind != want->kind) return -1;
+        /* copy engines of more ranks than these: a pair's pulls say more of them */
+        if (want->kind == FR_OP_GATHER_WEIGHTS && (f->transport != want->transport || f->ranks > want->ranks))
+            return -1;
+        return log_distance(f->ranks, want->ranks) + 3 * fabs((double)f->hosts - want->hosts);
+    case FR_CLASS_COPY:
+        if (f->kind != want->kind) return -1;
+        /* pulls of more than two GPUs at once always go both ways */
+        return (f->ranks <= 2 && f->ways != want->ways) + (want->ranks ? log_distance(f->ranks, want->ranks) : 0);
+    default:
+        return -1;
+    }
+}
+
+/* One family stands for another where it is the same wire pattern. */
+static bool stand_in(const fr_family_key *want, fr_family_key *other) {
+    *other = *want;
+    switch (want->kind) {
+    case FR_OP_REDUCESCATTER:
+        other->kind = FR_OP_ALLGATHER;
+        return true;
+    case FR_OP_ALLTOALL_BACK:
+    case FR_OP_SEND:
+    case FR_OP_RECV:
+    case FR_OP_COUNTS:
+        other->kind = FR_OP_ALLTOALL;
+        return true;
+    case FR_OP_GATHER_WEIGHTS:
+        if (want->transport == 1) {
+            other->kind = FR_OP_ALLGATHER;
+            return true;
+        }
+        *other = (fr_family_key){.class = FR_CLASS_COPY, .kind = FR_OP_PULL, .ways = 2, .ranks = want->ranks};
+        return true;
+    case FR_OP_PUSH:
+        other->kind = FR_OP_PULL;
+        return true;
+    case FR_OP_D2H:
+        other->kind = FR_OP_H2D;
+        return true;
+    default:
+        return false;
+    }
+}
+
+/* Weighted sums over the families of a key. */
+typedef struct {
+    double weight, y, yy, low, high, error, beyond, nearest, clock, clock_weight;
+    uint8_t provenance;
+    bool inside, at_row, other_precision;
+    const fr_family *best;
+    int families;
+} blend;
+
+static void blend_add(blend *b, const fr_family *f, double log_b, double feature, double d, double weight) {
+    fr_curve_value v;
+    fr_curve_eval(&f->curve, log_b, feature, &v);
+    b->weight += weight;
+    b->y += weight * v.y;
+    b->yy += weight * v.y * v.y;
+    b->low += weight * v.low;
+    b->high += weight * v.high;
+    b->error += weight * f->curve.error;
+    if (v.clock > 0) {
+        b->clock += weight * v.clock;
+        b->clock_weight += weight;
+    }
+    b->beyond += weight * v.beyond;
+    b->families++;
+    if (v.provenance > b->provenance) b->provenance = v.provenance;
+    if (!b->best || d < b->nearest) {
+        b->best = f;
+        b->nearest = d;
+        b->inside = v.inside;
+        b->at_row = v.at_row;
+    }
+}
+
+/* The family of this very key, where a key says all that `distance` asks; families lie sorted. Most questions end here.
+ */
+static const fr_family *own_family(const fr_family_set *set, const fr_family_key *want) {
+    int low = set->first[want->class], high = set->end[want->class];
+    if (want->class < FR_CLASS_MEMORY || want->class > FR_CLASS_GROUPED) return NULL;
+    while (low < high) {
+        const int middle = (low + high) / 2, order = memcmp(&set->families[middle].key, want, sizeof *want);
+        if (order == 0) return &set->families[middle];
+        if (order < 0)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return NULL;
+}
+
+static double ratio(int32_t a, int32_t b) {
+    const double x = (double)(a > 0 ? a : 1) / (double)(b > 0 ? b : 1);
+    return x < 1 ? 1 / x : x;
+}
+
+/* Memory-bound ops have one answer, the nearest of their kind, and are asked for often: `distance` without its
+ * logarithms. NULL where no family is of the kind. */
+static const fr_family *nearest_of_kind(const fr_family_set *set, const fr_family_key *want, double *d) {
+    const fr_family *nearest = NULL;
+    double least = INFINITY;
+    for (int i = set->first[want->class]; i < set->end[want->class]; i++) {
+        const fr_family *f = &set->families[i];
+        if (f->key.kind != want->kind) continue;
+        const double r = ratio(f->key.n, want->n) * ratio(f->key.k, want->k);
+        if (r >= least) continue;
+        least = r;
+        nearest = f;
+    }
+    *d = log(least);
+    return nearest;
+}
+
+static bool blend_families(const fr_family_set *set, const fr_family_key *want, const fr_base *base, blend *out) {
+    double log_b = log(base->ns), feature = base->feature;
+    int first = set->first[want->class], end = set->end[want->class];
+    bool single = want->class != FR_CLASS_GEMM && want->class != FR_CLASS_GROUPED && want->class != FR_CLASS_ATTENTION;
+    bool same_precision = single && end > first; /* their keys have none */
+    const fr_family *nearest = own_family(set, want);
+    double least = INFINITY;
+    *out = (blend){0};
+    if (nearest) least = 0;
+    if (!nearest && want->class == FR_CLASS_MEMORY) nearest = nearest_of_kind(set, want, &least);
+    if (nearest) {
+        blend_add(out, nearest, log_b, feature, least, 1);
+        return true;
+    }
+    for (int i = first; i < end && !single; i++) same_precision |= set->families[i].key.precision == want->precision;
+    for (int i = first; i < end && least > 0; i++) {
+        const fr_family *f = &set->families[i];
+        if (!single && same_precision && f->key.precision != want->precision) continue;
+        double d = distance(&f->key, want);
+        if (d >= 0 && d < least) {
+            least = d;
+            nearest = f;
+        }
+    }
+    if (!nearest) return false;
+    out->other_precision = !same_precision;
+    if (single || least <= 0) {
+        blend_add(out, nearest, log_b, feature, least, 1);
+        return true;
+    }
+    for (int i = first; i < end; i++) {
+        const fr_family *f = &set->families[i];
+        if (same_precision && f->key.precision != want->precision) continue;
+        double d = distance(&f->key, want);
+        if (d >= 0) blend_add(out, f, log_b, feature, d, (f->rows < 4 ? f->rows : 4) / (d * d));
+    }
+    return true;
+}
+
+/* The hops and network time that the nearest family's own rank count already holds. */
+static double family_extra(const fr_ceilings *c, const fr_shape *s, const fr_family *f) {
+    fr_shape own = *s;
+    fr_base base;
+    own.ranks = f->key.ranks;
+    own.hosts = f->key.hosts;
+    if (own.ranks == s->ranks && own.hosts == (s->hosts ? s->hosts : 1)) own.hosts = s->hosts;
+    fr_cost_base(c, &own, NULL, &base);
+    return base.extra;
+}
+
+void fr_family_list(const fr_family_set *set, fr_text *out) {
+    for (int i = 0; i < set->count; i++) {
+        const fr_family *f = &set->families[i];
+        const fr_family_key *k = &f->key;
+        char name[96];
+        switch ((fr_op_class)k->class) {
+        case FR_CLASS_GEMM:
+        case FR_CLASS_GROUPED:
+            snprintf(name, sizeof name, "%s %s n=%d k=%d", k->class == FR_CLASS_GEMM ? "gemm" : "grouped",
+                     fr_precision_name((fr_precision)k->precision), (int)k->n, (int)k->k);
+            break;
+        case FR_CLASS_ATTENTION:
+            snprintf(name, sizeof name, "attention %s head_dim=%d/%d%s", fr_precision_name((fr_precision)k->precision),
+                     (int)k->n, (int)k->k, k->windowed ? " windowed" : "");
+            break;
+        case FR_CLASS_COLLECTIVE:
+            snprintf(name, sizeof name, "%s ranks=%d hosts=%d", fr_op_name((fr_op_kind)k->kind), k->ranks, k->hosts);
+            break;
+        default:
+            snprintf(name, sizeof name, "%s%s", k->kind == FR_OP_NONE ? "memory" : fr_op_name((fr_op_kind)k->kind),
+                     k->ways == 2 ? " both ways" : "");
+        }
+        const fr_curve *c = &f->curve;
+        int last = c->points - 1;
+        fr_text_add(out, "  %-34s %3d rows, ideal %.3g..%.3g us, reached %.3f..%.3f, error %.1f %%\n", name, f->rows,
+                    exp(c->x[0]) / 1e3, exp(c->x[last]) / 1e3, exp(c->x[0] - c->y[0]), exp(c->x[last] - c->y[last]),
+                    100 * c->error);
+    }
+}
+
+bool fr_family_estimate(const fr_family_set *set, const fr_ceilings *ceilings, const fr_shape *s, const fr_base *base,
+                        uint8_t ways, fr_estimate *out) {
+    fr_family_key want = key_of(s, ways, false), other;
+    blend b;
+    bool alias = false;
+    if (!blend_families(set, &want, base, &b)) {
+        if (!stand_in(&want, &other) || !blend_families(set, &other, base, &b)) return false;
+        alias = true;
+    }
+    double y = b.y / b.weight, variance = fmax(0, b.yy / b.weight - y * y);
+    bool law = false;
+    double extra = base->extra;
+    if (want.class == FR_CLASS_COLLECTIVE && b.best->key.class == FR_CLASS_COLLECTIVE) {
+        law = b.best->key.ranks != want.ranks || b.best->key.hosts != want.hosts;
+        extra -= family_extra(ceilings, s, b.best);
+    } else if (want.class == FR_CLASS_COLLECTIVE) {
+        law = want.ranks > b.best->key.ranks || want.hosts > 1;
+    } else if (want.class == FR_CLASS_COPY) {
+        law = want.ranks > b.best->key.ranks; /* more ranks that pull from each other at once than were measured */
+    }
+    bool exact = b.nearest <= 0 && !alias && !b.other_precision && !law;
+    fr_provenance p = exact && b.at_row ? FR_FROM_MEASURED : b.inside ? FR_FROM_INTERPOLATED : FR_FROM_EXTRAPOLATED;
+    if ((alias || b.other_precision || law) && p < FR_FROM_EXTRAPOLATED) p = FR_FROM_EXTRAPOLATED;
+    if (p < b.provenance) p = b.provenance;
+    /* Between rows: the fit's leave-one-out error; past the end 5 % more for every factor of two; blends: how far the
+     * families are apart. At a row: the row's own spread. */
+    double spread = exact && b.at_row ? 0 : b.error / b.weight + 0.05 * b.beyond / b.weight / log(2) + sqrt(variance);
+    if (b.other_precision) spread += 0.10;
+    out->ns = fmax(1, exp(y) + extra);
+    out->clock = b.clock_weight > 0 ? b.clock / b.clock_weight : 0;
+    out->low = out->ns * exp(b.low / b.weight - spread);
+    out->high = out->ns * exp(b.high / b.weight + spread);
+    if (law) {
+        double least = want.hosts > 1 ? 0.40 : 0.25;
+        out->low = fmin(out->low, out->ns * (1 - least));
+        out->high = fmax(out->high, out->ns * (1 + least));
+        if (p == FR_FROM_SEEDED) p = FR_FROM_EXTRAPOLATED; /* the law is what it rests on, not the row's origin */
+    }
+    out->provenance = p;
+    out->at_row = exact && b.at_row;
+    return true;
+}

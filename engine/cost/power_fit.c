@@ -1,0 +1,314 @@
+#include "engine/cost/power_fit.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+/* NVML between the bursts of an H200, clocks up and contexts open: 119 to 150 W (kernels/measured/raw). */
+#define IDLE_W 125.0
+/* The limit set in some 50 ms into a burst of products (kernels/measured/README.md) that draws 950 W where 700 are
+ * allowed: 50 ms / ln(825 / (250 * 1.25)) = 50 ms, see fit_window. Rows with at_ms replace it. */
+#define WINDOW_NS 50e6
+/* Clocks nearer than this to the full one are full: NVML steps by 15 MHz. */
+#define FULL 0.985
+
+#define FRESH_FROM_MS 130 /* the limit has set in, the slow one has not */
+
+/* What a row's power is made of: x^2 of a kernel that computes, x^2 of a memory-bound one, tensor cores, HBM. */
+enum { COMPUTES, STREAMS, MATH, MEMORY, COLUMNS };
+typedef struct {
+    double f[COLUMNS], watts; /* watts above idle */
+} reading;
+
+static bool clocked(const fr_row *r) {
+    return fr_row_plain(r) && r->regime == FR_SUSTAINED && r->clock_mhz > 0 && r->watts > 0;
+}
+
+/* What the row's work asks of tensor cores and memory, over the ceilings, if it takes ns. */
+static void shares(const fr_table *t, const fr_row *r, double ns, double *math, double *memory) {
+    fr_base b;
+    fr_cost_base(&t->ceilings, &r->shape, t->pairs, &b);
+    double peak = t->ceilings.peak[r->shape.precision < FR_PRECISIONS ? r->shape.precision : FR_BF16];
+    *math = peak > 0 ? b.flops / ns * 1e9 / peak : 0;
+    *memory = fmin(b.hbm_bytes / ns * 1e9 / t->ceilings.hbm, 1);
+}
+
+/* Solves the normal equations of the columns in `use`; false when singular or a coefficient is negative. */
+static bool solve(const reading *v, int count, unsigned use, double out[COLUMNS], double *error) {
+    double a[COLUMNS][COLUMNS + 1] = {{0}};
+    int at[COLUMNS], n = 0;
+    for (int k = 0; k < COLUMNS; k++) {
+        out[k] = 0;
+        if (use >> k & 1) at[n++] = k;
+    }
+    for (int i = 0; i < count; i++)
+        for (int j = 0; j < n; j++) {
+            for (int k = 0; k < n; k++) a[j][k] += v[i].f[at[j]] * v[i].f[at[k]];
+            a[j][n] += v[i].f[at[j]] * v[i].watts;
+        }
+    for (int j = 0; j < n; j++) {
+        if (a[j][j] < 1e-9) return false;
+        for (int i = 0; i < n; i++) {
+            double q = i == j ? 0 : a[i][j] / a[j][j];
+            for (int k = j; k <= n; k++) a[i][k] -= q * a[j][k];
+        }
+    }
+    for (int j = 0; j < n; j++) {
+        out[at[j]] = a[j][n] / a[j][j];
+        if (!(out[at[j]] >= 0)) return false;
+    }
+    *error = 0;
+    for (int i = 0; i < count; i++) {
+        double off = -v[i].watts;
+        for (int k = 0; k < COLUMNS; k++) off += out[k] * v[i].f[k];
+        *error += off * off;
+    }
+    return true;
+}
+
+/* Least squares with no negative coefficient: the best of the subsets that hold the first column. */
+static bool fit(const reading *v, int count, fr_power *p) {
+    double best = INFINITY;
+    for (unsigned use = 1; use < 1u << COLUMNS; use += 2) { /* kernels that compute, always */
+        double c[COLUMNS], error;
+        if (!solve(v, count, use, c, &error) || error >= best) continue;
+        best = error;
+        p->active = c[COMPUTES];
+        p->streaming = c[STREAMS] > 0 ? c[STREAMS] : c[COMPUTES];
+        p->math = c[MATH];
+        p->memory = c[MEMORY];
+        p->error = sqrt(error / count);
+    }
+    return best < INFINITY && p->active > 0;
+}
+
+/* SM clock of a row over the full one, 0 = not known. */
+static double clock_of(const fr_power *p, const fr_row *r) {
+    return r && r->clock_mhz > 0 ? fmin(1, r->clock_mhz / p->full_mhz) : 0;
+}
+
+/* How compute follows the clock: T(x) = T_burst (1 - flex + flex x_burst / x), from shapes with rows and clocks in both
+ * regimes; where there are none, all of it. */
+static void fit_flex(const fr_table *t, fr_power *p) {
+    double sum[FR_CLASS_COUNT] = {0};
+    int n[FR_CLASS_COUNT] = {0};
+    for (uint32_t i = 0; i < t->count; i++) {
+        const fr_row *r = &t->rows[i], *b = clocked(r) ? fr_table_burst(t, r) : NULL;
+        double slow = clock_of(p, r), fast = clock_of(p, b), math, memory;
+        if (!b || fast < 1.03 * slow) continue;
+        shares(t, r, b->ns, &math, &memory);
+        if (memory > FR_FLEX_ALL) continue;
+        fr_op_class class = fr_op_class_of((fr_op_kind)r->shape.kind);
+        sum[class] += (r->ns / b->ns - 1) / (fast / slow - 1);
+        n[class]++;
+    }
+    for (int k = 0; k < FR_CLASS_COUNT; k++) p->flex[k] = n[k] ? fmin(1, fmax(0.5, sum[k] / n[k])) : 1;
+}
+
+/* The fast limit: power of a burst of a shape that has a sustained row, at its own clock where the row says it, else at
+ * the one that its time says. */
+static void fit_peak(const fr_table *t, fr_power *p) {
+    double sum = 0;
+    int n = 0;
+    for (uint32_t i = 0; i < t->count; i++) {
+        const fr_row *r = &t->rows[i], *b;
+        double math, memory;
+        if (!clocked(r) || !(b = fr_table_burst(t, r))) continue;
+        shares(t, r, b->ns, &math, &memory);
+        double x = clock_of(p, b) > 0 ? clock_of(p, b) : clock_of(p, r) * r->ns / b->ns;
+        if (x >= FULL || memory > FR_FLEX_ALL) continue;
+        sum += p->idle + p->active * x * x + p->math * math * x + p->memory * memory;
+        n++;
+    }
+    p->peak = n ? sum / n : INFINITY;
+}
+
+/* One shape, whatever the time after rest. */
+static bool like(const fr_table *t, const fr_row *a, const fr_row *b) {
+    fr_row x = *a, y = *b;
+    x.at_ms = y.at_ms = -1;
+    x.key = y.key = 0;
+    return fr_row_same(t, &x, t, &y, true);
+}
+
+/* Rows of one shape by at_ms: when its time has come half of the way from the first to the last reading. */
+static double half_way(const fr_table *t, const fr_row *first) {
+    const fr_row *last = first;
+    for (uint32_t i = 0; i < t->count; i++) {
+        const fr_row *r = &t->rows[i];
+        if (r->at_ms < 0 || !like(t, r, first)) continue;
+        if (r->at_ms > last->at_ms) last = r;
+    }
+    double half = (first->ns + last->ns) / 2, from = first->at_ms, low = first->ns, at = 0;
+    if (last->ns < 1.03 * first->ns) return 0; /* no limit was met */
+    for (int32_t after = first->at_ms; at <= 0;) {
+        const fr_row *next = NULL;
+        for (uint32_t i = 0; i < t->count; i++) {
+            const fr_row *r = &t->rows[i];
+            if (r->at_ms <= after || !like(t, r, first)) continue;
+            if (!next || r->at_ms < next->at_ms) next = r;
+        }
+        if (!next) return 0;
+        if (next->ns >= half) at = from + (next->at_ms - from) * (half - low) / fmax(next->ns - low, 1);
+        after = next->at_ms;
+        from = next->at_ms;
+        low = next->ns;
+    }
+    return at * 1e6;
+}
+
+/* From rest the average rises as 1 - exp(-t / window). The clock is half of the way down when power allowed, cap + gain
+ * (cap - average), is half of the way from the burst's P to the cap: average = cap - (P - cap) / (2 gain), after
+ * ln((P - idle) / ((P - cap) (1 + 1 / (2 gain)))) windows. */
+static void fit_window(const fr_table *t, fr_power *p) {
+    double sum = 0;
+    int n = 0;
+    p->window_ns = WINDOW_NS;
+    for (uint32_t i = 0; i < t->count; i++) {
+        const fr_row *r = &t->rows[i];
+        bool first = r->at_ms >= 0 && r->gap_ms < 0;
+        for (uint32_t k = 0; k < t->count && first; k++)
+            first = t->rows[k].at_ms < 0 || t->rows[k].at_ms >= r->at_ms || !like(t, &t->rows[k], r);
+        double math, memory, half = first ? half_way(t, r) : 0;
+        if (half <= 0) continue;
+        shares(t, r, r->ns, &math, &memory);
+        double x = clock_of(p, r), burst = p->peak;
+        if (x > 0) burst = p->idle + p->active * x * x + p->math * math * x + p->memory * memory;
+        if (burst < 1.02 * p->fresh) continue;
+        sum += half / log((burst - p->idle) / ((burst - p->fresh) * (1 + 0.5 / FR_POWER_GAIN)));
+        n++;
+    }
+    if (n) p->window_ns = sum / n;
+}
+
+/* The limit after a rest, from rows of one shape: the clock 0.13 to 0.3 s into the load over that of seconds. */
+static void fit_fresh(const fr_table *t, fr_power *p) {
+    double sum = 0;
+    int n = 0;
+    for (uint32_t i = 0; i < t->count; i++) {
+        const fr_row *r = &t->rows[i];
+        if (r->at_ms < FRESH_FROM_MS || r->gap_ms >= 0 || r->clock_mhz <= 0) continue;
+        for (uint32_t k = 0; k < t->count; k++) {
+            fr_row s = t->rows[k];
+            if (!clocked(&s) || clock_of(p, &s) >= FULL) continue;
+            s.at_ms = r->at_ms;
+            s.key = r->key;
+            if (!fr_row_same(t, &s, t, r, false)) continue;
+            sum += r->clock_mhz * r->clock_mhz / (s.clock_mhz * s.clock_mhz);
+            n++;
+        }
+    }
+    p->fresh = n ? p->idle + (p->cap - p->idle) * fmax(1, sum / n) : p->cap;
+}
+
+/* The same pair in a burst: what the aggressor costs without a power limit. */
+static const fr_row *burst_pair(const fr_table *t, const fr_row *r) {
+    for (uint32_t i = 0; i < t->count; i++) {
+        const fr_row *b = &t->rows[i];
+        if (b->type == FR_ROW_SLOWDOWN && b->regime == FR_BURST && b->victim == r->victim &&
+            b->aggressor == r->aggressor && b->ways == r->ways && b->duty >= 1)
+            return b;
+    }
+    return NULL;
+}
+
+/* What pulls both ways draw with nothing beside them, on each GPU: the plainest reading of it. 0 where there is none.
+ */
+static double pulls_alone(const fr_table *t, const fr_power *p) {
+    double sum = 0;
+    int n = 0;
+    for (uint32_t i = 0; i < t->count; i++) {
+        const fr_row *r = &t->rows[i];
+        if (r->type != FR_ROW_OP || r->shape.kind != FR_OP_PULL || r->regime != FR_SUSTAINED || r->ways != 2 ||
+            r->duty < 1 || r->watts <= 0)
+            continue;
+        sum += r->watts - p->idle;
+        n++;
+    }
+    return n ? fmax(0, sum / n) : 0;
+}
+
+/*
+ * Watts of an aggressor: what its victim gives up of the power above idle, (cap - idle) (1 - (clock beside / alone)^2).
+ * The clocks' ratio is as measured; without clocks, for pulls, which take nothing but power, it is that of the times,
+ * and for others what a sustained victim loses beyond one in a burst. Pulls that were measured alone say it themselves.
+ */
+static void fit_transfers(const fr_table *t, fr_power *p) {
+    for (int a = 0; a < FR_AGGRESSORS; a++) {
+        double sum = 0;
+        int n = 0;
+        for (uint32_t i = 0; i < t->count; i++) {
+            const fr_row *r = &t->rows[i], *b;
+            if (r->type != FR_ROW_SLOWDOWN || r->regime != FR_SUSTAINED || r->aggressor != a || r->ways != 2 ||
+                r->victim == FR_CLASS_MEMORY || r->duty < 0.5)
+                continue;
+            double ratio = r->alone / r->beside;
+            if (r->clock_mhz > 0 && r->clock_alone > 0)
+                ratio = r->clock_mhz / r->clock_alone;
+            else if (a != FR_AGGRESSOR_PULL)
+                ratio = (b = burst_pair(t, r)) ? ratio / (b->alone / b->beside) : 1;
+            sum += (p->cap - p->idle) * (1 - ratio * ratio) / r->duty;
+            n++;
+        }
+        p->transfer[a] = n ? fmax(0, sum / n) : 0;
+    }
+    const double alone = pulls_alone(t, p);
+    if (alone > 0) p->transfer[FR_AGGRESSOR_PULL] = alone;
+}
+
+/* What the least squares leave: factors on the x^2 coefficient of rows under the limit, with the shares that their work
+ * reaches in a burst, where there is such a row. */
+static void fit_rows(const fr_table *t, fr_power *p) {
+    const fr_power raw = *p; /* judged by the least squares alone, not by each other */
+    for (uint32_t i = 0; i < t->count && p->held < FR_POWER_ROWS; i++) {
+        const fr_row *r = &t->rows[i], *b;
+        double x = clock_of(p, r);
+        if (!clocked(r) || x >= FULL) continue;
+        b = fr_table_burst(t, r);
+        fr_power_row row = {.kind = r->shape.kind};
+        fr_draw d;
+        shares(t, r, b ? b->ns : r->ns, &row.math, &row.memory);
+        fr_power_draw(&raw, (fr_op_kind)row.kind, row.math, row.memory, b ? clock_of(p, b) : x, &d);
+        row.factor = (p->cap - p->idle - d.base) / (d.slope * x * x);
+        if (row.factor > 0.5 && row.factor < 2) p->row[p->held++] = row;
+    }
+}
+
+/* Mean power of the rows that are held back: the limit, whatever single readings say. */
+static double limit_of(const fr_table *t, const fr_power *p, int *count) {
+    double sum = 0;
+    *count = 0;
+    for (uint32_t i = 0; i < t->count; i++) {
+        const fr_row *r = &t->rows[i];
+        if (!clocked(r) || clock_of(p, r) >= FULL) continue;
+        sum += r->watts;
+        ++*count;
+    }
+    return *count ? sum / *count : 0;
+}
+
+void fr_power_fit(const fr_table *t, fr_power *p) {
+    *p = (fr_power){.idle = t->idle_watts > 0 ? t->idle_watts : IDLE_W, .full_mhz = t->clock_max_mhz};
+    if (p->full_mhz <= 0) return;
+    int capped;
+    p->cap = limit_of(t, p, &capped);
+    reading *v = fr_alloc((t->count + 1) * sizeof *v);
+    for (uint32_t i = 0; i < t->count && capped; i++) {
+        const fr_row *r = &t->rows[i];
+        if (!clocked(r)) continue;
+        reading *w = &v[p->rows++];
+        double x = clock_of(p, r);
+        shares(t, r, r->ns, &w->f[MATH], &w->f[MEMORY]);
+        w->f[MATH] *= x; /* share a clock, times x^2 */
+        w->f[fr_op_class_of((fr_op_kind)r->shape.kind) == FR_CLASS_MEMORY ? STREAMS : COMPUTES] = x * x;
+        w->watts = (x < FULL ? p->cap : r->watts) - p->idle;
+    }
+    p->known = capped > 0 && p->rows >= 3 && fit(v, p->rows, p);
+    free(v);
+    if (!p->known) return;
+    fit_flex(t, p);
+    fit_peak(t, p);
+    fit_rows(t, p);
+    fit_fresh(t, p);
+    fit_window(t, p);
+    fit_transfers(t, p);
+}
