@@ -316,6 +316,14 @@ fr_status fr_exec_await(fr_exec *x, fr_flight *f, cudaEvent_t event, fr_error *e
     }
 }
 
+/* Until the flight has ended on all lanes: what other lanes still send may end after compute. */
+fr_status fr_exec_await_all(fr_exec *x, fr_flight *f, fr_error *err) {
+    FR_TRY(fr_exec_await(x, f, f->end, err));
+    for (uint32_t i = 0; i < x->o.plan->lanes_count; i++)
+        if (f->lane_used[i]) FR_TRY(fr_exec_await(x, f, f->lane_ends[i], err));
+    return FR_OK;
+}
+
 /* The same without sleeping, where the device waits for the host. */
 fr_status fr_exec_await_spinning(fr_exec *x, fr_flight *f, cudaEvent_t event, fr_error *err) {
     const int64_t until = fr_exec_monotonic() + SPIN_NS;
@@ -394,7 +402,7 @@ static fr_status poll_items(fr_exec *x, fr_exec_state *state, fr_error *err) {
                 return FR_OK;
             }
             if (fr_exec_now(x) - f->release <= (int64_t)(x->o.timeout_s * 1e9)) continue;
-            if (f->item == FR_NONE) return fr_exec_await(x, f, f->end, err);
+            if (f->item == FR_NONE) return fr_exec_await_all(x, f, err);
             char op[48];
             fr_op_id_text(fr_op_id(x->o.plan, f->f, &f->f->ops[f->item]), op);
             return fr_fail(err, FR_FAILED, "rank %d waited %.3g s for what item %s needs (--timeout sets the limit)",
@@ -412,10 +420,10 @@ fr_status fr_exec_poll(fr_exec *x, fr_exec_state *state, fr_error *err) {
     fr_flight *f = fr_exec_out(x, 0);
     const cudaError_t e = cudaEventQuery(f->end);
     if (e != cudaSuccess && e != cudaErrorNotReady) return fr_exec_await(x, f, f->end, err);
-    if (e == cudaErrorNotReady && fr_exec_now(x) - f->release > (int64_t)(x->o.timeout_s * 1e9))
-        return fr_exec_await(x, f, f->end, err);
+    const bool done = e == cudaSuccess && lanes_done(x, f);
+    if (!done && fr_exec_now(x) - f->release > (int64_t)(x->o.timeout_s * 1e9)) return fr_exec_await_all(x, f, err);
     if (x->o.transport) FR_TRY(fr_transport_check(x->o.transport, err)); /* what ended in vain is no result */
     if (!f->entered) f->entered = e == cudaSuccess || (f->has_entry && cudaEventQuery(f->entry) == cudaSuccess);
-    *state = e == cudaSuccess && lanes_done(x, f) ? FR_EXEC_DONE : f->entered ? FR_EXEC_ENTERED : FR_EXEC_RUNNING;
+    *state = done ? FR_EXEC_DONE : f->entered ? FR_EXEC_ENTERED : FR_EXEC_RUNNING;
     return FR_OK;
 }

@@ -101,6 +101,7 @@ fr_status fr_exec_check(fr_exec *x, cudaError_t e, const char *call, fr_error *e
 /* Waits until `event` of flight f has come, at most the timeout; spinning: without sleeping, where the device waits for
  * the host. */
 fr_status fr_exec_await(fr_exec *x, fr_flight *f, cudaEvent_t event, fr_error *err);
+fr_status fr_exec_await_all(fr_exec *x, fr_flight *f, fr_error *err);
 fr_status fr_exec_await_spinning(fr_exec *x, fr_flight *f, cudaEvent_t event, fr_error *err);
 
 static inline fr_flight *fr_exec_out(fr_exec *x, int i) {

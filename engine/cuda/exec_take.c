@@ -86,9 +86,7 @@ fr_status fr_exec_collect(fr_exec *x, fr_timeline *spans, fr_exec_done *out, fr_
     if (x->outs == 0) return fr_fail(err, FR_FAILED, "no forward is out");
     fr_flight *f = fr_exec_out(x, 0);
     int64_t end = 0, answer = 0, busy = 0, late = 0;
-    FR_TRY(fr_exec_await(x, f, f->end, err));
-    for (uint32_t i = 0; i < x->o.plan->lanes_count; i++)
-        if (f->lane_used[i]) FR_TRY(fr_exec_await(x, f, f->lane_ends[i], err));
+    FR_TRY(fr_exec_await_all(x, f, err));
     FR_TRY(find_begin(x, f, err));
     FR_TRY(since_begin(x, f, f->end, &end, err));
     answer = end;
