@@ -53,8 +53,8 @@ bool fr_layout_uses_nccl(const fr_layout *l) {
     return split || weights || (l->experts == FR_EXP_EP && l->ep > 1 && l->exchange == FR_EXCHANGE_AGRS);
 }
 
-/* Four layers of shards ahead: the paper does not say k; four is what the sheet's memory table takes (facts:
- * moe-prefill, 2.2 and 2.5). */
+/* Four layers of shards ahead: the paper does not say k; four is our choice (arXiv 2605.02960 section
+ * 6.3 describes the window). */
 int fr_layout_window(const fr_layout *l) {
     return l->window ? l->window : 4;
 }

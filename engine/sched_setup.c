@@ -30,7 +30,7 @@ static double transfer_s(const fr_setup *s) {
 
 /*
  * Work at which the prefix router gives a queue no more, and holds requests back instead: MoE-Prefill's T = gamma t_EP
- * F_GPU with gamma = 1.2 and peak FLOP/s (facts/moe-prefill.md section 3), taken per layer as the sheet argues, so
+ * F_GPU with gamma = 1.2 and peak FLOP/s (arXiv 2605.02960 Eq. 1; t_EP is one layer's transfer), so
  * times the layers for work counted over the whole model. At least two budgets of short requests: a queue then has its
  * next forward waiting while one runs, also where no weights travel (T = 0 would pile every request that shares a
  * prefix on one queue).

@@ -6,7 +6,7 @@
  * scale * q k. With share_kernels, one kernel is compiled for each number of sequences and head layout (40 to 900 ms,
  * at the first call), and further lengths cost some 0.1 ms for a plan, kept for the next time; without, every new shape
  * is compiled. Round b up to a few sizes with sequences of length zero to share more. One object serves one device and
- * one host thread at a time. The graph follows facts/kernels.md 4.
+ * one host thread at a time. The graph is built with cuDNN's backend C API.
  */
 #ifndef FR_ATTENTION_H
 #define FR_ATTENTION_H

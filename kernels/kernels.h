@@ -7,7 +7,7 @@
  * never synchronise, and can be captured in a graph. cudaErrorInvalidValue means an argument outside what the comment
  * allows. Results never depend on the order in which blocks run: the same inputs give the same bits.
  *
- * The math is that of transformers' modeling_qwen3_moe.py and modeling_mixtral.py (facts/kernels.md 7.1); where this
+ * The math is that of transformers' modeling_qwen3_moe.py and modeling_mixtral.py; where this
  * code keeps fp32 for longer than the reference does, the comment says so.
  */
 #ifndef FR_KERNELS_H

@@ -12,9 +12,9 @@
  *   h2d, d2h            own HBM, own PCIe in that direction, the host's memory, a copy engine
  *   collectives, pairs  every member's HBM and links (the network where the shape spans hosts)
  * In a folded plan a rank's peers are itself by symmetry. Transfers go before kernels (level 0 of sim/fluid.h): pulls
- * keep their 387 GB/s beside a memory-bound kernel, which gives way (facts/h200-measured.md). With interference, pulls
- * press on kernels at both ends, collectives that are not on the compute lane on every member, h2d on its rank;
- * victims are GEMM, grouped GEMM and attention (memory-bound kernels lose by sharing HBM).
+ * keep their rate beside a memory-bound kernel, which gives way (376 of 390 GB/s: kernels/measured/README.md). With
+ * interference, pulls press on kernels at both ends, collectives that are not on the compute lane on every member, h2d
+ * on its rank; victims are GEMM, grouped GEMM and attention (memory-bound kernels lose by sharing HBM).
  */
 #ifndef FR_PLAYER_H
 #define FR_PLAYER_H

@@ -17,7 +17,7 @@
  *               tokens,weight; trace: the prompt lengths of a trace file, drawn with replacement
  * Whole numbers take K, M, G (powers of 1024). A key given twice or unknown to its kind is refused.
  *
- * table2 (arXiv 2605.02960 Table 2, facts/moe-prefill.md section 5). The paper gives for each data set a range, a count
+ * table2 (arXiv 2605.02960 Table 2). The paper gives for each data set a range, a count
  * and a token total. K is 1024 in lengths, 1000 in counts. Lengths: the law of greatest entropy with that range and
  * mean, an exponential cut off at both ends, taken at its quantiles (i + 1/2) / n, then moved by single tokens until
  * the total is exact: so every seed has the same lengths and only order and arrivals differ. Scale S takes round(S *

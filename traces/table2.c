@@ -1,4 +1,4 @@
-/* Lengths of the MoE-Prefill workload: facts/moe-prefill.md section 5, Table 2. */
+/* Lengths of the MoE-Prefill workload: arXiv 2605.02960 Table 2. */
 #include <math.h>
 
 #include "traces/generate.h"

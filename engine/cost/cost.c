@@ -23,7 +23,8 @@
 #define TABLE_LIMIT  ((size_t)16 << 20)
 
 /* Share of the datasheet ceiling where nothing at all was measured: what most of the measured Hopper rows reach (GEMM
- * 0.80, grouped 0.5-0.7, attention 0.45-0.7, HBM 0.88, links 0.87 of nominal, NCCL 0.75; facts sheets). The interval of
+ * 0.80, grouped 0.5-0.7, attention 0.45-0.7, HBM 0.88, links 0.87 of nominal, NCCL 0.75: published and first readings).
+ * The interval of
  * +-40 % spans from the worst to the best of them. */
 static const double roofline_share[FR_CLASS_COUNT] = {
     [FR_CLASS_MEMORY] = 0.85,  [FR_CLASS_GEMM] = 0.75,       [FR_CLASS_ATTENTION] = 0.65,

@@ -15,7 +15,7 @@ typedef enum {
     FR_FROM_INTERPOLATED, /* between rows */
     FR_FROM_EXTRAPOLATED, /* along the roofline from the nearest row; or a stated law for more ranks than measured */
     FR_FROM_TRANSFERRED,  /* another GPU's efficiency under this GPU's datasheet ceilings */
-    FR_FROM_SEEDED,       /* from the fact sheets' base rates */
+    FR_FROM_SEEDED,       /* from published or first readings */
     FR_FROM_ROOFLINE,     /* datasheet times a stated efficiency */
     FR_FROM_KINDS
 } fr_provenance;
@@ -76,7 +76,7 @@ fr_tile fr_cost_tile(const fr_cost_model *c, const fr_shape *shape, const fr_pai
 
 /*
  * What overlapping ops do to each other beyond sharing bytes: while an aggressor runs on the same rank, a victim of
- * class `v` progresses at 1 / (1 + slowdown). Measured (facts/h200-measured.md, kernels/measured/): copy-engine pulls
+ * class `v` progresses at 1 / (1 + slowdown). Measured (kernels/measured/): copy-engine pulls
  * draw power, NCCL kernels take SMs.
  */
 typedef enum { FR_AGGRESSOR_PULL = 0, FR_AGGRESSOR_NCCL, FR_AGGRESSOR_H2D, FR_AGGRESSORS } fr_aggressor;

@@ -17,7 +17,7 @@
 
 #include <math.h>
 
-/* Tile of a Hopper wgmma kernel: 128 x 256 with two consumer warpgroups (facts sheet of fast.cu, DeepGEMM), 128 x 128
+/* Tile of a Hopper wgmma kernel: 128 x 256 with two consumer warpgroups (as in fast.cu and DeepGEMM), 128 x 128
  * where that fits the shape better; 64 rows are one warpgroup, the least that wgmma takes. */
 #define TILE_M       128
 #define TILE_M_SMALL 64

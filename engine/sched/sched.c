@@ -394,7 +394,7 @@ void fr_sched_done(fr_sched *s, const fr_sched_batch *pub, int64_t now) {
         entry *e = &s->entries[b->entries[i]];
         const fr_part *p = &pub->parts[i];
         q->tokens -= p->queries;
-        /* Work falls with progress (facts/moe-prefill.md section 4.3, decay): this part's share of what is left. */
+        /* Work falls with progress (MoE-Prefill, arXiv 2605.02960 section 7.3): this part's share of what is left. */
         double paid = e->work * p->queries / (double)(p->tokens - p->prefix);
         if (!p->last) {
             q->work -= paid;

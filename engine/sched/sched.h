@@ -50,7 +50,7 @@ typedef struct {
     int64_t chunk_tokens;  /* 0 = requests are not cut */
     fr_route route;
     int64_t cache_tokens; /* prefix cache per queue, tokens; 0 = no reuse */
-    /* prefix route (MoE-Prefill, facts/moe-prefill.md section 4): work threshold per queue in FLOPs, 0 = none, and the
+    /* prefix route (MoE-Prefill, arXiv 2605.02960 section 7): work threshold per queue in FLOPs, 0 = none, and the
      * true cost of a request */
     double threshold;
     double (*work)(const void *context, int64_t queries, int64_t prefix);
@@ -61,8 +61,8 @@ typedef struct {
  * Routers, all deterministic, ties to the lowest queue:
  *   round-robin   request i to queue i mod queues
  *   least-tokens  fewest prompt tokens outstanding (waiting or in flight, less those found in the cache)
- *   vllm          smallest 4 * waiting + running requests (vLLM's DP balancer, facts/moe-prefill.md section 4.1)
- *   prefix        facts/moe-prefill.md section 4.4: among queues whose outstanding work L is below the threshold, the
+ *   vllm          smallest 4 * waiting + running requests (vLLM's DP balancer)
+ *   prefix        MoE-Prefill, sections 7.2 to 7.4: among queues whose outstanding work L is below the threshold, the
  *                 longest contiguous match on resident or promised blocks, ties to the smallest L; L grows by the
  *                 request's work and falls as its forwards end. While every L is at or above the threshold, requests
  * are held in arrival order and dispatched by fr_sched_done (late binding). Without `work` a request's work is its

@@ -1,5 +1,5 @@
 /*
- * ASAP (arXiv 2606.22541; facts/asap-duoserve.md a.2 to a.5): attention and experts on different GPUs, no barrier.
+ * ASAP (arXiv 2606.22541 section 3): attention and experts on different GPUs, no barrier.
  *
  *   attention rank   [combine A] attention A, push to the expert ranks | [combine B] attention B, push | next layer ...
  *                    two batches in turn (dual-batch interleaving), so that one is in attention while the other is away

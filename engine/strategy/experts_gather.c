@@ -11,7 +11,7 @@
  * The first MoE layer's experts are all resident, so every forward starts primed, and the gather of the layer after it
  * depends on nothing but a free slot: it is carried over into the forward before. A rank pulls from rank + 1, rank + 2,
  * ... so that pulls of ranks in step never meet at a source. With copy engines the own shard is read where it lies (a
- * local copy by copy engine is slower than the link: facts/moe-prefill.md 10.1), so (P - 1)/P of a layer travels, less
+ * local copy by copy engine is slower than the link: NCCL issue 2177), so (P - 1)/P of a layer travels, less
  * the experts of others that it holds too (--gather-keep).
  */
 #include "engine/strategy/planner.h"

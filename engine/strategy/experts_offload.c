@@ -1,7 +1,7 @@
 /*
  * Experts in pinned host memory, streamed over PCIe.
  *
- *   S slots (DuoServe-MoE, arXiv 2509.07379; facts/asap-duoserve.md b.2)   one expert a slot. The first S of a layer
+ *   S slots (DuoServe-MoE, arXiv 2509.07379)   one expert a slot. The first S of a layer
  * are copied without knowing whether they are needed (in prefill nearly all are), so they may come during attention;
  * the others only if they have tokens, which the host reads back after the sort. Compute walks the experts in order; a
  * slot is free when its expert's down GEMM has ended: copy_end[i] = max(copy_end[i-1], comp_end[i-S]) + f_i comp_end[i]

@@ -7,6 +7,7 @@ OUT holds NAME.json of run.sh. A cell's first line in an earlier file is its old
 import json
 import math
 import os
+import statistics
 import sys
 
 PEAK = {"bf16": 989.5e12, "fp8": 1979e12}
@@ -59,7 +60,7 @@ def main():
             width += (said[n]["high_s"] - said[n]["low_s"]) / 2 / said[n]["forward_s"]
         size = [abs(e) for e in errors.values()]
         if size:
-            print(f"{title}: {len(size)} cells: median absolute error {100 * quantile(size, .5):.1f} %, p95 {100 * quantile(size, .95):.1f} %, worst "
+            print(f"{title}: {len(size)} cells: median absolute error {100 * statistics.median(size):.1f} %, p95 {100 * quantile(size, .95):.1f} %, worst "
                   f"{100 * max(size):.1f} % ({max(errors, key=lambda n: abs(errors[n]))}), bias {100 * sum(errors.values()) / len(size):+.1f} %; "
                   f"{inside} inside, half-width {100 * width / len(size):.1f} %")
     print("\n| cell | measured ms | k tokens/s a GPU x layers | MFU | oldest prediction | error | newest | error |\n|---|---|---|---|---|---|---|---|")

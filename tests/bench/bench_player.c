@@ -1,7 +1,7 @@
 /*
  * bench_player: how many ops per second the player plays on one core. Plans are built by hand: 94 layers on 8 ranks,
  * per layer and rank 12 compute ops, and for asyncep 7 copy-engine pulls and 1 host op; every op of every layer and
- * rank is played. Times are those of one Qwen3-235B layer at 16,384 tokens on an H200 (facts sheet: op by op), pulls
+ * rank is played. Times are those of one Qwen3-235B layer at 16,384 tokens on an H200 (first readings, op by op), pulls
  * 604 MB at 387 GB/s. Ranks get batches that differ by up to 5 %, so that they drift and no two instants coincide.
  */
 #include <stdio.h>

@@ -168,8 +168,8 @@ static Stat sustained(const std::function<void()> &run) {
 
 static void report(const char *op, const std::string &shape, const char *regime, const Stat &s, double flops,
                    double bytes) {
-    /* share of the ceiling: what the larger of products and bytes takes at best (facts/h200-measured.md: 790 TFLOP/s of
-     * an 8192-cubed product in a burst, 4.21 TB/s of a copy) */
+    /* share of the ceiling: what the larger of products and bytes takes at best (kernels/measured/README.md: 790
+     * TFLOP/s of an 8192-cubed product in a burst, 4.21 TB/s of a copy) */
     const double best = std::max(flops / 790e3, bytes / 4210.0);
     printf("%-26s %-44s %-9s %10.1f us  %6.0f TFLOP/s %6.0f GB/s %4.0f %%  %4.0f MHz %3.0f W\n", op, shape.c_str(),
            regime, s.median / 1e3, flops / s.median / 1e3, bytes / s.median, 100 * best / s.median, s.mhz, s.watts);

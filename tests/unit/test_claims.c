@@ -100,7 +100,7 @@ enum { IN_ORDER = sizeof in_order / sizeof *in_order, FIRST_ONE_SIDED = 11 };
 /*
  * More of anything never makes a forward slower: exactly, where ops do not share. Where they do, by at most 1 %, for
  * all but one-sided pulls of ranks that have drifted apart: those meet at their sources or miss each other by chance
- * (facts/moe-prefill.md 9.5), so there only ranks in step (even routing) keep the promise.
+ * (DWDP, arXiv 2604.01621 section 4.3), so there only ranks in step (even routing) keep the promise.
  */
 static void more_bandwidth_is_never_slower(void **state) {
     (void)state;

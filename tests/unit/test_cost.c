@@ -44,7 +44,7 @@ static fr_cost_model *h200(fr_regime regime) {
     return open_with(&m, &(fr_cost_options){.regime = regime, .what_if = FR_WHAT_IF_NONE});
 }
 
-/* The fact sheets' rounded first readings, kept as a fixture now that the shipped table holds measurements. */
+/* Rounded first readings, kept as a fixture now that the shipped table holds measurements. */
 static fr_cost_model *seeded(fr_regime regime) {
     fr_machine m = machine("h200");
     return open_with(&m,
@@ -96,7 +96,7 @@ static void every_kind(void **state) {
     }
 }
 
-/* One Qwen3-235B layer at 4K, 16K and 32K tokens (facts sheet), ms: qkv, o, attention, expert up, down. */
+/* One Qwen3-235B layer at 4K, 16K and 32K tokens (first readings), ms: qkv, o, attention, expert up, down. */
 static void layer_table(void **state) {
     (void)state;
     static const struct {

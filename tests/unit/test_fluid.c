@@ -83,7 +83,7 @@ static void test_weights_and_caps(void **state) {
 }
 
 /* Memory of 4.2: a copy of 0.4 twice (read and write by peers) and a kernel of 4.2. Level 0 first: copies at 1, the
- * kernel gets (4.2 - 0.8) / 4.2 = 0.8095, i.e. +23.5 % time (measured on H200: +22.8 %, facts/h200-measured.md). */
+ * kernel gets (4.2 - 0.8) / 4.2 = 0.8095, i.e. +23.5 % time (two H200s: +23.1 %, kernels/measured/README.md). */
 static void test_levels(void **state) {
     (void)state;
     fr_fluid *f = make(3, 1, (int64_t[]){4200000000000});

@@ -1,4 +1,4 @@
-/* Layouts: shorthand degrees, what is refused and by which name, and memory against the sheet's table. */
+/* Layouts: shorthand degrees, what is refused and by which name, and memory against a table worked out by hand. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -185,7 +185,7 @@ static void test_activations(void **state) {
 
 static void test_fits(void **state) {
     (void)state;
-    /* Consequences that the sheet draws: bf16 AsyncEP does not fit 8 x 80 GB, bf16 static EP just does; on H200 FP8
+    /* What follows from that table: bf16 AsyncEP does not fit 8 x 80 GB, bf16 static EP just does; on H200 FP8
      * static EP fits two GPUs. */
     bool fits;
     fr_layout l = layout("asyncep", 8);

@@ -247,7 +247,8 @@ static void test_asyncep_closed_form(void **state) {
     }
 }
 
-/* Offload with S slots: the recurrence of facts/asap-duoserve.md b.2; a skipped expert takes neither slot nor time. */
+/* Offload with S slots: the recurrence of engine/strategy/experts_offload.c; a skipped expert takes neither slot nor
+ * time. */
 static void test_offload_recurrence(void **state) {
     (void)state;
     enum { L = 6, E = 5, N = L * E };
@@ -458,8 +459,8 @@ static void test_waiting_collective(void **state) {
 }
 
 /* Unordered pulls (DWDP): N ranks each pull from a random other rank at once. A pull that meets C - 1 competitors at
- * its source takes C times as long; C - 1 ~ Binomial(N - 2, 1 / (N - 1)) (facts/moe-prefill.md 9.5). Seeded; 4 standard
- * errors. */
+ * its source takes C times as long; C - 1 ~ Binomial(N - 2, 1 / (N - 1)) (arXiv 2604.01621 section 4.3). Seeded; 4
+ * standard errors. */
 static void test_random_sources(void **state) {
     (void)state;
     const struct {
