@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 fr_status fr_fail(fr_error *err, fr_status status, const char *format, ...) {
@@ -26,6 +27,16 @@ fr_status fr_fail(fr_error *err, fr_status status, const char *format, ...) {
 static void out_of_memory(size_t bytes) {
     fprintf(stderr, "forerun: out of host memory (asked for %zu bytes)\n", bytes);
     abort();
+}
+
+int64_t fr_monotonic(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+double fr_monotonic_s(void) {
+    return 1e-9 * (double)fr_monotonic();
 }
 
 void *fr_alloc(size_t bytes) {

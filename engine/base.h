@@ -34,6 +34,9 @@ fr_status fr_fail(fr_error *err, fr_status status, const char *format, ...) __at
         if (fr_try_ != FR_OK) return fr_try_;                                                                          \
     } while (0)
 
+int64_t fr_monotonic(void);  /* ns of CLOCK_MONOTONIC, which nobody sets */
+double fr_monotonic_s(void); /* the same in seconds */
+
 /*
  * Memory. These abort with a message when the host is out of memory: forerun's own tables are small against a host's
  * memory, and a half-built plan has no use. Input-sized requests must be bounded by the reader before they get here.

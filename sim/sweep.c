@@ -16,12 +16,6 @@
 #define COMMIT_NS   250000000ll /* a transaction is closed after this long: what a kill can cost is played again */
 #define PROGRESS_NS 100000000ll
 
-static int64_t now_ns(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-}
-
 /* ---- one cell
  * -------------------------------------------------------------------------------------------------------------- */
 
@@ -210,7 +204,7 @@ static bool await(pool *p, int64_t at, fr_cell_result *out) {
 }
 
 static void report(const fr_sweep_options *o, const fr_sweep_totals *t, int64_t *last, bool always) {
-    int64_t now = now_ns();
+    int64_t now = fr_monotonic();
     if (!o->progress || (!always && now - *last < PROGRESS_NS)) return;
     *last = now;
     o->progress(o->context, t);
@@ -218,7 +212,7 @@ static void report(const fr_sweep_options *o, const fr_sweep_totals *t, int64_t 
 
 /* The writer: takes results in order, in transactions of a quarter of a second. */
 static fr_status write_all(pool *p, fr_store *store, fr_sweep_totals *t, int64_t begun, fr_error *err) {
-    int64_t opened = now_ns(), told = 0;
+    int64_t opened = fr_monotonic(), told = 0;
     fr_status status = fr_store_begin(store, err);
     for (int64_t at = 0; at < p->todo_count && status == FR_OK;) {
         fr_cell_result r;
@@ -228,12 +222,12 @@ static fr_status write_all(pool *p, fr_store *store, fr_sweep_totals *t, int64_t
             fr_cell_result_free(&r);
             at++;
         }
-        t->wall_s = (double)(now_ns() - begun) * 1e-9;
+        t->wall_s = (double)(fr_monotonic() - begun) * 1e-9;
         report(p->options, t, &told, false);
-        if (status == FR_OK && now_ns() - opened > COMMIT_NS) {
+        if (status == FR_OK && fr_monotonic() - opened > COMMIT_NS) {
             status = fr_store_commit(store, err);
             if (status == FR_OK) status = fr_store_begin(store, err);
-            opened = now_ns();
+            opened = fr_monotonic();
         }
         if (p->options->stop && p->options->stop(p->options->context)) break;
     }
@@ -289,7 +283,7 @@ static int64_t *find_todo(const fr_grid *grid, fr_store *store, const fr_sweep_o
 
 fr_status fr_sweep_run(const fr_grid *grid, fr_store *store, const fr_sweep_options *options, fr_sweep_totals *totals,
                        fr_error *err) {
-    int64_t begun = now_ns();
+    int64_t begun = fr_monotonic();
     pool *p = fr_alloc(sizeof *p);
     p->grid = grid;
     p->options = options;
@@ -301,7 +295,7 @@ fr_status fr_sweep_run(const fr_grid *grid, fr_store *store, const fr_sweep_opti
     int jobs = options->jobs > 0 ? options->jobs : cores > 0 ? (int)cores : 1;
     if (jobs > p->todo_count) jobs = (int)p->todo_count;
     fr_status status = p->todo_count ? run_pool(p, jobs, store, totals, begun, err) : FR_OK;
-    totals->wall_s = (double)(now_ns() - begun) * 1e-9;
+    totals->wall_s = (double)(fr_monotonic() - begun) * 1e-9;
     free(todo);
     free(p);
     return status;

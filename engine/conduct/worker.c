@@ -38,12 +38,6 @@ struct fr_worker {
     bool released, closed;
 };
 
-int64_t fr_monotonic(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-}
-
 void fr_short_naps(void) {
     prctl(PR_SET_TIMERSLACK, 1000UL); /* ns */
 }

@@ -69,7 +69,6 @@ int fr_worker_where(fr_worker *w, char *out, size_t size);
 /* Valid after a READY note, until the next command. */
 void fr_worker_facts(const fr_worker *w, fr_rank_facts *out);
 
-int64_t fr_monotonic(void); /* ns of CLOCK_MONOTONIC */
 /* Timed waits of the calling thread end within 1 us of their time: Linux's usual 50 would make naps of 20 last 70. */
 void fr_short_naps(void);
 

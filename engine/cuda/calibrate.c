@@ -12,12 +12,6 @@
 enum { JOURNAL_LIMIT = 64 << 20 };
 #define TIMEOUT_S 20.0 /* nothing that is measured takes a launch of a second */
 
-double fr_cal_now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 /* ---- the journal --------------------------------------------------------------------------------------------------*/
 
 static fr_status append(fr_cal_run *r, const fr_text *text, fr_error *err) {
@@ -78,7 +72,7 @@ fr_row fr_cal_filled(const fr_cal_run *r, int d, uint32_t i, const fr_reading *r
 }
 
 bool fr_cal_room(const fr_cal_run *r, uint32_t i) {
-    return fr_cal_now() - r->began + r->grid->items[i].seconds <= r->options->request.limit_s;
+    return fr_monotonic_s() - r->began + r->grid->items[i].seconds <= r->options->request.limit_s;
 }
 
 /* ---- opening ------------------------------------------------------------------------------------------------------*/
@@ -367,11 +361,11 @@ static fr_status write_table(fr_cal_run *r, fr_error *err) {
 fr_status fr_calibrate(const fr_cal_options *o, fr_cal_result *out, fr_error *err) {
     *out = (fr_cal_result){0};
     fr_cal_run r = {
-        .options = o, .journal = -1, .began = fr_cal_now(), .result = out, .lock = PTHREAD_MUTEX_INITIALIZER};
+        .options = o, .journal = -1, .began = fr_monotonic_s(), .result = out, .lock = PTHREAD_MUTEX_INITIALIZER};
     fr_status status = open_run(&r, err);
     if (status == FR_OK) status = o->request.devices > 1 ? fr_cal_pair_run(&r, err) : run_items(&r, err);
     if (status == FR_OK) status = write_table(&r, err);
     close_run(&r);
-    out->seconds = fr_cal_now() - r.began;
+    out->seconds = fr_monotonic_s() - r.began;
     return status;
 }

@@ -236,9 +236,9 @@ fr_status fr_cal_hold_pulls(fr_cal_rank *r, uint32_t i, fr_error *err) {
     r->first = -1;
     fr_meter *meter = NULL;
     fr_status status = FR_OK;
-    const double start = fr_cal_now();
+    const double start = fr_monotonic_s();
     for (bool stop = false; !stop && status == FR_OK; nanosleep(&nap, NULL)) {
-        const double at = fr_cal_now() - start;
+        const double at = fr_monotonic_s() - start;
         if (!meter && at > 0.4 * r->hold_s) meter = fr_meter_start(run->options->device[r->id]);
         status = keep_queue(r, at, &stop, err);
     }

@@ -1,16 +1,9 @@
 #include "engine/cuda/clock.h"
 
-#include <time.h>
 
 enum { TRIES = 128 };
 #define LEAST_NS 200000000
 #define LIMIT_NS 2000000000 /* an idle device that does not record an event by then is lost */
-
-static int64_t monotonic(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-}
 
 static fr_status check(cudaError_t e, const char *call, fr_error *err) {
     if (e == cudaSuccess) return FR_OK;
@@ -18,13 +11,13 @@ static fr_status check(cudaError_t e, const char *call, fr_error *err) {
 }
 
 static fr_status once(cudaStream_t stream, fr_anchor *a, fr_error *err) {
-    const int64_t before = monotonic();
+    const int64_t before = fr_monotonic();
     int64_t after = before;
     FR_TRY(check(cudaEventRecord(a->event, stream), "cudaEventRecord", err));
     cudaError_t e;
-    while ((e = cudaEventQuery(a->event)) == cudaErrorNotReady && after - before < LIMIT_NS) after = monotonic();
+    while ((e = cudaEventQuery(a->event)) == cudaErrorNotReady && after - before < LIMIT_NS) after = fr_monotonic();
     FR_TRY(check(e, "cudaEventQuery", err));
-    after = monotonic();
+    after = fr_monotonic();
     a->ns = before + (after - before) / 2;
     a->half_ns = 0.5 * (double)(after - before);
     return FR_OK;

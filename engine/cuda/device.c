@@ -217,12 +217,6 @@ struct fr_meter {
     unsigned long long millijoules; /* mJ, when it began, 0 = unknown */
 };
 
-static double monotonic_s(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 /* mJ, 0 = unknown */
 static unsigned long long energy(const struct fr_meter *m) {
     unsigned long long v = 0;
@@ -266,7 +260,7 @@ fr_meter *fr_meter_open(int device) {
 
 void fr_meter_begin(fr_meter *m) {
     if (!m) return;
-    m->began = monotonic_s();
+    m->began = fr_monotonic_s();
     m->millijoules = energy(m);
     m->running = pthread_create(&m->thread, NULL, sample, m) == 0;
 }
@@ -291,7 +285,7 @@ void fr_meter_stop(fr_meter *m, fr_meter_reading *out) {
                                   .watts = m->milliwatts / 1000 / m->samples,
                                   .capped = (double)m->capped / m->samples,
                                   .power_capped = 2 * m->capped > m->samples};
-    const double seconds = monotonic_s() - m->began;
+    const double seconds = fr_monotonic_s() - m->began;
     const unsigned long long spent = m->millijoules ? energy(m) - m->millijoules : 0;
     if (spent && seconds > 0.5) out->watts = 1e-3 * (double)spent / seconds; /* the counter moves every 0.1 s or so */
     nvml_close(&m->n);

@@ -13,14 +13,8 @@
 #define SPIN_NS   100000000  /* longer than a layer takes */
 #define ITEMS_NS  200000     /* as long as a command may wait for a rank that chooses items */
 
-int64_t fr_exec_monotonic(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-}
-
 int64_t fr_exec_now(const fr_exec *x) {
-    return fr_exec_monotonic() - x->epoch;
+    return fr_monotonic() - x->epoch;
 }
 
 const int64_t *fr_exec_launched(const fr_exec *x) {
@@ -215,11 +209,11 @@ static void close_slot(const fr_exec *x, fr_flight *f) {
 
 /* Whether all streams run dry within SETTLE_NS. */
 bool fr_exec_settle(fr_exec *x) {
-    const int64_t deadline = fr_exec_monotonic() + SETTLE_NS;
+    const int64_t deadline = fr_monotonic() + SETTLE_NS;
     for (uint32_t i = 0; x->lanes && i < x->o.plan->lanes_count && !x->lost; i++) {
         cudaError_t e = cudaSuccess;
         while (x->lanes[i].stream && (e = cudaStreamQuery(x->lanes[i].stream)) == cudaErrorNotReady &&
-               fr_exec_monotonic() < deadline)
+               fr_monotonic() < deadline)
             nanosleep(&(struct timespec){.tv_nsec = 100000}, NULL);
         if (e != cudaSuccess) x->lost = true;
     }
@@ -291,7 +285,7 @@ static void name_current(const fr_exec *x, const fr_flight *f, char out[48]) {
 
 /* Waits until `event` of flight f has come. */
 fr_status fr_exec_await(fr_exec *x, fr_flight *f, cudaEvent_t event, fr_error *err) {
-    const int64_t deadline = fr_exec_monotonic() + (int64_t)(x->o.timeout_s * 1e9);
+    const int64_t deadline = fr_monotonic() + (int64_t)(x->o.timeout_s * 1e9);
     char op[48];
     for (int spin = 0;; spin++) {
         const cudaError_t e = cudaEventQuery(event);
@@ -304,7 +298,7 @@ fr_status fr_exec_await(fr_exec *x, fr_flight *f, cudaEvent_t event, fr_error *e
         }
         if (spin < 64) continue;
         if (x->o.transport) FR_TRY(fr_transport_check(x->o.transport, err));
-        if (fr_exec_monotonic() > deadline) {
+        if (fr_monotonic() > deadline) {
             name_current(x, f, op);
             x->lost = true;
             return fr_fail(err, FR_FAILED,
@@ -326,9 +320,9 @@ fr_status fr_exec_await_all(fr_exec *x, fr_flight *f, fr_error *err) {
 
 /* The same without sleeping, where the device waits for the host. */
 fr_status fr_exec_await_spinning(fr_exec *x, fr_flight *f, cudaEvent_t event, fr_error *err) {
-    const int64_t until = fr_exec_monotonic() + SPIN_NS;
+    const int64_t until = fr_monotonic() + SPIN_NS;
     cudaError_t e = cudaErrorNotReady;
-    while (e == cudaErrorNotReady && fr_exec_monotonic() < until) e = cudaEventQuery(event);
+    while (e == cudaErrorNotReady && fr_monotonic() < until) e = cudaEventQuery(event);
     return e == cudaSuccess ? FR_OK : fr_exec_await(x, f, event, err);
 }
 
@@ -389,7 +383,7 @@ void fr_exec_release(fr_exec *x) {
  * the next poll waits longer than a small item takes. Whichever forward has ended first becomes the first one out.
  */
 static fr_status poll_items(fr_exec *x, fr_exec_state *state, fr_error *err) {
-    const int64_t until = fr_exec_monotonic() + ITEMS_NS;
+    const int64_t until = fr_monotonic() + ITEMS_NS;
     do {
         FR_TRY(fr_exec_items_step(x, err));
         for (int i = 0; i < x->outs; i++) {
@@ -408,7 +402,7 @@ static fr_status poll_items(fr_exec *x, fr_exec_state *state, fr_error *err) {
             return fr_fail(err, FR_FAILED, "rank %d waited %.3g s for what item %s needs (--timeout sets the limit)",
                            x->o.rank, x->o.timeout_s, op);
         }
-    } while (fr_exec_monotonic() < until);
+    } while (fr_monotonic() < until);
     *state = FR_EXEC_RUNNING;
     return FR_OK;
 }

@@ -53,7 +53,7 @@ static bool behind(const fr_exec *x, int out) {
 }
 
 static fr_flight *choose(fr_exec *x) {
-    const int64_t now = fr_exec_monotonic();
+    const int64_t now = fr_monotonic();
     fr_flight *first = NULL;
     for (int i = 0; i < x->outs; i++) {
         fr_flight *f = fr_exec_out(x, i);

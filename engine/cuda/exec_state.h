@@ -95,7 +95,6 @@ struct fr_exec {
     int64_t anchor_ns, last_end;
 };
 
-int64_t fr_exec_monotonic(void);
 /* A call's failure, after which nothing more is asked of the device. */
 fr_status fr_exec_check(fr_exec *x, cudaError_t e, const char *call, fr_error *err);
 /* Waits until `event` of flight f has come, at most the timeout; spinning: without sleeping, where the device waits for

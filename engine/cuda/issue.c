@@ -11,7 +11,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 /* Raises whose marks are kept. A wait for an older one waits for the oldest kept: correct, but longer than needed, so
  * there are more than a lane runs ahead (128 expert slots). */
@@ -303,12 +302,6 @@ static fr_status wait_event(const fr_issue *s, cudaStream_t stream, cudaEvent_t 
     return check(s, cudaStreamWaitEvent(stream, e, 0), "cudaStreamWaitEvent", err);
 }
 
-static int64_t now_ns(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-}
-
 /*
  * Until the other rank's thread has issued the raise; only then may a stream wait for it. In one process, calls of one
  * rank that make the runtime wait (loading a kernel, cudaMalloc with peer access on) wait for the devices of all ranks:
@@ -319,13 +312,13 @@ static int64_t now_ns(void) {
 static fr_status await_issued(fr_issue *s, uint32_t event, uint32_t value, fr_error *err) {
     const counter *c = &s->counters[event];
     const _Atomic uint32_t *sent = s->peer_sent[c->raiser];
-    const int64_t deadline = now_ns() + (int64_t)(fr_world_timeout(s->o.world) * 1e9);
+    const int64_t deadline = fr_monotonic() + (int64_t)(fr_world_timeout(s->o.world) * 1e9);
     for (int spin = 0; sent && (int32_t)(atomic_load(&sent[event]) - value) < 0; spin++) {
         int who;
         fr_error why;
         if (spin % 1024 != 1023) continue;
         if (fr_world_failed(s->o.world, &who, &why)) return fr_fail(err, FR_FAILED, "%.800s", why.text);
-        if (now_ns() > deadline)
+        if (fr_monotonic() > deadline)
             return fr_fail(err, FR_FAILED, "waited %.3g s for rank %d to issue what raises %s",
                            fr_world_timeout(s->o.world), c->raiser, s->o.plan->events[event].name);
         sched_yield();

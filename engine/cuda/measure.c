@@ -31,14 +31,8 @@ struct fr_measure {
     bool lost;
 };
 
-static double now_s(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 static void sleep_until(double s) {
-    const double left = s - now_s();
+    const double left = s - fr_monotonic_s();
     if (left <= 0) return;
     const struct timespec t = {.tv_sec = (time_t)left, .tv_nsec = (long)(1e9 * (left - floor(left)))};
     nanosleep(&t, NULL);
@@ -62,10 +56,10 @@ static fr_status mark(fr_measure *m, uint32_t i, fr_error *err) {
 
 fr_status fr_measure_await(fr_measure *m, cudaEvent_t event, fr_error *err) {
     const struct timespec nap = {.tv_nsec = 20000};
-    const double end = now_s() + m->timeout_s;
+    const double end = fr_monotonic_s() + m->timeout_s;
     cudaError_t e;
     while ((e = cudaEventQuery(event)) == cudaErrorNotReady) {
-        if (now_s() > end) {
+        if (fr_monotonic_s() > end) {
             m->lost = true;
             return fr_fail(err, FR_FAILED, "GPU %d did not answer within %.0f s", m->device, m->timeout_s);
         }
@@ -223,7 +217,7 @@ static fr_status launches(fr_measure *m, fr_work work, void *context, cudaGraphE
 /* Hot work rests for twice as long as it was busy: at a third of the time a product's 890 W are 400 on average, and the
  * power limit (700 W over some 50 ms, H200) stays away. */
 static void rest(fr_measure *m, bool hot, double busy_ns) {
-    if (hot) m->rest_until = fmax(m->rest_until, now_s()) + fmin(2e-9 * busy_ns, 0.3);
+    if (hot) m->rest_until = fmax(m->rest_until, fr_monotonic_s()) + fmin(2e-9 * busy_ns, 0.3);
 }
 
 /* A group of n launches between stamps; readings are kept, *busy and the clock's sums grow. */
@@ -316,7 +310,7 @@ fr_status fr_measure_hold(fr_measure *m, fr_work work, void *context, double sec
     const bool paused = duty < 1;
     const double busy = paused ? duty * (turn_ns > 0 ? turn_ns : TURN_NS) : 5 * TURN_NS;
     const int batch = (int)fmin(fmax(busy / fmax(one, 1) + 0.5, 1), 1500);
-    const double pause = paused ? batch * one * (1 / duty - 1) : 0, start = now_s();
+    const double pause = paused ? batch * one * (1 / duty - 1) : 0, start = fr_monotonic_s();
     fr_meter *meter = NULL;
     m->count = 0;
     int stamps = 0;
@@ -326,7 +320,7 @@ fr_status fr_measure_hold(fr_measure *m, fr_work work, void *context, double sec
     for (int t = 1; status == FR_OK; t++) {
         const uint32_t base = 1 + (uint32_t)(t & 1) * (uint32_t)(batch + 1),
                        other = 1 + (uint32_t)(batch + 1) - base + 1;
-        const double at = now_s() - start;
+        const double at = fr_monotonic_s() - start;
         const bool counted = stamped; /* the turn that is waited for below was launched before */
         if (!stamped && at > 0.4 * seconds) {
             stamped = true;
@@ -353,7 +347,7 @@ fr_status fr_measure_hold(fr_measure *m, fr_work work, void *context, double sec
     out->clock_mhz = clock_of_turns(m, stamps);
     out->watts = r.watts;
     out->capped = r.capped;
-    m->rest_until = now_s() + 0.5;
+    m->rest_until = fr_monotonic_s() + 0.5;
     return FR_OK;
 }
 
@@ -415,18 +409,18 @@ fr_status fr_measure_ramp(fr_measure *m, fr_work work, void *context, const int3
     CU(m, cudaSetDevice(m->device));
     FR_TRY(probe(m, work, context, &one, err));
     const int n = (int)fmin(1.25e6 * ms[count] / fmax(one, 1), 4000), each = (int)fmax(4e6 / fmax(one, 1), 1);
-    sleep_until(now_s() + 1);
+    sleep_until(fr_monotonic_s() + 1);
     FR_TRY(stamped_launches(m, work, context, 0, n, each, &stamps, err));
     FR_TRY(read_stamps(m, stamps, err));
     m->count = 0;
     FR_TRY(by_time(m, 0, n, 0, stamps, ms, count, out, err));
-    m->rest_until = now_s() + 1;
+    m->rest_until = fr_monotonic_s() + 1;
     return FR_OK;
 }
 
 /* The pause: until gap_ns after the load's last kernel, or filled with other work. */
 static fr_status sit_out(fr_measure *m, fr_work fill, void *context, double gap_ns, uint32_t last, fr_error *err) {
-    const double end = now_s() + m->timeout_s;
+    const double end = fr_monotonic_s() + m->timeout_s;
     cudaError_t e;
     double one = 0, begin;
     if (fill) {
@@ -434,11 +428,11 @@ static fr_status sit_out(fr_measure *m, fr_work fill, void *context, double gap_
         for (int i = 2; i * one < gap_ns; i++) FR_TRY(fill(context, m->stream, err));
         return FR_OK;
     }
-    while ((e = cudaEventQuery(m->event[last])) == cudaErrorNotReady && now_s() < end) {
+    while ((e = cudaEventQuery(m->event[last])) == cudaErrorNotReady && fr_monotonic_s() < end) {
     }
     if (e == cudaErrorNotReady) return fr_measure_wait(m, err); /* reports */
     CU(m, e);
-    for (begin = now_s(); 1e9 * (now_s() - begin) < gap_ns;) {
+    for (begin = fr_monotonic_s(); 1e9 * (fr_monotonic_s() - begin) < gap_ns;) {
     }
     return FR_OK;
 }
@@ -466,6 +460,6 @@ fr_status fr_measure_release(fr_measure *m, fr_work work, fr_work fill, void *co
     FR_GROW(m->ns, m->ns_cap, (uint32_t)(tail + n) + 1); /* the readings of both parts stay where they are */
     FR_TRY(by_time(m, 1, tail, 0, middle, end, 1, before, err));
     FR_TRY(by_time(m, first, n, middle, stamps, ms, count, out, err));
-    m->rest_until = now_s() + 0.3;
+    m->rest_until = fr_monotonic_s() + 0.3;
     return FR_OK;
 }

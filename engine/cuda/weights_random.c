@@ -4,7 +4,6 @@
 #include <gsl/gsl_cdf.h>
 #include <math.h>
 #include <stdlib.h>
-#include <time.h>
 
 #define DEVIATION 0.02f /* initializer_range of Qwen3-MoE and Mixtral (transformers, configuration_*.py) */
 /*
@@ -168,14 +167,8 @@ static void close_scratch(scratch *s) {
     if (s->scale) cudaFree(s->scale);
 }
 
-static double seconds_now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
-}
-
 fr_status fr_weights_random(fr_weights *w, const fr_model *m, int layers, uint64_t seed, fr_error *err) {
-    const double begin = seconds_now(), gain = RESIDUAL_GAIN / layers;
+    const double begin = fr_monotonic_s(), gain = RESIDUAL_GAIN / layers;
     const int64_t table = (int64_t)m->vocab * m->hidden;
     const seeds all = make_seeds(w, m, seed);
     scratch by;
@@ -191,7 +184,7 @@ fr_status fr_weights_random(fr_weights *w, const fr_model *m, int layers, uint64
     free(all.layer);
     if (e != cudaSuccess) return fr_fail(err, FR_FAILED, "filling random weights failed: %s", cudaGetErrorString(e));
     FR_TRY(fr_weights_filled(w, err));
-    w->seconds = seconds_now() - begin;
+    w->seconds = fr_monotonic_s() - begin;
     return FR_OK;
 }
 

@@ -3,7 +3,6 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #define LIST_LIMIT ((size_t)1 << 20)
@@ -14,12 +13,6 @@ typedef struct {
     char *name, *words[MAX_WORDS];
     int count;
 } cell_line;
-
-static double seconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 /* Names become file names. */
 static bool good_name(const char *name) {
@@ -91,12 +84,12 @@ static fr_status take_line(cells *c, char *text, int number, bool check, fr_erro
     snprintf(file, sizeof file, "%s/%s.json", c->folder, line.name);
     cell.json_file = file;
     if (!check && access(file, F_OK) != 0) {
-        const double begun = seconds();
+        const double begun = fr_monotonic_s();
         if (begun - c->begun >= c->limit) {
             c->late++;
         } else if (c->one(&cell, &c->stop, &why) == FR_OK) {
             c->done++;
-            printf("%-24s %.1f s\n", line.name, seconds() - begun);
+            printf("%-24s %.1f s\n", line.name, fr_monotonic_s() - begun);
         } else {
             c->failed++;
             printf("%-24s FAILED: %s\n", line.name, why.text);
@@ -125,7 +118,7 @@ fr_status cli_cells(const cli_args *a, cli_cell *one, fr_error *err) {
                .one = one,
                .path = cli_value(a, "cells"),
                .folder = cli_value(a, "results"),
-               .begun = seconds(),
+               .begun = fr_monotonic_s(),
                .limit = 1e9};
     char *list;
     size_t length;

@@ -1,22 +1,15 @@
 #include "sim/cli/cli.h"
 
-#include <time.h>
 #include <unistd.h>
 
-static double now_s(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
-}
-
 void cli_progress_start(cli_progress *p, const char *what, bool forced) {
-    *p = (cli_progress){.on = forced || isatty(STDERR_FILENO) == 1, .began = now_s(), .what = what};
+    *p = (cli_progress){.on = forced || isatty(STDERR_FILENO) == 1, .began = fr_monotonic_s(), .what = what};
     p->last = p->began;
 }
 
 void cli_progress_update(void *progress, double share) {
     cli_progress *p = progress;
-    double now = p->on ? now_s() : 0;
+    double now = p->on ? fr_monotonic_s() : 0;
     if (!p->on || share <= 0 || now - p->began < 1 || now - p->last < 0.2) return;
     if (share > 1) share = 1;
     p->last = now;

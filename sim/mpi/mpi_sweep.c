@@ -3,7 +3,6 @@
 #include <mpi.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 enum { TAG_RESULT = 1, TAG_CELL = 2 };
 #define PROGRESS_NS 100000000ll
@@ -29,12 +28,6 @@ int fr_mpi_size(void) {
     int size;
     MPI_Comm_size(MPI_COMM_WORLD, &size);
     return size;
-}
-
-static int64_t now_ns(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
 /* ---- a cell's result on the wire: fixed fields, then length-prefixed texts and the row
@@ -160,7 +153,7 @@ static fr_status take_result(coordinator *c, wire *w, fr_error *err) {
     fr_status status = fr_sweep_store_cell(c->store, &r, err);
     fr_sweep_count(c->totals, &r);
     fr_cell_result_free(&r);
-    int64_t now = now_ns();
+    int64_t now = fr_monotonic();
     c->totals->wall_s = (double)(now - c->begun) * 1e-9;
     if (status == FR_OK && now - c->opened > COMMIT_NS) {
         status = fr_store_commit(c->store, err);
@@ -205,10 +198,10 @@ fr_status fr_sweep_run_mpi(const fr_grid *grid, fr_store *store, const fr_sweep_
                      .options = options,
                      .totals = totals,
                      .worker = fr_sweep_worker_new(options->exe_dir),
-                     .begun = now_ns()};
+                     .begun = fr_monotonic()};
     c.opened = c.begun;
     fr_status status = coordinate(&c, err);
-    totals->wall_s = (double)(now_ns() - c.begun) * 1e-9;
+    totals->wall_s = (double)(fr_monotonic() - c.begun) * 1e-9;
     fr_sweep_worker_free(c.worker);
     return status;
 }

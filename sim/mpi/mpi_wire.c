@@ -29,22 +29,16 @@ static fr_status wire_send(fr_wire *w, uint32_t kind, const fr_bytes *payload, f
                  "MPI_Send", err);
 }
 
-static int64_t now_ns(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-}
-
 static fr_status wire_receive(fr_wire *w, int64_t timeout_ns, uint32_t *kind, fr_bytes *payload, fr_error *err) {
     const int peer = ((mpi_wire *)w)->peer;
-    const int64_t until = now_ns() + timeout_ns;
+    const int64_t until = fr_monotonic() + timeout_ns;
     int there = 0, bytes = 0;
     MPI_Status status;
     *kind = 0;
     *payload = (fr_bytes){0};
     for (;;) {
         FR_TRY(check(MPI_Iprobe(peer, MPI_ANY_TAG, MPI_COMM_WORLD, &there, &status), "MPI_Iprobe", err));
-        if (there || now_ns() >= until) break;
+        if (there || fr_monotonic() >= until) break;
         nanosleep(&(struct timespec){.tv_nsec = NAP_NS}, NULL);
     }
     if (!there) return FR_OK;

@@ -185,15 +185,9 @@ static void *connect_thread(void *context) {
     return NULL;
 }
 
-static double seconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 /* Waits for the thread; true when it has ended. */
 static bool await(attempt *a, fr_error *err) {
-    const double end = seconds() + a->request.timeout_s;
+    const double end = fr_monotonic_s() + a->request.timeout_s;
     fr_error why = {0};
     int rank = 0;
     while (!a->done) {
@@ -207,7 +201,7 @@ static bool await(attempt *a, fr_error *err) {
             fr_fail(err, FR_FAILED, "%.900s", why.text);
             return false;
         }
-        if (seconds() > end) {
+        if (fr_monotonic_s() > end) {
             fr_fail(err, FR_FAILED, "NCCL: %d ranks did not connect within %.3g s (--timeout sets the limit)",
                     a->request.ranks, a->request.timeout_s);
             return false;
@@ -276,9 +270,9 @@ void fr_nccl_abort(fr_nccl_comm *const *comms, uint32_t count) {
         if (!comms[i] || atomic_exchange(&comms[i]->aborted, true)) continue;
         if (pthread_create(&thread, NULL, abort_thread, comms[i]) == 0) pthread_detach(thread);
     }
-    const double end = seconds() + ABORT_S;
+    const double end = fr_monotonic_s() + ABORT_S;
     for (uint32_t i = 0; i < count; i++)
-        while (comms[i] && !atomic_load(&comms[i]->gone) && seconds() < end)
+        while (comms[i] && !atomic_load(&comms[i]->gone) && fr_monotonic_s() < end)
             nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
 }
 
