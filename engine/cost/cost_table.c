@@ -127,6 +127,14 @@ static fr_status read_int(const reader *r, const char *field, const char *text, 
     return fr_parse_int(text, low, high, false, what, out, r->err);
 }
 
+static fr_status read_i32(const reader *r, const char *field, const char *text, int32_t low, int32_t high,
+                          int32_t *out) {
+    int64_t v = 0;
+    FR_TRY(read_int(r, field, text, low, high, &v));
+    *out = (int32_t)v;
+    return FR_OK;
+}
+
 static fr_status read_name(const reader *r, const char *field, const char *text, const char *const *names, int count,
                            uint8_t *out) {
     for (int i = 0; i < count; i++)
@@ -278,17 +286,11 @@ static fr_status read_field(const reader *r, fr_row *row, field_id f, char *text
     case F_DUTY:
         return read_double(r, name, text, 0.01, 1, &row->duty);
     case F_AT_MS:
-        FR_TRY(read_int(r, name, text, 0, 60000, &v));
-        row->at_ms = (int32_t)v;
-        return FR_OK;
+        return read_i32(r, name, text, 0, 60000, &row->at_ms);
     case F_GAP_MS:
-        FR_TRY(read_int(r, name, text, 1, 60000, &v));
-        row->gap_ms = (int32_t)v;
-        return FR_OK;
+        return read_i32(r, name, text, 1, 60000, &row->gap_ms);
     case F_TURN_MS:
-        FR_TRY(read_int(r, name, text, 1, 60000, &v));
-        row->turn_ms = (int32_t)v;
-        return FR_OK;
+        return read_i32(r, name, text, 1, 60000, &row->turn_ms);
     case F_FILL:
         row->fill = true;
         return strcmp(text, "memory") == 0 ? FR_OK : bad(r, name, "expected memory");
