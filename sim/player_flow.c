@@ -253,9 +253,11 @@ void fr_play_press(fr_player *p, const fr_play_lane *l, int delta) {
 }
 
 /* NCCL's kernel is on its SMs from the moment it may start, and polls them until its peers come (H200 x 2, pipelines:
- * a receive that waits costs the products beside it what one under way does). */
+ * a receive that waited so cost the products beside it what one under way does). The two ends of a send inside a host
+ * meet before it is launched (engine/cuda/transport/gate.h). */
 void fr_play_press_waiting(fr_player *p, fr_play_lane *l) {
     if (!p->fluid || aggressor_of(p, l) != FR_AGGRESSOR_NCCL + 1) return;
+    if ((l->op->kind == FR_OP_SEND || l->op->kind == FR_OP_RECV) && fr_op_shape(l->run->f, l->op)->hosts < 2) return;
     l->press = FR_AGGRESSOR_NCCL + 1;
     fr_play_press(p, l, 1);
 }

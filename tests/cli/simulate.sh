@@ -44,6 +44,9 @@ for options in "--strategy dp" "--strategy tp" "--strategy ep" "--strategy ep --
     done
     same "$work/fold.json" "$work/fold--no-fold.json" "folding of $options"
 done
+# a stage that waits for the one before it computes meanwhile as fast as that one: its receive takes no SM until then
+expect 0 simulate --model qwen3-235b-a22b --machine h200x2 --layers 4 --strategy pp --micro-batches 2 --tokens 8K --seq 4K --forwards 4 --regime burst --csv "$work/pp.csv" --json
+if awk -F, '$6 == "gemm_o" { ns[$3] += $11 - $10 } END { exit !(ns[1] > 0 && ns[1] < 1.05 * ns[0]) }' "$work/pp.csv"; then pass; else fail "pp: the second stage's products take longer than the first's"; fi
 # what-ifs act, and print both
 expect 0 simulate $small --strategy ep --what-if nvlink=2x --json
 json "json_extract(j,'\$.what_if')" "nvlink=2x"

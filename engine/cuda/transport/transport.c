@@ -1,6 +1,7 @@
 #include "engine/cuda/transport/transport.h"
 
 #include "engine/cuda/transport/exchange.h"
+#include "engine/cuda/transport/gate.h"
 #include "engine/cuda/transport/ipc.h"
 #include "engine/cuda/transport/nccl.h"
 #include "engine/world/peers.h"
@@ -30,7 +31,8 @@ struct fr_transport {
     fr_exchanges *exchanges;
     window windows[MOST_WINDOWS];
     int windows_count;
-    fr_ipc *ipc; /* other processes' memory */
+    fr_ipc *ipc;     /* other processes' memory */
+    fr_gates *gates; /* of pipelines: where pairs meet; NULL */
     atomic_bool aborted;
 };
 
@@ -114,7 +116,9 @@ static fr_status connect_groups(fr_transport *t, fr_error *err) {
 
 static fr_status open_all(fr_transport *t, fr_error *err) {
     if (t->ranks < 2) return FR_OK;
+    const fr_gates_options gates = {.world = t->o.world, .plan = t->o.plan, .at = t->at, .rank = t->o.rank};
     FR_TRY(meet(t, err));
+    if (t->o.layout->pp > 1) FR_TRY(fr_gates_open(&gates, &t->gates, err));
     return fr_layout_uses_nccl(t->o.layout) ? connect_groups(t, err) : FR_OK;
 }
 
@@ -147,6 +151,7 @@ void fr_transport_close(fr_transport *t, bool lost) {
     if (lost) fr_nccl_abort(t->comms, t->groups); /* all at once: one may wait for another */
     for (uint32_t g = 0; g < t->groups; g++) fr_nccl_close(t->comms[g], lost);
     fr_exchanges_close(t->exchanges, lost);
+    fr_gates_close(t->gates, lost || atomic_load(&t->aborted));
     fr_ipc_close(t->ipc, lost);
     fr_nccl_unload(t->lib);
     free(t->comms);
@@ -303,6 +308,7 @@ fr_status fr_transport_launch(fr_transport *t, const fr_collective *c, cudaStrea
     if (nothing(c, t->o.plan->groups[c->group].count)) return FR_OK;
     const int peer = c->peer >= 0 ? member_of(t, c->group, c->peer) : 0;
     if (peer < 0) return fr_fail(err, FR_FAILED, "rank %d is not in group %u", c->peer, c->group);
+    if (t->gates && c->peer >= 0) FR_TRY(fr_gates_meet(t->gates, c->group, c->peer, stream, err));
     return fr_nccl_run(t->comms[c->group], c, peer, stream, err);
 }
 
@@ -322,6 +328,8 @@ fr_status fr_transport_check(fr_transport *t, fr_error *err) {
 
 void fr_transport_abort(fr_transport *t) {
     if (!t || atomic_exchange(&t->aborted, true)) return;
-    fr_nccl_abort(t->comms, t->groups); /* first: it alone needs nothing of a device that may stand still */
+    fr_gates_release(t->gates); /* first: these two need nothing of a device that may stand still */
+    fr_nccl_abort(t->comms, t->groups);
+    fr_gates_release(t->gates); /* what a peer's stream has written since */
     if (t->exchanges) fr_exchanges_release(t->exchanges);
 }
