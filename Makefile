@@ -107,14 +107,7 @@ reference: $(BUILD)/forerun
 # on a machine with Hopper GPUs: kernels against CPU references, the engine against itself and transformers; then the figures
 .PHONY: gpu-test gpu-bench
 gpu-test: gpu-test-build engine
-	$(BUILD)/gpu/test_kernels
-	$(BUILD)/gpu/test_copies
-	$(BUILD)/gpu/test_carry
-	bash tests/gpu/test_transport.sh $(BUILD)/gpu
-	bash tests/gpu/test_engine.sh $(BUILD)/forerun-cuda
-	@[ $$(nvidia-smi -L | wc -l) -lt 2 ] || bash tests/gpu/test_ranks.sh $(BUILD)/forerun-cuda
-	@[ $$(nvidia-smi -L | wc -l) -lt 4 ] || PARTS=four bash tests/gpu/test_ranks.sh $(BUILD)/forerun-cuda
-	@[ $$(nvidia-smi -L | wc -l) -lt 2 ] || bash tests/gpu/test_faults.sh $(BUILD)/forerun-cuda
+	@bash tests/gpu/run.sh $(BUILD)
 gpu-bench: gpu-test-build engine
 	$(BUILD)/forerun-cuda calibrate --quick --out $(BUILD)/gpu-bench-table.txt
 	$(BUILD)/gpu/bench_kernels --out $(BUILD)/gpu-bench.txt

@@ -78,12 +78,6 @@ static int (*nvml_clock)(void *, int, unsigned *);
 static int (*nvml_reasons)(void *, unsigned long long *);
 static int (*nvml_temperature)(void *, int, unsigned *);
 
-static double now_s(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 static void nap(double s) {
     const struct timespec t = {.tv_sec = (time_t)s, .tv_nsec = (long)(1e9 * (s - (double)(time_t)s))};
     nanosleep(&t, NULL);
@@ -125,7 +119,7 @@ static void *watch(void *context) {
         nvml_clock(g->nvml, 1, &s->mhz);
         nvml_reasons(g->nvml, &s->reasons);
         nvml_temperature(g->nvml, 0, &s->celsius);
-        s->ms = 1e3 * (now_s() - g->base_s);
+        s->ms = 1e3 * (fr_monotonic_s() - g->base_s);
         g->samples_count++;
         nap(0.015);
     }
@@ -150,12 +144,12 @@ static void *pull(void *context) {
     if (!fine(g, cudaSetDevice(g->device), "cudaSetDevice")) return NULL;
     for (int i = 0; i < 2; i++) cudaEventCreateWithFlags(&e[i], cudaEventDisableTiming);
     for (int i = 0; !g->closing; i ^= 1) {
-        const double end = now_s() + 5;
+        const double end = fr_monotonic_s() + 5;
         if (!g->pulling) {
             nap(1e-4);
             continue;
         }
-        while (cudaEventQuery(e[i]) == cudaErrorNotReady && now_s() < end) nap(2e-5);
+        while (cudaEventQuery(e[i]) == cudaErrorNotReady && fr_monotonic_s() < end) nap(2e-5);
         fine(g, cudaMemcpyAsync(g->mine, g->theirs, PULL, cudaMemcpyDefault, g->copies), "pull");
         cudaEventRecord(e[i], g->copies);
     }
@@ -225,7 +219,7 @@ static void *run(void *context) {
     g->events = g->samples_count = 0;
     g->stop = false;
     nap(1.2);
-    g->base_s = now_s();
+    g->base_s = fr_monotonic_s();
     if (nvml_by_bus && g->nvml) watched = pthread_create(&watcher, NULL, watch, g) == 0;
     if (mark(g, 0) && play(g)) good(g, fr_measure_wait(g->measure, &err), &err);
     g->pulling = false;

@@ -9,7 +9,6 @@
  */
 #include "tests/gpu/gpu.h"
 
-#include <chrono>
 #include <unistd.h>
 
 static constexpr int MOST = 8;
@@ -48,10 +47,6 @@ static int gpus, layers = 8;
 static size_t shard = size_t{1152} << 20;
 static Gpu gpu[MOST];
 
-static double now() {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
 static cudaEvent_t mark(Gpu &g) {
     if (g.used == g.marks.size()) {
         cudaEvent_t e;
@@ -62,9 +57,9 @@ static cudaEvent_t mark(Gpu &g) {
 }
 
 static void await(cudaStream_t s) {
-    const double until = now() + LIMIT_S;
+    const double until = fr_monotonic_s() + LIMIT_S;
     while (cudaStreamQuery(s) == cudaErrorNotReady)
-        if (now() > until) {
+        if (fr_monotonic_s() > until) {
             printf("a gather takes more than %g s\n", LIMIT_S);
             exit(1);
         }
@@ -242,10 +237,10 @@ static void flows(const char *name, How how, const std::vector<Flow> &all, size_
     for (const Flow &f : all) {
         const int at = how == WRITE ? f.owner : f.reader, other = f.reader + f.owner - at;
         float ms = 0;
-        const double until = now() + LIMIT_S;
+        const double until = fr_monotonic_s() + LIMIT_S;
         CUDA(cudaSetDevice(at));
         while (cudaEventQuery(end[at][other]) == cudaErrorNotReady)
-            if (now() > until) {
+            if (fr_monotonic_s() > until) {
                 printf("a flow takes more than %g s\n", LIMIT_S);
                 exit(1);
             }

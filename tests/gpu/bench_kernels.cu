@@ -224,13 +224,13 @@ static void bounds_one(int b, int length, int padded, int bound, int bound_kv, i
                              stream));
     x.b = padded, x.max_q = bound, x.max_kv = bound_kv;
     size_t need = 0;
-    const double t0 = now();
+    const double t0 = fr_monotonic_s();
     FR(fr_attention_workspace(at.a, &x, &need, &err));
-    const double t1 = now();
+    const double t1 = fr_monotonic_s();
     if (need > at.ws.n) return static_cast<void>(printf("    workspace of %zu bytes: left out\n", need));
     auto run = [&] { FR(fr_attention_run(at.a, &x, stream, &err)); };
     run();
-    const double t2 = now();
+    const double t2 = fr_monotonic_s();
     CUDA(cudaStreamSynchronize(stream));
     const Stat t = burst(run);
     report("attention_bounds",

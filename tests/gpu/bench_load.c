@@ -51,12 +51,6 @@ static void check(cudaError_t e, const char *call) {
     exit(1);
 }
 
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 /* The i-th chunk of all files: false behind the last. */
 static bool place(const bench *b, int64_t i, int *file, int64_t *at, int64_t *bytes) {
     for (int f = 0; f < b->files; f++) {
@@ -122,13 +116,13 @@ static void turn(bench *b, const char *name, what kind, int threads, int64_t chu
     b->chunk = chunk;
     b->pinned = pinned;
     atomic_store(&b->next, 0);
-    const double t0 = now();
+    const double t0 = fr_monotonic_s();
     for (int i = 0; i < threads; i++) {
         readers[i] = (reader){b, i};
         if (pthread_create(&thread[i], NULL, work, &readers[i]) != 0) exit(1);
     }
     for (int i = 0; i < threads; i++) pthread_join(thread[i], NULL);
-    const double s = now() - t0;
+    const double s = fr_monotonic_s() - t0;
     printf("%-34s %2d threads, buffers of %5.2f MiB: %6.1f GB/s (%.2f s)\n", name, threads, (double)chunk / (1 << 20),
            (double)b->all * 1e-9 / s, s);
     fflush(stdout);
@@ -155,7 +149,7 @@ static void where(void) {
 
 /* The files' own pages, pinned where they lie: no copy on the host, but every page is pinned on its own. */
 static void mapped(bench *b) {
-    double t0 = now();
+    double t0 = fr_monotonic_s();
     for (int f = 0; f < b->files; f++) {
         b->mapped[f] = mmap(NULL, (size_t)b->bytes[f], PROT_READ, MAP_SHARED | MAP_POPULATE, b->fds[f], 0);
         if (b->mapped[f] == MAP_FAILED) {
@@ -163,7 +157,7 @@ static void mapped(bench *b) {
             return;
         }
     }
-    const double t1 = now();
+    const double t1 = fr_monotonic_s();
     for (int f = 0; f < b->files; f++) {
         const cudaError_t e = cudaHostRegister(b->mapped[f], (size_t)b->bytes[f], cudaHostRegisterReadOnly);
         if (e != cudaSuccess) {
@@ -171,11 +165,11 @@ static void mapped(bench *b) {
             return;
         }
     }
-    printf("mapping all %.2f s, pinning it %.2f s (one thread)\n", t1 - t0, now() - t1);
+    printf("mapping all %.2f s, pinning it %.2f s (one thread)\n", t1 - t0, fr_monotonic_s() - t1);
     turn(b, "mapped and pinned files, copies", MAPPED | COPY, 4, 16 << 20, true);
-    t0 = now();
+    t0 = fr_monotonic_s();
     for (int f = 0; f < b->files; f++) cudaHostUnregister(b->mapped[f]);
-    printf("unpinning %.2f s\n", now() - t0);
+    printf("unpinning %.2f s\n", fr_monotonic_s() - t0);
 }
 
 int main(int argc, char **argv) {
@@ -195,9 +189,9 @@ int main(int argc, char **argv) {
     check(cudaSetDevice(0), "cudaSetDevice");
     where();
     for (int i = 0; i < STREAMS; i++) {
-        const double t0 = now();
+        const double t0 = fr_monotonic_s();
         check(cudaStreamCreateWithFlags(&b.stream[i], cudaStreamNonBlocking), "cudaStreamCreate");
-        printf("making a stream took %.1f ms\n", (now() - t0) * 1e3);
+        printf("making a stream took %.1f ms\n", (fr_monotonic_s() - t0) * 1e3);
     }
     check(cudaMalloc((void **)&b.device, (size_t)largest + (64 << 20)), "cudaMalloc");
     check(cudaHostAlloc((void **)&b.host, (size_t)(2 * MOST_THREADS * chunks[3]), cudaHostAllocDefault),

@@ -7,7 +7,6 @@
  */
 #include "tests/gpu/gpu.h"
 
-#include <chrono>
 #include <dlfcn.h>
 #include <unistd.h>
 
@@ -44,10 +43,6 @@ struct Energy {
         return static_cast<double>(mj) * 1e-3;
     }
 };
-
-static double now() {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 __global__ void spin(unsigned long long ns, const volatile int *stop) {
     unsigned long long begin, t;
@@ -95,10 +90,10 @@ static void issue(const Bench &b, Way way, size_t slice) {
 }
 
 static void wait(const Bench &b) {
-    const double limit = now() + 5;
+    const double limit = fr_monotonic_s() + 5;
     for (int i = 0; i < 2; i++)
         while (cudaStreamQuery(b.stream[i]) == cudaErrorNotReady)
-            if (now() > limit) {
+            if (fr_monotonic_s() > limit) {
                 printf("a copy takes more than 5 s\n");
                 exit(1);
             }
@@ -112,29 +107,29 @@ static void row(Bench &b, const char *name, Way way, size_t slice, double pause,
         CUDA(cudaSetDevice(i));
         spin<<<1, 1, 0, b.side[i]>>>(BOUND_NS, b.stop);
     }
-    const double settle = now() + 0.2;
+    const double settle = fr_monotonic_s() + 0.2;
     double start = 0, end = 0;
     const double length = spinning ? std::min(b.seconds, 1.5) : b.seconds;
     for (bool timed = false;;) {
-        if (!timed && now() >= settle) {
+        if (!timed && fr_monotonic_s() >= settle) {
             timed = true;
-            start = now();
+            start = fr_monotonic_s();
             for (int i = 0; i < 2; i++) joules[i] = b.energy.read(i);
             bytes = 0;
         }
-        if (timed && now() - start >= length) break;
+        if (timed && fr_monotonic_s() - start >= length) break;
         if (way == NONE) {
             usleep(2000);
             continue;
         }
-        const double began = now();
+        const double began = fr_monotonic_s();
         issue(b, way, slice);
         wait(b);
         bytes += SHARE;
-        const double rest = pause < 0 ? -pause * (now() - began) : pause;
+        const double rest = pause < 0 ? -pause * (fr_monotonic_s() - began) : pause;
         if (rest > 0) usleep(static_cast<useconds_t>(rest * 1e6));
     }
-    end = now();
+    end = fr_monotonic_s();
     for (int i = 0; i < 2; i++) joules[i] = b.energy.read(i) - joules[i];
     *b.stop = 1;
     CUDA(cudaSetDevice(0));

@@ -3,6 +3,9 @@
 #ifndef FR_TEST_GPU_H
 #define FR_TEST_GPU_H
 
+extern "C" {
+#include "engine/base.h"
+}
 #include "kernels/attention.h"
 #include "kernels/gemm.h"
 #include "kernels/grouped_loop.h"

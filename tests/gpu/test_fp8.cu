@@ -219,10 +219,12 @@ static void test_fused() {
         }
         Dev<uint8_t> dwire(wire);
         permuted_scale.poison();
-        equal(name, twice(name, permuted, [&] {
-                  return fr_k_permute_quantised(dwire.p, static_cast<int64_t>(stride), places.p, nullptr, permuted.p,
-                                                permuted_scale.p, row_pitch, T, k, H, 0);
-              }),
+        equal(name,
+              twice(name, permuted,
+                    [&] {
+                        return fr_k_permute_quantised(dwire.p, static_cast<int64_t>(stride), places.p, nullptr,
+                                                      permuted.p, permuted_scale.p, row_pitch, T, k, H, 0);
+                    }),
               got);
         const auto again = permuted_scale.get();
         verdict(!memcmp(again.data(), scales.data(), scales.size() * sizeof(float)), name, "scales differ");

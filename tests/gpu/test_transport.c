@@ -50,12 +50,6 @@ typedef struct {
     size_t bytes;
 } one;
 
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 static uint16_t bf16(float f) {
     uint32_t u;
     memcpy(&u, &f, 4);
@@ -77,10 +71,10 @@ static void fill(one *o, int64_t elements) {
 }
 
 static void await(one *o, double limit) {
-    const double end = now() + limit;
+    const double end = fr_monotonic_s() + limit;
     cudaError_t e;
     while ((e = cudaStreamQuery(o->stream)) == cudaErrorNotReady)
-        if (now() > end) DIE("rank %d: a collective did not end in %.0f s", o->rank, limit);
+        if (fr_monotonic_s() > end) DIE("rank %d: a collective did not end in %.0f s", o->rank, limit);
     CUDA(e);
 }
 
@@ -220,13 +214,13 @@ static void fault(one *o) {
     fr_collective c = op(FR_OP_ALLREDUCE, rows);
     c.in[0] = c.out[0] = o->in;
     if (o->rank == 0) {
-        const double start = now();
+        const double start = fr_monotonic_s();
         FR(fr_transport_launch(o->t, &c, o->stream, &err));
         usleep(300000);
         if (cudaStreamQuery(o->stream) != cudaErrorNotReady) printf("FAILED: it did not wait\n"), failures++;
         fr_transport_abort(o->t);
         await(o, 10);
-        printf("fault: a collective whose peer never came was ended after %.2f s\n", now() - start);
+        printf("fault: a collective whose peer never came was ended after %.2f s\n", fr_monotonic_s() - start);
         if (fr_transport_launch(o->t, &c, o->stream, &err) == FR_OK)
             printf("FAILED: launched after abort\n"), failures++;
     } else {
@@ -244,23 +238,25 @@ static void storm(one *o) {
     c.in[0] = c.out[0] = o->in;
     barrier(o);
     if (o->rank == 0) pthread_create(&breaker, NULL, give_up, NULL);
-    const double start = now();
+    const double start = fr_monotonic_s();
     long launched = 0;
     while (fr_transport_launch(o->t, &c, o->stream, &err) == FR_OK) {
         launched++;
-        if (now() - start > 15) DIE("rank %d: launches go on 15 s after the transport was given up", o->rank);
+        if (fr_monotonic_s() - start > 15)
+            DIE("rank %d: launches go on 15 s after the transport was given up", o->rank);
         /* Few are queued: each sees by itself, after some ms, that it was given up. */
-        while (launched % 32 == 0 && cudaStreamQuery(o->stream) == cudaErrorNotReady && now() - start < 15) usleep(20);
+        while (launched % 32 == 0 && cudaStreamQuery(o->stream) == cudaErrorNotReady && fr_monotonic_s() - start < 15)
+            usleep(20);
     }
-    const double end = now() + 10;
+    const double end = fr_monotonic_s() + 10;
     cudaError_t e;
-    while ((e = cudaStreamQuery(o->stream)) == cudaErrorNotReady && now() < end) usleep(1000);
+    while ((e = cudaStreamQuery(o->stream)) == cudaErrorNotReady && fr_monotonic_s() < end) usleep(1000);
     if (e == cudaErrorNotReady) DIE("rank %d: the device still waits after its transport was given up", o->rank);
     barrier(o);
     if (o->rank == 0) {
         pthread_join(breaker, NULL);
         printf("storm: given up by another thread after %ld launches, all ended after %.2f s\n", launched,
-               now() - start);
+               fr_monotonic_s() - start);
         fflush(stdout);
     }
     barrier(o);
@@ -332,9 +328,9 @@ static bool ends_beside(one *o, fr_transport *t, const fr_collective *c, double 
     CUDA(hold_all_sms((uint64_t)(hold_ms * 1e6), other));
     usleep(20000); /* the kernel has begun */
     FR(fr_transport_launch(t, c, o->stream, &err));
-    const double end = now() + hold_ms * 1e-3 / 2;
+    const double end = fr_monotonic_s() + hold_ms * 1e-3 / 2;
     cudaError_t e;
-    while ((e = cudaStreamQuery(o->stream)) == cudaErrorNotReady && now() < end) usleep(100);
+    while ((e = cudaStreamQuery(o->stream)) == cudaErrorNotReady && fr_monotonic_s() < end) usleep(100);
     const bool held = cudaStreamQuery(other) == cudaErrorNotReady;
     if (!held) printf("FAILED rank %d: the kernel on all SMs was over too early\n", o->rank), failures++;
     await(o, 20);
@@ -427,9 +423,9 @@ static void *run(void *context) {
                                     .model = &model,
                                     .tokens = 1,
                                     .timeout_s = 30};
-    const double start = now();
+    const double start = fr_monotonic_s();
     FR(fr_transport_open(&t, &o->t, &err));
-    if (o->rank == 0) printf("%d ranks connected in %.2f s\n", ranks, now() - start), fflush(stdout);
+    if (o->rank == 0) printf("%d ranks connected in %.2f s\n", ranks, fr_monotonic_s() - start), fflush(stdout);
     void *peers[MOST];
     FR(fr_transport_share(o->t, o->in, o->bytes, peers, &err));
     if (strstr(which, "check")) check_all(o);
