@@ -1,7 +1,6 @@
 #include "engine/cuda/clock.h"
 
-
-enum { TRIES = 128 };
+enum { TRIES = 512 };
 #define LEAST_NS 200000000
 #define LIMIT_NS 2000000000 /* an idle device that does not record an event by then is lost */
 

@@ -16,6 +16,7 @@ typedef struct {
     fr_weights *weights;
     fr_transport *transport;
     fr_exec *exec;
+    fr_anchor opened; /* before weights are made: what passes until the start tells how fast the device's clock runs */
     fr_rank_facts facts;
 } device_rank;
 
@@ -56,6 +57,7 @@ static fr_status open_exec(device_rank *d, const fr_plan *plan, fr_error *err) {
                                .world = d->world,
                                .transport = d->transport,
                                .load = n->load,
+                               .opened = &d->opened,
                                .rank = d->rank,
                                .positions = n->positions,
                                .candidates = n->candidates,
@@ -86,6 +88,7 @@ static fr_status open_all(device_rank *d, const fr_plan *plan, fr_error *err) {
                            "built for 9.0a",
                            d->rank, d->device, p.name, p.major, p.minor);
     }
+    FR_TRY(fr_anchor_take(NULL, &d->opened, err));
     FR_TRY(open_transport(d, plan, err));
     FR_TRY(open_weights(d, err));
     return open_exec(d, plan, err);
@@ -242,6 +245,7 @@ static bool close_rank(void *self, bool lost) {
     }
     if (!all && d->exec) fr_exec_give_up(d->exec);
     fr_exec_close(d->exec);
+    if (answers) fr_anchor_close(&d->opened);
     if (all) fr_weights_close(d->weights);
     fr_transport_close(d->transport, !all);
     free(d);

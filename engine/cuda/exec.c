@@ -170,8 +170,7 @@ static fr_status open_all(fr_exec *x, fr_error *err) {
     FR_TRY(open_moves(x, err));
     for (int i = 0; i < FR_EXEC_SLOTS; i++) FR_TRY(open_slot(x, &x->slot[i], err));
     FR_TRY(fr_exec_check(x, cudaEventCreate(&x->anchor), "cudaEventCreate", err));
-    FR_TRY(fr_anchor_take(any_stream(x), &x->first, err));
-    return fr_exec_start(x, x->first.ns, err);
+    return fr_exec_start(x, x->o.opened->ns, err);
 }
 
 fr_status fr_exec_open(const fr_exec_options *o, fr_exec **out, fr_error *err) {
@@ -232,7 +231,6 @@ void fr_exec_close(fr_exec *x) {
         for (uint32_t i = 0; x->lanes && i < x->o.plan->lanes_count; i++)
             if (x->lanes[i].stream) cudaStreamDestroy(x->lanes[i].stream);
         if (x->anchor) cudaEventDestroy(x->anchor);
-        fr_anchor_close(&x->first);
         fr_anchor_close(&x->latest);
     }
     fr_issue_close(x->issue, x->lost);
@@ -247,7 +245,7 @@ void fr_exec_close(fr_exec *x) {
 fr_status fr_exec_start(fr_exec *x, int64_t epoch, fr_error *err) {
     FR_TRY(fr_exec_check(x, cudaDeviceSynchronize(), "cudaDeviceSynchronize", err));
     FR_TRY(fr_anchor_take(any_stream(x), &x->latest, err));
-    FR_TRY(fr_anchor_rate(&x->first, &x->latest, &x->rate, err));
+    FR_TRY(fr_anchor_rate(x->o.opened, &x->latest, &x->rate, err));
     /* The event goes on as the forwards' anchor: fr_exec_collect trades it for their begins. */
     const cudaEvent_t spare = x->anchor;
     x->anchor = x->latest.event;

@@ -89,9 +89,9 @@ struct fr_exec {
     _Atomic uint64_t issuing;
     /* clock */
     int64_t epoch;           /* CLOCK_MONOTONIC of time 0 */
-    fr_anchor first, latest; /* taken when the rank was opened, and last */
-    double rate, half_ns;    /* host ns per device ns; of the anchor at the start */
-    cudaEvent_t anchor;      /* an event at time anchor_ns */
+    fr_anchor latest;
+    double rate, half_ns; /* host ns per device ns; of the anchor at the start */
+    cudaEvent_t anchor;   /* an event at time anchor_ns */
     int64_t anchor_ns, last_end;
 };
 
