@@ -10,10 +10,11 @@
 #define START_NS   5000000   /* until the clock starts: ranks tie theirs to the host's meanwhile */
 #define LISTEN_NS  100000000 /* longest sleep between two looks at the deadlines */
 #define OPEN_S     3600.0    /* for weights to be loaded; meetings of the ranks have shorter limits of their own */
-#define GRACE_S    5.0 /* after a failure: for ranks to let go of the device (its spins end within 2 s) and close */
-#define ALONE_S    3.0 /* after a failure: for ranks to see it, let go and close, by themselves */
-#define ISSUE_S    1.0 /* at least: a long forward takes its time to issue */
-#define ISSUE_PART 0.9 /* of the timeout: a rank's own wait for its device, which says less, runs out after it */
+#define GRACE_S    5.0       /* beyond the timeout: for ranks to close or to answer */
+#define ALONE_S    3.0       /* after a failure: for ranks to see it, let go and close, by themselves */
+#define HELPED_S   2.5       /* then, once that was done for them: a device's spins end within 2 s */
+#define ISSUE_S    1.0       /* at least: a long forward takes its time to issue */
+#define ISSUE_PART 0.9       /* of the timeout: a rank's own wait for its device, which says less, runs out after it */
 
 int64_t fr_conduct_now(const fr_conductor *c) {
     return fr_monotonic() - c->epoch;
@@ -416,7 +417,7 @@ static bool close_ranks(fr_conductor *c, bool failed) {
             fr_worker_release(c->workers[r]);
             helped = true;
         }
-    if (helped) await_closed(c, open, fr_monotonic() + (int64_t)(GRACE_S * 1e9));
+    if (helped) await_closed(c, open, fr_monotonic() + (int64_t)(HELPED_S * 1e9));
     for (int r = 0; r < c->ranks; r++) {
         if (!c->workers[r]) continue;
         if (c->gone[r] && !helped)

@@ -22,6 +22,7 @@ import json
 import math
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -99,23 +100,33 @@ def reference(path, rows, dtype, device):
     return torch.stack(logits), margins
 
 
-def run_engine(engine, path, prompt_file, answers, extra):
-    command = [engine, "run", "--weights", path, "--prompts", prompt_file, "--answers", answers, "--machine", "h200x1",
-               "--strategy", "dp", "--no-predict", "--warmup", "0", "--timeout", "20", "--json"] + extra
+def run_engine(engine, path, prompt_file, runs):
+    """Answers of each run, a list of further options; all runs in one process, which starts the GPU once. None: one failed."""
+    base = os.path.join(path, "runs")
+    shutil.rmtree(base, ignore_errors=True)
+    os.makedirs(base)
+    with open(os.path.join(base, "cells"), "w") as f:
+        for i, extra in enumerate(runs):
+            f.write(f"{i} | --answers {base}/{i}.jsonl {' '.join(extra)}\n")
+    command = [engine, "run", "--weights", path, "--prompts", prompt_file, "--machine", "h200x1", "--strategy", "dp",
+               "--no-predict", "--warmup", "0", "--timeout", "20", "--json", "--cells", f"{base}/cells", "--results", base]
     begin = time.time()
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     if done.returncode != 0:
-        print("  engine failed:", done.stderr.strip()[-800:])
+        print("  engine failed:", (done.stdout + done.stderr).strip()[-800:])
         return None
-    rows = {}
-    with open(answers) as f:
-        for line in f:
-            row = json.loads(line)
-            rows[row["id"]] = row
-    result = json.loads(done.stdout)
-    print(f"  engine {' '.join(extra)}: {time.time() - begin:.1f} s, {result['forwards']} forwards, "
-          f"{result['cached_tokens']} tokens from the cache")
-    return rows
+    print(f"  engine: {time.time() - begin:.1f} s for {len(runs)} runs")
+    out = []
+    for i, extra in enumerate(runs):
+        with open(f"{base}/{i}.jsonl") as f:
+            text = f.read()
+        with open(f"{base}/{i}.json") as f:
+            result = json.load(f)
+        print(f"    {' '.join(extra) or 'plain'}: {result['forwards']} forwards, {result['cached_tokens']} tokens from the cache")
+        rows = {row["id"]: row for row in map(json.loads, text.splitlines())}
+        out.append((text, torch.tensor([rows[f"r{j}"]["logits"] for j in range(len(rows))], dtype=torch.float32),
+                    torch.tensor([rows[f"r{j}"]["argmax"] for j in range(len(rows))])))
+    return out
 
 
 def rms(x):
@@ -144,7 +155,7 @@ def flips(got, full):
 def check(name, config, args):
     print(name)
     path = make(name, config, args.dir)
-    prompt_file, answers = os.path.join(path, "prompts.jsonl"), os.path.join(path, "answers")
+    prompt_file = os.path.join(path, "prompts.jsonl")
     rows = prompts(config, prompt_file)
     if args.make_only:
         return True
@@ -154,20 +165,20 @@ def check(name, config, args):
         apart = torch.tensor([m < MARGIN for m in margins])
         print(f"  transformers bf16 rms {rms((half - full)[~apart]):.5f}, apart {int(apart.sum())} of {len(rows)}")
         return True
-    first = run_engine(args.engine, path, prompt_file, answers + ".1", [])
-    second = run_engine(args.engine, path, prompt_file, answers + ".2", [])
-    if first is None or second is None:
+    others = {"cut in chunks": ["--chunk-tokens", "192", "--budget", "700"],
+              "from a prefix cache": ["--cache-tokens", "30000", "--budget", "2000"]}
+    runs = run_engine(args.engine, path, prompt_file, [[], *others.values()])
+    again = run_engine(args.engine, path, prompt_file, [[]])
+    if runs is None or again is None:
         return False
-    ours = torch.tensor([first[f"r{i}"]["logits"] for i in range(len(rows))], dtype=torch.float32)
+    text, ours, answered = runs[0]
     apart = torch.tensor([m < MARGIN for m in margins])
     error, allowed = rms((ours - full)[~apart]), rms((half - full)[~apart])
     top = full.topk(2).values
     gap, same = top[:, 0] - top[:, 1], ours.argmax(1) == full.argmax(1)
-    answered = torch.tensor([first[f"r{i}"]["argmax"] for i in range(len(rows))])
     own = (ours - full).pow(2).mean(1).sqrt()
     clear = (gap > 3 * own) & ~apart
-    with open(answers + ".1", "rb") as a, open(answers + ".2", "rb") as b:
-        identical = a.read() == b.read()
+    identical = text == again[0][0]
     counted = [flips(x[~apart], full[~apart]) for x in (ours, half)]
     good = {
         "finite": bool(torch.isfinite(ours).all()),
@@ -188,12 +199,7 @@ def check(name, config, args):
               f"above 3x the request's own error {clearly}; above 1x the error of all {one}, 3x {three}")
     worst = sorted(((rms(ours[i] - full[i]), len(rows[i])) for i in range(len(rows))), reverse=True)[:4]
     print("  worst requests (rms, tokens):", ", ".join(f"{e:.4f} {n}" for e, n in worst))
-    for what, extra in (("cut in chunks", ["--chunk-tokens", "192", "--budget", "700"]),
-                        ("from a prefix cache", ["--cache-tokens", "30000", "--budget", "2000"])):
-        other = run_engine(args.engine, path, prompt_file, answers + ".3", extra)
-        if other is None:
-            return False
-        theirs = torch.tensor([other[f"r{i}"]["logits"] for i in range(len(rows))], dtype=torch.float32)
+    for what, (_, theirs, _) in zip(others, runs[1:]):
         their_error = rms((theirs - full)[~apart])
         clear = (gap > 3 * (theirs - full).pow(2).mean(1).sqrt()) & ~apart
         good[what] = their_error <= 1.5 * allowed and bool((theirs.argmax(1) == full.argmax(1))[clear].all())
@@ -212,6 +218,7 @@ def main():
     p.add_argument("--only")
     args = p.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = False
+    torch.set_num_threads(4)  # what is left to the CPU is small: more threads only spin
     names = [n for n in MODELS if not args.only or args.only == n]
     passed = sum(check(n, MODELS[n], args) for n in names)
     print(f"{passed} passed, {len(names) - passed} failed")

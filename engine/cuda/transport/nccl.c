@@ -265,13 +265,15 @@ static void *abort_thread(void *context) {
 }
 
 void fr_nccl_abort(fr_nccl_comm *const *comms, uint32_t count) {
+    bool asked = false;
     for (uint32_t i = 0; i < count; i++) { /* all at once: what runs on one may wait for what runs on another */
         pthread_t thread;
         if (!comms[i] || atomic_exchange(&comms[i]->aborted, true)) continue;
+        asked = true;
         if (pthread_create(&thread, NULL, abort_thread, comms[i]) == 0) pthread_detach(thread);
     }
     const double end = fr_monotonic_s() + ABORT_S;
-    for (uint32_t i = 0; i < count; i++)
+    for (uint32_t i = 0; asked && i < count; i++) /* who was asked before was waited for then */
         while (comms[i] && !atomic_load(&comms[i]->gone) && fr_monotonic_s() < end)
             nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
 }
