@@ -160,6 +160,8 @@ fr_status fr_layout_check(const fr_layout *l, const fr_model *m, const fr_machin
 
 /* Whether the layout fits in `memory`'s figures, with the reason in at least 256 bytes of *reason when not. */
 bool fr_memory_fits(const fr_memory *memory, const fr_machine *machine, char *reason);
+/* Counts `contexts` more CUDA contexts on each GPU: of peers' processes that have work of their own there. */
+void fr_memory_add_contexts(fr_memory *memory, int contexts);
 /* Memory of a valid layout; fr_layout_check calls it. */
 void fr_layout_memory(const fr_layout *l, const fr_model *m, const fr_machine *machine, const fr_load *load,
                       fr_memory *out);

@@ -408,12 +408,23 @@ static fr_status join_processes(job *j, fr_error *err) {
     return FR_OK;
 }
 
+/* Ranks in processes of their own whose weights the owners push have a context on each owner's GPU. */
+static void count_contexts(job *j) {
+    fr_setup *s = &j->setup;
+    const fr_layout *l = &s->experiment.layout;
+    const bool apart = j->options.procs || j->options.wires || j->options.conductor;
+    if (!apart || !s->fits || fr_pools_pulled_by(l, j->options.pulls) != FR_PULLS_OWNER) return;
+    fr_memory_add_contexts(&s->memory, l->ep - 1);
+    s->fits = fr_memory_fits(&s->memory, &s->machine, s->reason);
+}
+
 static fr_status run_job(job *j, const cli_args *a, const char *exe, fr_error *err) {
     FR_TRY(make_setup(j, a, err));
     FR_TRY(read_options(j, a, err));
     FR_TRY(open_requests(j, a, exe, err));
     FR_TRY(fr_setup_any_routing(&j->setup, err));
     FR_TRY(join_processes(j, err));
+    count_contexts(j);
     if (j->options.conductor) return fr_run(&j->setup, &j->options, &j->out, err);
     FR_TRY(predict(j, a, exe, err));
     const fr_status played = fr_run(&j->setup, &j->options, &j->out, err);

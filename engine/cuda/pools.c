@@ -80,10 +80,6 @@ fr_status fr_peers_share(fr_world *world, struct fr_transport *transport, int ra
 
 /* ---- pools --------------------------------------------------------------------------------------------------------*/
 
-static bool hybrid(const fr_pools *g) {
-    return g->o.layout->experts == FR_EXP_OFFLOAD && g->o.layout->ep > 1;
-}
-
 /* Experts of a slot of this pool, by what the layout says it is for. */
 static int slot_experts(const fr_pools *g, const fr_buffer *b) {
     const fr_shard *s = &g->o.weights->shard;
@@ -149,10 +145,15 @@ static fr_status open_owners_apart(fr_pools *g, char *base, fr_error *err) {
 }
 
 /* With two ranks reads are as fast as writes. */
+fr_pulls_by fr_pools_pulled_by(const fr_layout *l, fr_pulls_by asked) {
+    const bool copied = l->experts == FR_EXP_DWDP || l->gather == FR_GATHER_CE;
+    const bool gathers = l->experts == FR_EXP_ASYNCEP || l->experts == FR_EXP_DWDP || l->experts == FR_EXP_OFFLOAD;
+    if (l->ep < 2 || !gathers || !copied) return FR_PULLS_AUTO;
+    if (asked != FR_PULLS_AUTO) return asked;
+    return l->ep > 2 ? FR_PULLS_OWNER : FR_PULLS_READER;
+}
+
 static fr_status open_owners(fr_pools *g, char *base, fr_error *err) {
-    fr_pulls_by by = g->o.pulls;
-    if (by == FR_PULLS_AUTO) by = g->o.layout->ep > 2 ? FR_PULLS_OWNER : FR_PULLS_READER;
-    if (by == FR_PULLS_READER) return FR_OK;
     if (!fr_world_same_process(g->o.world)) return open_owners_apart(g, base, err);
     for (int q = 0; q < g->ranks; q++) {
         struct cudaPointerAttributes there;
@@ -170,16 +171,15 @@ static fr_status open_all(fr_pools *g, fr_error *err) {
         if (b->rank == g->o.rank && b->slots > 0 && (b->kind == FR_BUF_GATHER || b->kind == FR_BUF_SLOT))
             FR_TRY(open_pool(g, i, err));
     }
-    const bool pulls = g->o.layout->ep > 1 && (g->o.weights->shard.gathers || hybrid(g)) &&
-                       (g->o.layout->gather == FR_GATHER_CE || g->o.layout->experts == FR_EXP_DWDP);
+    const fr_pulls_by by = fr_pools_pulled_by(g->o.layout, g->o.pulls);
     FR_TRY(check(g, cudaDeviceSynchronize(), "cudaDeviceSynchronize", err));
-    if (!pulls) return FR_OK;
+    if (by == FR_PULLS_AUTO) return FR_OK;
     const bool streamed = g->shards != FR_NONE;
     char *base = streamed ? g->pools[g->shards].base : g->o.weights->experts;
     const int64_t bytes =
         streamed ? g->pools[g->shards].stride * p->buffers[g->shards].slots : g->o.weights->experts_bytes;
     FR_TRY(fr_peers_share(g->o.world, g->o.transport, g->o.rank, base, (size_t)bytes, g->peers, err));
-    return open_owners(g, base, err);
+    return by == FR_PULLS_OWNER ? open_owners(g, base, err) : FR_OK;
 }
 
 fr_status fr_pools_open(const fr_pools_options *o, fr_pools **out, fr_error *err) {

@@ -24,9 +24,12 @@ fr_status fr_peers_share(fr_world *world, struct fr_transport *transport, int ra
  * Whose copy engines carry a pull out. The reader's, or the owner's, which write into the reader's memory: then the
  * copy stands on a stream of the owner's device that forks from the reader's lane and joins it again. On four H200s
  * that all gather at once reads came at 100 to 240 GB/s a GPU, writes at 250 to 389; of two, both at 389 (README of
- * experiments/large). Owners need ranks of one process.
+ * experiments/large). In processes of their own owners push through a context that the reader's process has on the
+ * owner's device (fr_memory_add_contexts).
  */
 typedef enum { FR_PULLS_AUTO = 0, FR_PULLS_READER, FR_PULLS_OWNER } fr_pulls_by; /* auto: owner from three ranks on */
+/* Who pulls in this layout: reader or owner; FR_PULLS_AUTO: no weights are pulled. */
+fr_pulls_by fr_pools_pulled_by(const fr_layout *l, fr_pulls_by asked);
 
 typedef struct fr_pools fr_pools;
 

@@ -205,6 +205,23 @@ static void test_fits(void **state) {
     assert_false(fits);
 }
 
+/* Ranks in processes of their own: what just fits does not with a peer's context beside it. */
+static void test_contexts(void **state) {
+    (void)state;
+    const fr_layout l = layout("asyncep", 4);
+    fr_memory m = check(&l, "qwen3-30b-a3b", "h200x4", &empty, NULL), one = m, three = m;
+    fr_machine h = machine("h200x4");
+    char reason[256];
+    h.hbm_bytes = m.total;
+    assert_true(fr_memory_fits(&m, &h, reason));
+    fr_memory_add_contexts(&one, 1);
+    fr_memory_add_contexts(&three, 3);
+    assert_false(fr_memory_fits(&one, &h, reason));
+    assert_true(one.total - m.total > 100000000);
+    assert_int_equal(three.total - m.total, 3 * (one.total - m.total));
+    assert_int_equal(three.workspace - m.workspace, three.total - m.total);
+}
+
 static void test_shorthands(void **state) {
     (void)state;
     fr_error err = {0};
@@ -377,9 +394,9 @@ static void test_links(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_sheet_table), cmocka_unit_test(test_items),      cmocka_unit_test(test_activations),
-        cmocka_unit_test(test_fits),        cmocka_unit_test(test_shorthands), cmocka_unit_test(test_refuses),
-        cmocka_unit_test(test_links),       cmocka_unit_test(test_keep),
+        cmocka_unit_test(test_sheet_table), cmocka_unit_test(test_items),    cmocka_unit_test(test_activations),
+        cmocka_unit_test(test_fits),        cmocka_unit_test(test_contexts), cmocka_unit_test(test_shorthands),
+        cmocka_unit_test(test_refuses),     cmocka_unit_test(test_links),    cmocka_unit_test(test_keep),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
