@@ -8,7 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
-#include <unistd.h>
 
 fr_status fr_fail(fr_error *err, fr_status status, const char *format, ...) {
     if (err) {
@@ -127,22 +126,6 @@ fr_status fr_read_file(const char *path, size_t limit, char **text, size_t *leng
     *text = buffer;
     *length = used;
     return FR_OK;
-}
-
-fr_status fr_write_file(const char *path, const char *text, size_t length, fr_error *err) {
-    char temporary[4096];
-    int n = snprintf(temporary, sizeof temporary, "%s.part-%ld", path, (long)getpid());
-    if (n < 0 || (size_t)n >= sizeof temporary) return fr_fail(err, FR_BAD_INPUT, "%s: path is too long", path);
-    FILE *f = fopen(temporary, "wb");
-    if (!f) return fr_fail(err, FR_FAILED, "%s: cannot write: %s", path, strerror(errno));
-    bool ok = fwrite(text, 1, length, f) == length;
-    ok = fflush(f) == 0 && ok;
-    ok = fsync(fileno(f)) == 0 && ok;
-    ok = fclose(f) == 0 && ok;
-    if (ok && rename(temporary, path) == 0) return FR_OK;
-    int why = errno;
-    remove(temporary);
-    return fr_fail(err, FR_FAILED, "%s: cannot write: %s", path, strerror(why));
 }
 
 void fr_text_add(fr_text *t, const char *format, ...) {

@@ -1,5 +1,6 @@
 #include "engine/store.h"
 
+#include <errno.h>
 #include <inttypes.h>
 #include <math.h>
 #include <sqlite3.h>
@@ -10,6 +11,7 @@
 
 struct fr_store {
     sqlite3 *db;
+    fr_store_mode mode;
     char *path;
     sqlite3_stmt *add_cell, *has_cell;
 };
@@ -127,10 +129,13 @@ static fr_status check_columns(fr_store *s, const char *table, int fixed, fr_err
 fr_status fr_store_open(const char *path, fr_store_mode mode, fr_store **out, fr_error *err) {
     fr_store *s = fr_alloc(sizeof *s);
     s->path = fr_strdup(path);
+    s->mode = mode;
     int flags = mode == FR_STORE_WRITE ? SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE : SQLITE_OPEN_READONLY;
     fr_status status = FR_OK;
-    if (sqlite3_open_v2(path, &s->db, flags, NULL) != SQLITE_OK)
-        status = fr_fail(err, FR_BAD_INPUT, "%s: cannot open: %s", path, s->db ? sqlite3_errmsg(s->db) : "no memory");
+    if (sqlite3_open_v2(path, &s->db, flags, NULL) != SQLITE_OK) {
+        const int why = s->db ? sqlite3_system_errno(s->db) : ENOMEM;
+        status = fr_fail(err, FR_BAD_INPUT, "%s: cannot open: %s", path, why ? strerror(why) : sqlite3_errmsg(s->db));
+    }
     if (status == FR_OK) {
         sqlite3_busy_timeout(s->db, 20000);
         status = check_schema(s, mode, err);
@@ -152,6 +157,12 @@ void fr_store_close(fr_store *s) {
     if (!s) return;
     sqlite3_finalize(s->add_cell);
     sqlite3_finalize(s->has_cell);
+    if (s->mode == FR_STORE_WRITE && s->db) {
+        /* The last writer leaves one file: readers of a WAL database would make -wal and -shm beside it again. While
+         * others have it open this is refused at once, and they do it. */
+        sqlite3_busy_timeout(s->db, 0);
+        sqlite3_exec(s->db, "PRAGMA journal_mode=DELETE", NULL, NULL, NULL);
+    }
     sqlite3_close(s->db);
     free(s->path);
     free(s);

@@ -1,39 +1,12 @@
 #include "engine/trace_json.h"
 
-#include <errno.h>
+#include "engine/files.h"
+
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
-
-/* ---- a file that appears when it is whole ------------------------------------------------------------------------ */
-
-typedef struct {
-    FILE *file;
-    const char *path;
-    char temporary[4096];
-} out_file;
-
-static fr_status begin(out_file *o, const char *path, fr_error *err) {
-    int n = snprintf(o->temporary, sizeof o->temporary, "%s.part-%ld", path, (long)getpid());
-    if (n < 0 || (size_t)n >= sizeof o->temporary) return fr_fail(err, FR_BAD_INPUT, "%s: path is too long", path);
-    o->path = path;
-    o->file = fopen(o->temporary, "wb");
-    return o->file ? FR_OK : fr_fail(err, FR_FAILED, "%s: cannot write: %s", path, strerror(errno));
-}
-
-static fr_status finish(out_file *o, fr_error *err) {
-    bool ok = !ferror(o->file);
-    ok = fflush(o->file) == 0 && ok;
-    ok = fsync(fileno(o->file)) == 0 && ok;
-    ok = fclose(o->file) == 0 && ok;
-    if (ok && rename(o->temporary, o->path) == 0) return FR_OK;
-    int why = errno;
-    remove(o->temporary);
-    return fr_fail(err, FR_FAILED, "%s: cannot write: %s", o->path, strerror(why));
-}
 
 /* ---- Chrome trace ------------------------------------------------------------------------------------------------ */
 
@@ -140,8 +113,8 @@ static const fr_span *find_span(const fr_timeline *t, const id_entry *entries, u
 }
 
 fr_status fr_trace_json_write(const char *path, const fr_plan *plan, const fr_timeline *t, fr_error *err) {
-    out_file o;
-    FR_TRY(begin(&o, path, err));
+    fr_out_file o;
+    FR_TRY(fr_out_begin(&o, path, err));
     id_entry *entries = index_ids(t);
     uint32_t arrows = 0;
     put_metadata(o.file, plan);
@@ -155,7 +128,7 @@ fr_status fr_trace_json_write(const char *path, const fr_plan *plan, const fr_ti
     fprintf(o.file, "{\"ph\":\"M\",\"pid\":0,\"name\":\"forerun\",\"args\":{\"spans\":%u,\"arrows\":%u}}\n]}\n",
             t->count, arrows);
     free(entries);
-    return finish(&o, err);
+    return fr_out_finish(&o, err);
 }
 
 /* ---- CSV --------------------------------------------------------------------------------------------------------- */
@@ -174,8 +147,8 @@ static void put_csv_text(FILE *f, const char *text) {
 }
 
 fr_status fr_trace_csv_write(const char *path, const fr_plan *plan, const fr_timeline *t, fr_error *err) {
-    out_file o;
-    FR_TRY(begin(&o, path, err));
+    fr_out_file o;
+    FR_TRY(fr_out_begin(&o, path, err));
     fputs("op,forward,rank,lane,layer,kind,micro,sub,ready_ns,start_ns,end_ns,bytes,flops,cause,provenance\n", o.file);
     for (uint32_t i = 0; i < t->count; i++) {
         const fr_span *s = &t->spans[i];
@@ -189,5 +162,5 @@ fr_status fr_trace_csv_write(const char *path, const fr_plan *plan, const fr_tim
                 fr_op_name((fr_op_kind)s->kind), (unsigned)(s->id >> 10 & 0xff), (unsigned)(s->id & 0x3ff), s->ready,
                 s->start, s->end, s->bytes, s->flops, cause, fr_provenance_name((fr_provenance)s->provenance));
     }
-    return finish(&o, err);
+    return fr_out_finish(&o, err);
 }

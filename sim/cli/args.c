@@ -1,4 +1,5 @@
 /* Parsing of a command line against a command's tables. */
+#include "engine/files.h"
 #include "sim/cli/cli.h"
 #include "sim/grid.h"
 
@@ -79,6 +80,19 @@ static fr_status parse_flags(const cli_command *c, int argc, char **argv, cli_ar
     return FR_OK;
 }
 
+/* Files that a command will write: a name that cannot be written is refused before the work is done. */
+static fr_status check_outputs(const cli_args *a, fr_error *err) {
+    static const char *const outputs[] = {"db",  "csv",     "perfetto", "output",        "data",
+                                          "out", "answers", "logits",   "record-routing"};
+    for (size_t i = 0; i < sizeof outputs / sizeof *outputs; i++) {
+        const char *path = cli_value(a, outputs[i]);
+        char flag[32];
+        snprintf(flag, sizeof flag, "--%s", outputs[i]);
+        if (path) FR_TRY(fr_can_write(path, flag, err));
+    }
+    return FR_OK;
+}
+
 fr_status cli_parse(const cli_command *c, int argc, char **argv, cli_args *out, fr_error *err) {
     int own, shared;
     struct option *known = long_options(c, &own, &shared);
@@ -93,7 +107,7 @@ fr_status cli_parse(const cli_command *c, int argc, char **argv, cli_args *out, 
         out->positional[out->count++] = argv[i];
     }
     if (out->count < c->least) return fr_fail(err, FR_BAD_INPUT, "expected: forerun %s %s", c->name, c->arguments);
-    return FR_OK;
+    return check_outputs(out, err);
 }
 
 void cli_args_free(cli_args *a) {

@@ -1,6 +1,7 @@
 /* --cells: a list of runs, one after the other in one process, which keeps what is slow to start (GPUs, libraries). */
 #include "sim/cli/cli.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -123,7 +124,8 @@ fr_status cli_cells(const cli_args *a, cli_cell *one, fr_error *err) {
     char *list;
     size_t length;
     if (!c.folder) return fr_fail(err, FR_BAD_INPUT, "--cells: say --results FOLDER too");
-    if (access(c.folder, W_OK) != 0) return fr_fail(err, FR_BAD_INPUT, "--results %s: cannot write there", c.folder);
+    if (access(c.folder, W_OK | X_OK) != 0)
+        return fr_fail(err, FR_BAD_INPUT, "--results %s: expected a folder to write to: %s", c.folder, strerror(errno));
     if (limit) FR_TRY(fr_parse_double(limit, 0, 1e9, "--limit", &c.limit, err));
     FR_TRY(fr_read_file(c.path, LIST_LIMIT, &list, &length, err));
     fr_status s = take_all(&c, list, true, err);

@@ -104,8 +104,9 @@ static void visit_ops(const view *v, visitor visit, void *context) {
     }
 }
 
+/* `context`: the lane that is being listed. */
 static void print_op(const view *v, const fr_fragment *f, const fr_op *op, void *context) {
-    (void)context;
+    uint32_t *lane = context;
     const fr_plan *p = fr_planner_plan(v->planner);
     const fr_shape *shape = fr_op_shape(f, op);
     char id[48], what[96];
@@ -113,8 +114,9 @@ static void print_op(const view *v, const fr_fragment *f, const fr_op *op, void 
     fr_op_id_text(fr_op_id(p, f, op), id);
     shape_text(shape, what);
     fr_cost_op(v->setup->cost, shape, f->pairs, &c);
-    printf("  %-8s %-34s %-40s %10.1f us  %-12s", p->lanes[op->lane].name, id, what, (double)c.ns / 1e3,
-           fr_provenance_name(c.provenance));
+    if (*lane != op->lane) printf("  lane %s\n", p->lanes[op->lane].name);
+    *lane = op->lane;
+    printf("    %-26s %-42s %9.1f us  %-12s", id, what, (double)c.ns / 1e3, fr_provenance_name(c.provenance));
     const fr_ref *w = fr_op_waits(f, op);
     for (int i = 0; i < op->waits; i++)
         printf("%s%s>=%u", i ? ", " : " waits ", p->events[w[i].target].name, w[i].value);
@@ -146,7 +148,8 @@ static void print_plan(const view *v) {
         printf("ops of rank %" PRId64 "\n", v->rank);
     else
         printf("ops of rank %" PRId64 ", layer %" PRId64 " (--layer, --rank, --all)\n", v->rank, v->layer);
-    visit_ops(v, print_op, NULL);
+    uint32_t lane = UINT32_MAX;
+    visit_ops(v, print_op, &lane);
 }
 
 static void add_op(const view *v, const fr_fragment *f, const fr_op *op, void *context) {
@@ -226,9 +229,11 @@ static fr_status show(const cli_args *a, fr_setup *s, fr_error *err) {
     bool json = cli_value(a, "json") != NULL;
     if (s->experiment.trace[0])
         return fr_fail(err, FR_BAD_INPUT, "--trace acts on nothing here: plan shows one forward of equal batches");
-    if (!json) print_head(s);
     if (!s->fits && !s->experiment.ignore_memory) {
-        if (json) print_json(s, NULL);
+        if (json)
+            print_json(s, NULL);
+        else
+            print_head(s);
         return fr_fail(err, FR_FAILED, "does not fit: %s (--ignore-memory goes on)", s->reason);
     }
     view v = {.setup = s};
@@ -236,7 +241,10 @@ static fr_status show(const cli_args *a, fr_setup *s, fr_error *err) {
     FR_TRY(fr_drive_plan(s, &v.planner, &v.fragments, &v.count, err));
     fr_status status = choose_ops(a, &v, err);
     if (status == FR_OK && json) print_json(s, plan_json(&v));
-    if (status == FR_OK && !json) print_plan(&v);
+    if (status == FR_OK && !json) {
+        print_head(s);
+        print_plan(&v);
+    }
     for (int i = 0; i < v.count; i++) fr_fragment_free(v.fragments[i]);
     free(v.fragments);
     fr_planner_close(v.planner);

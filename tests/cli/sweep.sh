@@ -52,7 +52,7 @@ J
     rm "$work/x.svg"
     grep -q 'dp+tp 4' "$work/width.tsv" && pass || fail "dp+tp on 4 GPUs has another degree" "$(cat "$work/width.tsv")"
     expect 2 plot mfu "$work/width.db" -o "$work/x.png" && says --seq
-    expect 1 plot throughput "$work/one.db" -o /no/such/folder/x.png && says /no/such/folder
+    expect 2 plot throughput "$work/one.db" -o /no/such/folder/x.png && says /no/such/folder
 else
     echo "no gnuplot here: figures are not drawn"
 fi
