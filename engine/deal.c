@@ -14,6 +14,8 @@ typedef void (*each_length)(void *context, int variant, int64_t group, int64_t l
 static fr_status read_item(char *text, int64_t *length, int64_t *times, fr_error *err) {
     char *x = strchr(text, 'x');
     *times = 1;
+    if (x == text || (x && !x[1]))
+        return fr_fail(err, FR_BAD_INPUT, "--seqs: expected a length or LENGTHxTIMES, got '%s'", text);
     if (x) {
         *x++ = 0;
         FR_TRY(fr_parse_int(x, 1, MOST_TIMES, true, "--seqs: how often", times, err));

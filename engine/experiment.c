@@ -92,12 +92,14 @@ static const char *overlap_names(int i) {
     X("wait", "layer|moe", "Layout", "asyncep: where a layer waits for its weights: at its entry or at its experts",   \
       T_ENUM, layout.wait, 0, 0, wait_names)                                                                           \
     X("ep-exchange", "NAME", "Layout",                                                                                 \
-      "ep: how tokens travel: a2a (one copy per token and target rank), agrs "                                         \
-      "(all-gather + reduce-scatter), and labelled variants",                                                          \
+      "ep: how tokens travel: a2a (one copy per token and target rank), agrs (all-gather and reduce-scatter); for "    \
+      "comparison a2a-k (one copy per expert) and a2a-fp8 (a2a with rows in fp8)",                                     \
       T_ENUM, layout.exchange, 0, 0, exchange_names)                                                                   \
-    X("overlap", "NAME", "Layout", "ep: none, tbo (two-batch overlap), or expert groups in a pipeline", T_ENUM,        \
-      layout.overlap, 0, 0, overlap_names)                                                                             \
-    X("overlap-stages", "N", "Layout", "expert groups of that pipeline", T_INT, layout.overlap_stages, 0, 256, NULL)   \
+    X("overlap", "none|tbo|expert-groups", "Layout",                                                                   \
+      "ep: what hides the exchange: nothing, a second half batch (tbo), or experts in groups, one after the other",    \
+      T_ENUM, layout.overlap, 0, 0, overlap_names)                                                                     \
+    X("overlap-stages", "N", "Layout", "expert groups of that pipeline, 2 or more", T_INT, layout.overlap_stages, 0,   \
+      256, NULL)                                                                                                       \
     X("micro-batches", "N", "Layout", "pp: micro-batches of a forward; 0 = from the strategy", T_INT,                  \
       layout.micro_batches, 0, 256, NULL)                                                                              \
     X("chunk-tokens", "N", "Layout", "chunked prefill: the largest chunk; 0 = whole sequences", T_LONG,                \
@@ -106,23 +108,24 @@ static const char *overlap_names(int i) {
       0, chunking_names)                                                                                               \
     X("slots", "S", "Layout", "offload: expert slots on the GPU; 0 = a layer ahead", T_INT, layout.slots, 0, 4096,     \
       NULL)                                                                                                            \
-    X("window", "K", "Layout", "offload with gather: layers that the host copies run ahead", T_INT, layout.window, 0,  \
-      4096, NULL)                                                                                                      \
+    X("window", "K", "Layout", "offload with --ep: layers that the host copies run ahead; 0 = 4", T_INT,               \
+      layout.window, 0, 4096, NULL)                                                                                    \
     X("no-kv-cache", NULL, "Layout", "keep no KV cache: attention on the fly, no prefix, no chunks", T_OFF,            \
       layout.kv_cache, 0, 0, NULL)                                                                                     \
     X("skew", "SPEC", "Routing", "even, uniform, zipf:S, hot:R (hottest expert R times the mean) or deepseek-v3",      \
       T_TEXT, routing, 0, 0, NULL)                                                                                     \
     X("routing", "FILE", "Routing", "recorded routed counts (forerun run --record-routing)", T_ROUTING, routing, 0, 0, \
       NULL)                                                                                                            \
-    X("seed", "K", "Routing", "seed of routing and of generated arrivals", T_SEED, seed, 0, 0, NULL)                   \
+    X("seed", "K", "Routing", "seed of drawn routing and of generated requests", T_SEED, seed, 0, 0, NULL)             \
     X("tokens", "N", "Batch", "new tokens per GPU and forward (16K = 16384)", T_LONG, tokens, 1, 1ll << 30, NULL)      \
-    X("seq", "N", "Batch", "tokens of each of the equal sequences", T_LONG, seq, 1, TOKEN, NULL)                       \
+    X("seq", "N", "Batch", "tokens per sequence; a forward holds --tokens / --seq of them per GPU", T_LONG, seq, 1,    \
+      TOKEN, NULL)                                                                                                     \
     X("seqs", "N,NxK,.../...", "Batch",                                                                                \
       "lengths of a forward's sequences in place of equal ones: dealt round robin, or one list per attention group "   \
       "(asap: per batch, two a group) between slashes; forwards take turns between semicolons",                        \
       T_TEXT, seqs, 0, 0, NULL)                                                                                        \
     X("prefix", "N", "Batch", "cached prefix tokens before every sequence", T_LONG, prefix, 0, TOKEN, NULL)            \
-    X("forwards", "K", "Batch", "consecutive batches", T_INT, forwards, 1, 1000000, NULL)                              \
+    X("forwards", "K", "Batch", "consecutive forwards of such a batch", T_INT, forwards, 1, 1000000, NULL)             \
     X("candidates", "N", "Batch", "logits computed at a sequence's last position; -1 = the whole vocabulary", T_INT,   \
       candidates, -1, 1 << 20, NULL)                                                                                   \
     X("trace", "FILE|NAME", "Trace",                                                                                   \
@@ -131,27 +134,29 @@ static const char *overlap_names(int i) {
       T_TEXT, trace, 0, 0, NULL)                                                                                       \
     X("format", "NAME", "Trace", "format of the trace file, where it is not to be detected", T_TEXT, format, 0, 0,     \
       NULL)                                                                                                            \
-    X("spread", "even|uniform|none", "Trace", "mooncake: how arrivals are spread within a recorded 3 s step", T_ENUM,  \
-      spread, 0, 0, spread_names)                                                                                      \
+    X("spread", "even|uniform|none", "Trace", "mooncake: where within their recorded step of 3 s requests arrive",     \
+      T_ENUM, spread, 0, 0, spread_names)                                                                              \
     X("rate", "R", "Trace", "requests per second in place of the recorded arrivals; 0 = as recorded", T_REAL, rate, 0, \
       1e9, NULL)                                                                                                       \
     X("duration", "S", "Trace", "take the arrivals of the first S seconds; 0 = all", T_REAL, duration_s, 0, 1e9, NULL) \
     X("requests", "N", "Trace", "take the first N requests; 0 = all", T_LONG, max_requests, 0, 1ll << 40, NULL)        \
     X("offline", NULL, "Trace", "all requests at time 0: batch completion", T_ON, offline, 0, 0, NULL)                 \
-    X("budget", "N", "Trace", "new tokens per attention group, GPU of the group and forward", T_LONG, budget, 1,       \
-      1ll << 30, NULL)                                                                                                 \
+    X("budget", "N", "Trace", "new tokens per GPU and forward: a group of tp GPUs takes tp times as many", T_LONG,     \
+      budget, 1, 1ll << 30, NULL)                                                                                      \
     X("route", "round-robin|least-tokens|vllm|prefix", "Trace", "how a request finds its attention group", T_ENUM,     \
       route, 0, 0, route_names)                                                                                        \
     X("cache-tokens", "N", "Trace", "prefix cache per attention group in tokens; -1 = what memory leaves, 0 = none",   \
       T_LONG, cache_tokens, -1, 1ll << 40, NULL)                                                                       \
-    X("regime", "burst|sustained", "Cost", "clocks: within a second of idle, or under the power cap", T_ENUM, regime,  \
-      0, 0, regime_names)                                                                                              \
+    X("regime", "burst|sustained", "Cost",                                                                             \
+      "a short run after rest, at full clocks, or one that goes on, under the power limit", T_ENUM, regime, 0, 0,      \
+      regime_names)                                                                                                    \
     X("no-sharing", NULL, "Cost", "overlapping ops do not share bandwidth", T_OFF, sharing, 0, 0, NULL)                \
     X("no-interference", NULL, "Cost", "overlapping ops do not slow each other beyond shared bandwidth", T_OFF,        \
       interference, 0, 0, NULL)                                                                                        \
     X("no-fold", NULL, "Cost", "play every rank, also identical ones (same result, slower)", T_OFF, fold, 0, 0, NULL)  \
     X("costs", "FOLDER", "Cost", "measured cost tables in place of those compiled in", T_TEXT, tables, 0, 0, NULL)     \
-    X("extra-costs", "FILE", "Cost", "your own measured rows on top", T_TEXT, extra_costs, 0, 0, NULL)                 \
+    X("extra-costs", "FILE", "Cost", "your own measured rows on top (kernels/measured/FORMAT.md)", T_TEXT,             \
+      extra_costs, 0, 0, NULL)                                                                                         \
     X("what-if", "NAME=FACTORx,...", "Cost",                                                                           \
       "scale the machine: nvlink, hbm, pcie, flops, network, launch; none = as it is", T_TEXT, what_if, 0, 0, NULL)    \
     X("ignore-memory", NULL, "Cost", "go on where the layout does not fit", T_ON, ignore_memory, 0, 0, NULL)
@@ -313,6 +318,11 @@ fr_status fr_experiment_set(fr_experiment *e, const char *name, const char *valu
 /* ---- canonical form
  * ------------------------------------------------------------------------------------------------------- */
 
+bool fr_experiment_wants_text(const char *name) {
+    const int i = find_option(name);
+    return i >= 0 && places[i].type == T_TEXT;
+}
+
 /* The text that the command line would carry for a JSON value; NULL when it is no text, number or boolean. */
 static const char *value_text(json_t *value, char *buffer, size_t size) {
     if (json_is_string(value)) return json_string_value(value);
@@ -397,6 +407,22 @@ fr_status fr_experiment_from_json(const char *text, const char *where, fr_experi
     bool custom = strcmp(e->layout.strategy, "custom") == 0 || !e->layout.strategy[0];
     e->given = custom ? 1ull << find_option("attention") | 1ull << find_option("experts") : 0;
     return status;
+}
+
+const char *fr_experiment_default(const char *name, char *buffer, size_t size) {
+    static const char *const by_strategy[] = {"attention", "experts"};
+    const int i = find_option(name);
+    if (i < 0 || !options[i].argument) return NULL;
+    for (int k = 0; k < 2; k++)
+        if (strcmp(name, by_strategy[k]) == 0) return NULL;
+    fr_experiment standard;
+    fr_experiment_defaults(&standard);
+    json_t *value = value_json(&standard, &places[i]);
+    char number[64];
+    const char *text = value ? value_text(value, number, sizeof number) : NULL;
+    const int n = snprintf(buffer, size, "%s", text ? text : "");
+    json_decref(value);
+    return n > 0 ? buffer : NULL;
 }
 
 static void add_quoted(fr_text *out, const char *value) {

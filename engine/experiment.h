@@ -106,6 +106,11 @@ typedef struct {
     const char *name, *argument, *group, *help; /* argument NULL = a switch */
 } fr_option;
 const fr_option *fr_experiment_options(void);
+/* The value of an option that nobody sets, as the command line would carry it, in `buffer`; NULL for switches, for
+ * texts that are empty then and for what the strategy decides. */
+const char *fr_experiment_default(const char *name, char *buffer, size_t size);
+/* Whether an option's value is a free text, which JSON writes in quotes. */
+bool fr_experiment_wants_text(const char *name);
 
 /* The full configuration as canonical JSON (sorted keys, every value), for storage and for the cell key (fr_hash of
  * it). fr_experiment_from_json takes it back: such values are not `given`, so none of them is refused as out of place.

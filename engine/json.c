@@ -233,7 +233,12 @@ fr_status fr_json_only(const fr_json *object, const char *const *known, fr_error
     json_object_foreach(object->value, key, value) {
         const char *const *k = known;
         while (*k && strcmp(*k, key) != 0) k++;
-        if (!*k) return fr_json_fail(object, key, err, "unknown key; expected one of those in the README");
+        if (*k) continue;
+        char list[400] = "";
+        size_t used = 0;
+        for (k = known; *k && used < sizeof list; k++)
+            used += (size_t)snprintf(list + used, sizeof list - used, "%s%s", k == known ? "" : ", ", *k);
+        return fr_json_fail(object, key, err, "unknown key; expected %s", list);
     }
     return FR_OK;
 }

@@ -65,6 +65,8 @@ static fr_status scalar_text(const fr_json *at, const char *key, json_t *value, 
 static fr_status axis_value(const fr_json *at, const char *key, json_t *value, axis *a, fr_error *err) {
     char text[512];
     FR_TRY(scalar_text(at, key, value, text, err));
+    if (!json_is_string(value) && fr_experiment_wants_text(key))
+        return fr_json_fail(at, key, err, "expected a text in quotes, got %s", text);
     fr_experiment scratch;
     fr_experiment_defaults(&scratch);
     fr_error why;
@@ -136,6 +138,13 @@ static fr_status read_cells(const fr_json *root, fr_grid *g, fr_error *err) {
 
 static fr_status read_root(const fr_json *root, fr_grid *g, fr_error *err) {
     static const char *const known[] = {"title", "about", "base", "cells", NULL};
+    const char *key;
+    json_t *value;
+    json_object_foreach(root->value, key, value) {
+        for (const fr_option *o = fr_experiment_options(); o->name; o++)
+            if (strcmp(o->name, key) == 0)
+                return fr_json_fail(root, key, err, "options belong in \"base\": {...} or \"cells\": [{...}]");
+    }
     FR_TRY(fr_json_only(root, known, err));
     FR_TRY(fr_json_text(root, "title", FR_OPTIONAL, g->title, sizeof g->title, err));
     FR_TRY(fr_json_text(root, "about", FR_OPTIONAL, g->about, sizeof g->about, err));

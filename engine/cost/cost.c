@@ -140,9 +140,8 @@ static fr_status open_tables(fr_cost_model *c, fr_error *err) {
     if (strcmp(c->machine.gpu, FALLBACK_GPU) != 0)
         FR_TRY(add_gpu(c, T_FALLBACK, FALLBACK_GPU, FR_FROM_TRANSFERRED, &found, err));
     if (c->options.tables && !c->from_folder)
-        return fr_fail(err, FR_BAD_INPUT,
-                       "%.256s: no such folder, or it holds neither %.64s.txt nor " FALLBACK_GPU ".txt",
-                       c->options.tables, c->machine.gpu);
+        return fr_fail(err, FR_BAD_INPUT, "%.256s: no such folder, or it holds no table %.64s.txt%s", c->options.tables,
+                       c->machine.gpu, strcmp(c->machine.gpu, FALLBACK_GPU) != 0 ? " and no " FALLBACK_GPU ".txt" : "");
     return FR_OK;
 }
 

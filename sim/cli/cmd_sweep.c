@@ -11,7 +11,6 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 const fr_option cmd_sweep_options[] = {
@@ -36,18 +35,12 @@ static bool asked_to_stop(void *context) {
 
 typedef struct {
     bool on, shown;
-    struct timespec began;
+    double began;
 } meter;
-
-static double since(const struct timespec *began) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)(now.tv_sec - began->tv_sec) + (double)(now.tv_nsec - began->tv_nsec) * 1e-9;
-}
 
 static void show(void *context, const fr_sweep_totals *t) {
     meter *m = context;
-    double s = since(&m->began);
+    const double s = fr_monotonic_s() - m->began;
     int64_t played = t->done - t->skipped, left = t->cells - t->done;
     if (!m->on || s < 0.5 || t->cells == 0) return;
     enum { WIDTH = 30 };
@@ -105,8 +98,7 @@ static fr_status sweep(const cli_args *a, const fr_grid *grid, const char *db, f
     fr_store *store;
     FR_TRY(fr_store_open(db, FR_STORE_WRITE, &store, err));
     char *exe = cli_exe_dir();
-    meter m = {.on = cli_value(a, "progress") || isatty(STDERR_FILENO) == 1};
-    clock_gettime(CLOCK_MONOTONIC, &m.began);
+    meter m = {.on = cli_value(a, "progress") || isatty(STDERR_FILENO) == 1, .began = fr_monotonic_s()};
     struct sigaction act = {.sa_handler = on_signal};
     sigaction(SIGINT, &act, NULL);
     sigaction(SIGTERM, &act, NULL);
@@ -121,9 +113,11 @@ static fr_status sweep(const cli_args *a, const fr_grid *grid, const char *db, f
                 t.done, t.cells, db, t.done - t.skipped, t.wall_s, t.skipped, t.unfit, t.refused, t.failed);
     if (status == FR_OK && interrupted)
         status = fr_fail(err, FR_FAILED, "stopped: the same command goes on where it stopped");
-    if (status == FR_OK && fr_grid_title(grid)[0]) printf("%s\n\n", fr_grid_title(grid));
+    if (status == FR_OK && fr_grid_title(grid)[0]) printf("%s\n", fr_grid_title(grid));
     if (status == FR_OK) status = print_ranking(store, top, err);
     if (status == FR_OK && cli_value(a, "csv")) status = export_cells(store, cli_value(a, "csv"), err);
+    if (status == FR_OK && t.cells && t.refused == t.cells)
+        status = fr_fail(err, FR_BAD_INPUT, "every cell was refused: the reasons are in the table above and in %s", db);
     free(exe);
     fr_store_close(store);
     return status;
@@ -131,7 +125,7 @@ static fr_status sweep(const cli_args *a, const fr_grid *grid, const char *db, f
 
 fr_status cmd_sweep(const cli_args *a, fr_error *err) {
     char db[4096];
-    if (cli_value(a, "db"))
+    if (cli_value(a, "db")) /* cli_parse has seen that it fits */
         snprintf(db, sizeof db, "%s", cli_value(a, "db"));
     else
         FR_TRY(default_db(a->positional[0], db, sizeof db, err));

@@ -1,6 +1,7 @@
 /* --help, the man page and the README's reference: three views of the same two tables. */
 #include "sim/cli/cli.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 /* Text in words, wrapped at `width` behind an indent. */
@@ -28,15 +29,38 @@ static void wrap(FILE *out, const char *text, int indent, int column, int width)
     fputc('\n', out);
 }
 
+/* Whether a help's last clause says what the default means: "...; 0 = all". */
+static bool ends_on(const char *help, const char *standard) {
+    const char *clause = strrchr(help, ';'), *comma = strrchr(help, ',');
+    if (!clause || (comma && comma > clause)) clause = comma;
+    const size_t n = strlen(standard);
+    return clause && strncmp(clause + 2, standard, n) == 0 && strncmp(clause + 2 + n, " = ", 3) == 0;
+}
+
+/* The option's help with its default behind it; the caller frees it. */
+static char *full_help(const fr_option *o) {
+    char value[512];
+    const char *standard = o->group ? fr_experiment_default(o->name, value, sizeof value) : NULL;
+    fr_text text = {0};
+    fr_text_add(&text, "%s", o->help);
+    if (standard && ends_on(o->help, standard))
+        fr_text_add(&text, " (default)");
+    else if (standard)
+        fr_text_add(&text, " (default %s)", standard);
+    return text.text;
+}
+
 static void print_option(FILE *out, const fr_option *o) {
     enum { AT = 26, WIDTH = 100 };
+    char *help = full_help(o);
     int n = fprintf(out, "  --%s%s%s", o->name, o->argument ? " " : "", o->argument ? o->argument : "");
     if (n >= AT) {
         fputc('\n', out);
         n = 0;
     }
     fprintf(out, "%*s", AT - n, "");
-    wrap(out, o->help, AT, AT, WIDTH);
+    wrap(out, help, AT, AT, WIDTH);
+    free(help);
 }
 
 static void print_options(FILE *out, const fr_option *o) {
@@ -49,7 +73,7 @@ static void print_options(FILE *out, const fr_option *o) {
 }
 
 void cli_help(const cli_command *c, FILE *out) {
-    fprintf(out, "usage: forerun %s %s\n\n", c->name, c->arguments);
+    fprintf(out, "usage: forerun %s%s%s\n\n", c->name, c->arguments[0] ? " " : "", c->arguments);
     wrap(out, c->summary, 0, 0, 100);
     if (c->details) {
         fputc('\n', out);
@@ -60,18 +84,25 @@ void cli_help(const cli_command *c, FILE *out) {
         for (const fr_option *o = c->options; o->name; o++) print_option(out, o);
     }
     if (c->experiment) print_options(out, fr_experiment_options());
-    fprintf(out, "\nexample:\n  %s\n", c->example);
+    fputs("\nexample:\n", out);
+    for (const char *line = c->example; *line; line += line[0] == '\n') {
+        const int n = (int)strcspn(line, "\n");
+        fprintf(out, "  %.*s\n", n, line);
+        line += n;
+    }
 }
 
 void cli_usage(FILE *out) {
     fprintf(out,
-            "forerun %s: which way of spreading a Mixture-of-Experts model over GPUs is fastest for prefill, and "
+            "forerun %s: which way of spreading a Mixture-of-Experts model over GPUs is fastest for\nprefill, and "
             "why\n\nusage: forerun COMMAND ...\n\n",
             FR_VERSION);
-    for (const cli_command *c = cli_commands(); c->name; c++) fprintf(out, "  %-10s %s\n", c->name, c->summary);
-    fprintf(out,
-            "\nforerun COMMAND --help says more, with an example. Exit codes: 0 done, 1 the job failed, 2 bad usage "
-            "or input.\n");
+    for (const cli_command *c = cli_commands(); c->name; c++) {
+        fprintf(out, "  %-10s ", c->name);
+        wrap(out, c->summary, 13, 13, 100);
+    }
+    fprintf(out, "\na first result:  forerun simulate --strategy asyncep\nmore:            forerun COMMAND --help\n"
+                 "exit codes:      0 done, 1 the job failed, 2 bad usage or input\n");
 }
 
 /* ---- troff --------------------------------------------------------------------------------------------------------
@@ -98,9 +129,11 @@ static void man_option(FILE *out, const fr_option *o) {
         troff(out, o->argument);
         fputs("\\fR", out);
     }
+    char *help = full_help(o);
     fputc('\n', out);
-    troff(out, o->help);
+    troff(out, help);
     fputc('\n', out);
+    free(help);
 }
 
 static void man_command(FILE *out, const cli_command *c) {
@@ -160,7 +193,9 @@ void cli_reference(FILE *out) {
             markdown_cell(out, o->argument);
         }
         fputs("` | ", out);
-        markdown_cell(out, o->help);
+        char *help = full_help(o);
+        markdown_cell(out, help);
+        free(help);
         fputs(" |\n", out);
     }
 }

@@ -20,8 +20,9 @@
 static const cli_command commands[] = {
     {.name = "list",
      .arguments = "models|machines|strategies|traces|figures|costs",
-     .summary = "what is built in",
-     .example = "forerun list models",
+     .summary = "what is built in: models, machines, ways to spread a model, traces, figures, measured costs",
+     .example = "forerun list models\n"
+                "forerun list costs --check --machine h100x1",
      .options = cmd_list_options,
      .least = 1,
      .most = 1,
@@ -40,8 +41,9 @@ static const cli_command commands[] = {
      .details =
          "MFU is model FLOPs (attention included, causal counted once; of the logits only those that are computed; "
          "cached tokens not at all) over elapsed time, GPUs and the datasheet dense peak of the precision.",
-     .example =
-         "forerun simulate --model qwen3-235b-a22b --machine h200x8 --strategy asyncep --tokens 32K --seq 4K --json",
+     .example = "forerun simulate --model qwen3-235b-a22b --machine h200x8 --strategy asyncep --tokens 32K\n"
+                "forerun simulate --model mixtral-8x7b --strategy ep --trace azure-code --rate 20 --json\n"
+                "forerun simulate --strategy asyncep --tokens 4K --what-if nvlink=2x",
      .options = cmd_simulate_options,
      .experiment = true,
      .most = 1,
@@ -49,6 +51,10 @@ static const cli_command commands[] = {
     {.name = "sweep",
      .arguments = "EXPERIMENT.json [OPTIONS]",
      .summary = "a grid of layouts and workloads into a SQLite file, ranked",
+     .details = "EXPERIMENT.json: {\"title\": TEXT, \"base\": {OPTION: VALUE, ...}, \"cells\": [{OPTION: VALUE or "
+                "[VALUE, ...], ...}, ...]}. Options are those of forerun simulate without the dashes; every object of "
+                "cells is played for all combinations of its lists. A layout that does not fit is stored with the "
+                "reason.",
      .example = "forerun sweep experiments/demo/demo.json --jobs 4 --db build/demo.db",
      .options = cmd_sweep_options,
      .least = 1,
@@ -58,7 +64,9 @@ static const cli_command commands[] = {
      .arguments = "[EXPERIMENT.json] [OPTIONS]",
      .summary = "the same as simulate, on real GPUs (CUDA build)",
      .details = NO_CUDA,
-     .example = "forerun run --model qwen3-30b-a3b --machine h200x2 --strategy asyncep --json",
+     .example =
+         "forerun run --model qwen3-30b-a3b --machine h200x2 --strategy asyncep --db run.db\n"
+         "forerun run --weights CHECKPOINT --machine h200x1 --strategy dp --prompts in.jsonl --answers out.jsonl",
      .options = cmd_run_options,
      .experiment = true,
      .most = 1,
@@ -67,14 +75,17 @@ static const cli_command commands[] = {
      .arguments = "[OPTIONS] [JOURNAL...]",
      .summary = "measure this GPU into a cost table (CUDA build)",
      .details = NO_CUDA,
-     .example = "forerun calibrate --quick --out my-h200.txt",
+     .example = "forerun calibrate --quick --out my-h200.txt\n"
+                "forerun calibrate --device 0,1 --out my-pair.txt\n"
+                "forerun calibrate --merge my-h200.txt.raw my-pair.txt.raw --out h200.txt",
      .options = cmd_calibrate_options,
      .most = CLI_MAX_POSITIONAL,
      .run = cmd_calibrate},
     {.name = "validate",
      .arguments = "DB",
      .summary = "predicted against measured: per op kind and per forward",
-     .example = "forerun validate runs.db",
+     .example = "forerun validate runs.db\n"
+                "forerun validate runs.db --run 3 --perfetto both.json",
      .options = cmd_validate_options,
      .least = 1,
      .most = 1,
@@ -97,7 +108,7 @@ static const cli_command commands[] = {
      .run = cmd_trace},
     {.name = "doctor",
      .arguments = "",
-     .summary = "versions of what this build stands on",
+     .summary = "versions of what this build stands on; in a CUDA build the GPUs and which reaches which",
      .example = "forerun doctor",
      .most = 0,
      .run = cmd_doctor},

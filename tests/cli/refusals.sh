@@ -60,6 +60,22 @@ damage none '{"base": {"strategy": "tp"}, "cells": []}'
 printf '\0\377\376' >"$work/binary.json"
 expect 2 simulate "$work/binary.json" && says binary.json
 expect 2 simulate "$work" && says "$work"
+# options outside base and cells are shown their place; texts are written in quotes
+damage top '{"model": "qwen3-30b-a3b"}' && says base
+damage number '{"base": {"model": 3}}' && says base.model
+# a file that cannot be written is refused before the work, and nothing is left behind
+for flag in --db --csv --perfetto; do
+    refuse $flag --strategy tp $flag /no/such/folder/x && says /no/such/folder
+    refuse $flag --strategy tp $flag "$work" && says "is a folder"
+done
+# a device takes the bytes as they come and stays what it is
+expect 0 simulate $small --strategy tp --csv /dev/stdout --json && prints gemm_qkv
+[ -L /dev/stdout ] && pass || fail "/dev/stdout was replaced"
+# every cell of a sweep refused: bad input, though the reasons are stored
+echo '{"base": {"strategy": "tp", "machine": "h200x8"}, "cells": [{"model": ["no-such-model", "nor-this"]}]}' >"$work/none.json"
+timeout 60 "$forerun" sweep "$work/none.json" --db "$work/none.db" >"$out" 2>"$errors"
+[ $? -eq 2 ] && says "every cell was refused" && prints no-such-model || fail "a sweep of refused cells looks like success"
+[ -e "$work/none.db-wal" ] && fail "a closed result file has a journal beside it" || pass
 # lists of lengths
 refuse --tokens --strategy dp --seqs 1,2 # $small says --tokens
 for list in 0 1,,2 5x0 abc 1/2/3/4/5/6/7/8/9; do expect 2 simulate --machine h200x8 --strategy dp --replicas 8 --model qwen3-30b-a3b --layers 2 --seqs "$list" && says --seqs; done

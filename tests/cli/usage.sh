@@ -5,7 +5,11 @@ for c in list plan simulate sweep run calibrate validate plot trace doctor; do
     expect 0 $c --help && prints "usage: forerun $c" && prints "example:"
     expect 0 help $c
 done
-expect 0 simulate --help
+for c in list plan sweep validate plot trace doctor simulate; do
+    expect 0 $c --help
+    [ "$(awk 'length > 100' "$out" | wc -l)" -eq 0 ] && pass || fail "$c --help has lines of more than 100 columns"
+done
+prints "(default bf16)" && prints "0 = all (default)"
 # every option of an experiment is in the help, in the man page and in the reference
 "$forerun" --man >"$work/man"
 "$forerun" --reference >"$work/reference"
