@@ -89,7 +89,7 @@ check:
 # make demo: the main job on a real trace, ending in a table and pictures under build/demo/
 demo:
 	@tests/deps.sh
-	@$(MAKE) --no-print-directory -j2 all
+	@$(MAKE) --no-print-directory -s -j2 all
 	@FORERUN=$(BUILD)/forerun experiments/demo/demo.sh $(BUILD)/demo
 
 engine-check:

@@ -122,9 +122,7 @@ void fr_report_result(const fr_setup *s, const fr_result *r, fr_text *out) {
     bool batch = s->experiment.trace[0] == 0;
     char a[24], b[24], c[24];
     fr_text_add(out, "throughput       %.0f tokens/s, %.0f per GPU\n", r->tokens_per_s, r->tokens_per_s_per_gpu);
-    fr_text_add(out,
-                "MFU              %.1f %%  (model FLOPs, causal attention counted once, over elapsed time x GPUs x "
-                "datasheet dense %s peak)\n",
+    fr_text_add(out, "MFU              %.1f %%  (model FLOPs, causal attention counted once; of the datasheet dense %s peak)\n",
                 100 * r->mfu, fr_precision_name(s->experiment.layout.precision));
     fr_text_add(out, "forward          %s, between %s and %s%s\n", time_text(r->forward_s, a),
                 time_text(r->forward_low_s, b), time_text(r->forward_high_s, c),
@@ -160,15 +158,17 @@ static int64_t row_sum(const int64_t *ns) {
     return sum;
 }
 
-static void add_row(const char *label, const int64_t *ns, double per, fr_text *out) {
+/* One line of ms by resource; resources that take no time in `c` have no column. */
+static void add_row(const fr_critical *c, const char *label, const int64_t *ns, double per, fr_text *out) {
     fr_text_add(out, "  %-12s", label);
     for (int k = 0; k < FR_RESOURCES; k++) {
+        if (!c->total[k]) continue;
         if (ns[k])
-            fr_text_add(out, " %10.1f", (double)ns[k] / per);
+            fr_text_add(out, " %10.3f", (double)ns[k] / per);
         else
             fr_text_add(out, " %10s", ".");
     }
-    fr_text_add(out, " %10.1f\n", (double)row_sum(ns) / per);
+    fr_text_add(out, " %10.3f\n", (double)row_sum(ns) / per);
 }
 
 /* Two layers spend alike when every resource differs by at most 1 % of the layer. */
@@ -200,7 +200,7 @@ static void add_every_layer(const fr_critical *c, double per, fr_text *out) {
             snprintf(label, sizeof label, "%d-%d", first, end - 1);
         else
             snprintf(label, sizeof label, "%d", first);
-        add_row(label, mean, per, out);
+        add_row(c, label, mean, per, out);
         first = end;
     }
 }
@@ -214,25 +214,26 @@ static void add_extremes(const fr_critical *c, double per, fr_text *out) {
         if (row_sum(c->ns[l]) < row_sum(c->ns[light])) light = l;
     }
     mean_rows(c, 0, c->layers, mean);
-    add_row("mean layer", mean, per, out);
+    add_row(c, "mean layer", mean, per, out);
     snprintf(label, sizeof label, "heaviest %d", heavy);
-    add_row(label, c->ns[heavy], per, out);
+    add_row(c, label, c->ns[heavy], per, out);
     snprintf(label, sizeof label, "lightest %d", light);
-    add_row(label, c->ns[light], per, out);
+    add_row(c, label, c->ns[light], per, out);
 }
 
 void fr_report_critical(const fr_critical *c, int64_t forwards, bool every, fr_text *out) {
-    double per = 1e3 * (double)(forwards > 0 ? forwards : 1);
+    double per = 1e6 * (double)(forwards > 0 ? forwards : 1); /* ns to ms a forward */
     int64_t all = row_sum(c->total);
-    fr_text_add(out, "critical path by resource, us per forward%s\n  %-12s", every ? "" : " (--why: every layer)", "");
-    for (int k = 0; k < FR_RESOURCES; k++) fr_text_add(out, " %10s", fr_resource_name((fr_resource)k));
+    fr_text_add(out, "critical path by resource, ms per forward%s\n  %-12s", every ? "" : " (--why: every layer)", "");
+    for (int k = 0; k < FR_RESOURCES; k++)
+        if (c->total[k]) fr_text_add(out, " %10s", fr_resource_name((fr_resource)k));
     fr_text_add(out, " %10s\n", "sum");
     if (c->layers > 0 && every) add_every_layer(c, per, out);
     if (c->layers > 0 && !every) add_extremes(c, per, out);
-    add_row("outside", c->ns[c->layers], per, out);
-    add_row("all", c->total, per, out);
+    add_row(c, "outside", c->ns[c->layers], per, out);
+    add_row(c, "all", c->total, per, out);
     fr_text_add(out, "  %-12s", "share");
     for (int k = 0; k < FR_RESOURCES; k++)
-        fr_text_add(out, " %8.1f %%", all > 0 ? 100.0 * (double)c->total[k] / (double)all : 0.0);
+        if (c->total[k]) fr_text_add(out, " %8.1f %%", 100.0 * (double)c->total[k] / (double)all);
     fr_text_add(out, "\n");
 }

@@ -43,6 +43,14 @@ typedef struct {
     "experts='offload' AND slots>0 THEN ' slots' || slots ELSE '' END || CASE WHEN pp>1 AND chunk_tokens>0 THEN ' "    \
     "chunk' || chunk_tokens ELSE '' END"
 
+/* The same of a cell that has no result: its degrees as they were given. */
+#define GIVEN(key, word)                                                                                               \
+    " || CASE WHEN json_extract(config,'$." key "')>0 THEN ' " word "' || json_extract(config,'$." key "') ELSE '' "   \
+    "END"
+#define CONFIG_SQL                                                                                                     \
+    "json_extract(config,'$.strategy')" GIVEN("tp", "tp") GIVEN("pp", "pp") GIVEN("ep", "ep") GIVEN("dp", "dp")        \
+        GIVEN("replicas", "x")
+
 static double number(const char *text) {
     return text ? atof(text) : NAN;
 }
@@ -81,7 +89,7 @@ static void table_free(table *t) {
 
 static int by_rank(const void *a, const void *b) {
     const row *x = a, *y = b;
-    int order = strcmp(x->group, y->group);
+    int order = strverscmp(x->group, y->group); /* 4096 tokens before 16384 */
     if (order) return order;
     if (x->per_gpu != y->per_gpu) return x->per_gpu < y->per_gpu ? 1 : -1;
     order = strcmp(x->label, y->label);
@@ -111,17 +119,16 @@ static uint32_t within_error(const row *rows, uint32_t count) {
 static void print_winner_note(const row *rows, uint32_t count, fr_text *out) {
     if (rows[0].extrapolated > 0.02)
         fr_text_add(out,
-                    "  %.0f %% of %s's busy time rests on extrapolated costs (more ranks or larger shapes than were "
-                    "measured).\n",
+                    "  %.0f %% of the busy time of %s rests on extrapolated costs: more ranks or larger shapes than "
+                    "measured.\n",
                     rows[0].extrapolated * 100, rows[0].label);
     if (count < 2) return;
     double lead = rows[0].per_gpu / rows[1].per_gpu - 1;
     uint32_t n = within_error(rows, count);
     if (n > 1)
-        fr_text_add(
-            out,
-            "  %s leads by %.1f %%, which is within the error of the predictions: the first %u can't be told apart.\n",
-            rows[0].label, lead * 100, n);
+        fr_text_add(out,
+                    "  %s leads by %.1f %%, within the error of the predictions: the first %u can't be told apart.\n",
+                    rows[0].label, lead * 100, n);
     else
         fr_text_add(out, "  %s leads by %.1f %%, more than the error of the two predictions.\n", rows[0].label,
                     lead * 100);
@@ -148,16 +155,16 @@ static void print_commands(const row *best, fr_text *out) {
 
 static void print_group(const row *rows, uint32_t count, const fr_ranking_options *o, fr_text *out) {
     fr_text_add(out, "\n%s\n", rows[0].group);
-    fr_text_add(out, "      %-34s %4s %11s %11s %6s %10s %7s %8s %6s %8s\n", "layout", "GPUs", "tok/s/GPU", "tok/s",
-                "MFU", "TTFT", "+/-", "exposed", "wait", "GB/GPU");
+    fr_text_add(out, "      %-24s %4s %9s %8s %6s %8s %6s %7s %6s %6s\n", "layout", "GPUs", "tok/s/GPU", "tok/s", "MFU",
+                "TTFT", "+/-", "exposed", "wait", "GB/GPU");
     uint32_t shown = o->most_rows > 0 && (uint32_t)o->most_rows < count ? (uint32_t)o->most_rows : count;
     for (uint32_t i = 0; i < count; i++) {
         const row *r = &rows[i];
         if (i >= shown && !r->front) continue;
         double half = (r->high - r->low) / 2 * 100;
-        fr_text_add(out, "  %s%3u %-34s %4d %11.0f %11.0f %5.1f%% %9.3fs %6.1f%% %7.1f%% %5.1f%% %8.1f\n",
-                    r->front ? "*" : " ", i + 1, r->label, r->gpus, r->per_gpu, r->total, r->mfu * 100, r->ttft, half,
-                    r->exposed * 100, r->wait * 100, r->memory * 1e-9);
+        fr_text_add(out, "  %s%3u %-24s %4d %9.0f %8.0f %5.1f%% %7.*fs %5.1f%% %6.1f%% %5.1f%% %6.1f\n",
+                    r->front ? "*" : " ", i + 1, r->label, r->gpus, r->per_gpu, r->total, r->mfu * 100,
+                    r->ttft < 100 ? 3 : 2, r->ttft, half, r->exposed * 100, r->wait * 100, r->memory * 1e-9);
     }
     if (shown < count)
         fr_text_add(out, "  (%u of %u layouts shown; * = on the Pareto front of throughput against TTFT)\n", shown,
@@ -171,7 +178,7 @@ static void print_group(const row *rows, uint32_t count, const fr_ranking_option
 static bool read_count(void *context, int columns, const char *const *v, const char *const *names) {
     (void)names;
     fr_text *out = context;
-    if (columns >= 3) fr_text_add(out, "  %6s x %-7s %s\n", v[0], v[1], v[2] ? v[2] : "");
+    if (columns >= 3) fr_text_add(out, "  %-8s %s\n           %s\n", v[1], v[0] ? v[0] : "", v[2] ? v[2] : "");
     return true;
 }
 
@@ -201,8 +208,10 @@ fr_status fr_ranking_print(fr_store *store, const fr_ranking_options *o, fr_text
     if (status != FR_OK) return status;
     fr_text left = {0};
     status = fr_store_query(store,
-                            "SELECT count(*), status, reason FROM cells WHERE status<>'done' GROUP BY status, reason "
-                            "ORDER BY 1 DESC LIMIT 12",
+                            "SELECT CASE WHEN count(*)>1 THEN count(*)||' cells: ' ELSE '' END || "
+                            "coalesce(group_concat(DISTINCT coalesce(" LABEL_SQL ", " CONFIG_SQL
+                            ")), ''), status, reason FROM cells WHERE "
+                            "status<>'done' GROUP BY status, reason ORDER BY count(*) DESC, reason LIMIT 12",
                             NULL, read_count, &left, err);
     if (left.length) fr_text_add(out, "\nnot played:\n%s", left.text);
     fr_text_free(&left);

@@ -11,17 +11,24 @@ echo "== 1. sweep: every strategy and degree over 1,000 requests of the Mooncake
 "$forerun" sweep "$here/demo.json" --db "$out/demo.db" --csv "$out/demo.csv" --top 16 --progress
 
 echo
-echo "== 2. why: one forward of 16K tokens per GPU, the three layouts side by side"
+echo "== 2. why: one forward of 16K tokens per GPU, the three layouts one after the other"
 rm -f "$out/why.db"
 for layout in "--strategy tp" "--strategy ep" "--strategy asyncep"; do
     # shellcheck disable=SC2086
     "$forerun" simulate "${common[@]}" $layout --tokens 16K --seq 4K --forwards 2 --db "$out/why.db" >"$out/last.txt"
-    sed -n '1,40p' "$out/last.txt"
+    sed '/^memory per GPU/,$d' "$out/last.txt"
     echo
 done
-echo "== 3. how it scales: tokens per forward, sequence length"
+echo "== 3. how it scales: tokens per forward, sequence length, faster links (in full: $out/curves.txt)"
 "$forerun" sweep "$here/curves.json" --db "$out/curves.db" --top 3 --progress >"$out/curves.txt"
-tail -n 3 "$out/curves.txt"
+echo "the fastest by workload, tokens/s per GPU:"
+awk '/^qwen/ && / tok\/s\/GPU/ { print "  " $0; next }
+     /^qwen/ { group = $0 }
+     substr($0, 4, 3) == "  1" {
+         layout = substr($0, 8, 24); sub(/ +$/, "", layout)
+         printf "  %s: %s, %d\n", group, layout, substr($0, 38, 9)
+     }' "$out/curves.txt" |
+    sed 's/qwen3-235b-a22b fp8 on h200x8, //; s/, routing deepseek-v3//; s/ tokens per GPU in sequences of / tokens, sequences of /; s/ tok.s.GPU//'
 
 echo
 echo "== 4. figures in $out"
