@@ -115,6 +115,7 @@ static double estimate(const fr_cal_grid *g, uint32_t i, const fr_cost_model *co
         return (r->regime == FR_BURST ? 1.4 : it->hold_s + 0.4) *
                (r->aggressor == 0 && r->ways == 2 && r->duty >= 1 ? 2 : 1);
     case FR_CAL_PULL:
+    case FR_CAL_COLLECTIVE:
         if (it->hold_s > 0) return it->hold_s + 0.2;
         break;
     default:

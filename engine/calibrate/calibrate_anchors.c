@@ -29,24 +29,40 @@ static void add_limits(fr_cal_maker *m, const fr_row *op, int turns) {
     }
 }
 
-/* The work of products in the other precision, sustained: tensor cores draw another power for it. */
-static void add_fp8_holds(fr_cal_maker *m) {
+static void add_hold(fr_cal_maker *m, fr_row r, fr_precision precision, int64_t mean) {
     int32_t even[128];
-    if (m->machine->peak_flops[FR_FP8] <= 0) return;
-    fr_row r = fr_cal_blank(FR_OP_GEMM_QKV);
-    r.shape = (fr_shape){.kind = FR_OP_GEMM_QKV, .precision = FR_FP8, .m = 16384, .n = 9216, .k = 4096, .hosts = 1};
+    r.shape.precision = (uint8_t)precision;
     r.regime = FR_SUSTAINED;
+    if (mean) {
+        r.shape.experts = 128;
+        fr_even_rows(mean * 128, 128, even);
+        for (int e = 0; e < 128; e++) fr_cal_push(m, &r, even[e], 0);
+    }
     fr_cal_add(m, FR_CAL_HOLD, 2, r)->hold_s = fr_cal_hold_seconds(m, 1);
+}
+
+/* More work of a layer, sustained: 256 rows an expert, where HBM and tensor cores draw alike and most together, and
+ * products in fp8, for which tensor cores draw another power. */
+static void add_holds(fr_cal_maker *m) {
+    static const struct {
+        fr_op_kind kind;
+        int32_t m, n, k;
+    } dense[] = {{FR_OP_GEMM_QKV, 16384, 9216, 4096}, {FR_OP_GEMM_O, 16384, 4096, 8192}};
+    const bool fp8 = m->machine->peak_flops[FR_FP8] > 0;
+    for (int d = 0; d < 2 && fp8; d++) {
+        fr_row r = fr_cal_blank(dense[d].kind);
+        r.shape.m = dense[d].m;
+        r.shape.n = dense[d].n;
+        r.shape.k = dense[d].k;
+        add_hold(m, r, FR_FP8, 0);
+    }
     for (int down = 0; down < 2; down++) {
-        r = fr_cal_blank(down ? FR_OP_EXPERT_DOWN : FR_OP_EXPERT_UP);
-        r.regime = FR_SUSTAINED;
-        r.shape.precision = FR_FP8;
+        fr_row r = fr_cal_blank(down ? FR_OP_EXPERT_DOWN : FR_OP_EXPERT_UP);
         r.shape.n = down ? 4096 : 3072;
         r.shape.k = down ? 1536 : 4096;
-        r.shape.experts = 128;
-        fr_even_rows(131072, 128, even);
-        for (int e = 0; e < 128; e++) fr_cal_push(m, &r, even[e], 0);
-        fr_cal_add(m, FR_CAL_HOLD, 2, r)->hold_s = fr_cal_hold_seconds(m, 1);
+        if (fp8) add_hold(m, r, FR_FP8, 1024);
+        if (fp8) add_hold(m, r, FR_FP8, 256);
+        add_hold(m, r, FR_BF16, 256);
     }
 }
 
@@ -128,5 +144,5 @@ void fr_cal_add_anchors(fr_cal_maker *m) {
         fr_cal_add(m, FR_CAL_RAMP, 2, r);
         if (m->mode == FR_CAL_FULL) add_limits(m, &list[i], i == 4 ? 8 : i == 0 ? 6 : i == 8 ? 2 : 0);
     }
-    if (m->mode == FR_CAL_FULL) add_fp8_holds(m);
+    if (m->mode == FR_CAL_FULL) add_holds(m);
 }

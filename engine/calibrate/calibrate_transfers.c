@@ -113,6 +113,20 @@ static void add_collectives(fr_cal_maker *m, int devices) {
     }
 }
 
+/* Between products that the power limit holds: NCCL's kernels follow the SM clock. */
+static void add_loaded_collectives(fr_cal_maker *m, int devices) {
+    static const fr_op_kind kinds[] = {FR_OP_ALLGATHER, FR_OP_REDUCESCATTER, FR_OP_ALLREDUCE};
+    for (int64_t bytes = INT64_C(1) << 22; bytes <= INT64_C(1) << 30; bytes *= 16)
+        for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
+            fr_row row = fr_cal_blank(kinds[i]);
+            row.shape.bytes = bytes;
+            row.shape.ranks = (int16_t)devices;
+            row.shape.transport = FR_GATHER_NCCL;
+            row.regime = FR_SUSTAINED;
+            if (m->mode == FR_CAL_FULL) fr_cal_add(m, FR_CAL_COLLECTIVE, 1, row)->hold_s = 0.7F;
+        }
+}
+
 /* Tokens to the ranks of their experts and back, under even routing: bytes as engine/strategy/experts_ep.c counts them,
  * one row of bf16 for each token and other rank that has one of its experts. */
 static fr_status add_exchanges(fr_cal_maker *m, int devices, fr_error *err) {
@@ -168,6 +182,7 @@ static void add_beside(fr_cal_maker *m, int devices) {
 
 fr_status fr_cal_add_together(fr_cal_maker *m, int devices, fr_error *err) {
     add_collectives(m, devices);
+    add_loaded_collectives(m, devices);
     FR_TRY(add_exchanges(m, devices, err));
     add_beside(m, devices);
     return FR_OK;

@@ -4,6 +4,7 @@
  */
 #include "engine/batch_tables.h"
 #include "engine/calibrate/calibrate_grid.h"
+#include "engine/strategy/planner.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -72,6 +73,27 @@ static fr_status add_plans(fr_cal_maker *m, fr_error *err) {
             for (size_t j = 0; j < sizeof dense / sizeof *dense; j++)
                 FR_TRY(plan_rows(m, &model, tp, FR_FP8, dense[j], 4, err));
         }
+    }
+    return FR_OK;
+}
+
+/* What a rank of an ep group of P adds up before it sends results back: for each token that reached it the rows of its
+ * own experts, under even routing (engine/strategy/experts_ep.c). */
+static fr_status add_partial_sums(fr_cal_maker *m, fr_error *err) {
+    static const int32_t tokens[] = {64, 256, 1024, 4096, 16384, 32768, 65536};
+    for (int i = 0; i < MODELS; i++) {
+        fr_model model;
+        FR_TRY(fr_model_load(models[i], &model, err));
+        for (int ep = 2; ep <= 4 && ep <= model.top_k; ep *= 2)
+            for (size_t j = 0; j < sizeof tokens / sizeof *tokens; j++) {
+                const double each = (double)model.top_k / ep / fr_hit_even(&model, model.experts / ep);
+                const int64_t rows = llround(tokens[j] * each), row = 2 * (int64_t)model.hidden;
+                fr_row r = fr_cal_blank(FR_OP_REDUCE);
+                r.shape.m = tokens[j];
+                r.shape.n = model.hidden;
+                r.shape.bytes = (tokens[j] + rows) * row;
+                if (fr_cal_wanted(m, 3)) fr_cal_add(m, FR_CAL_BURST, 3, r)->top_k = (int16_t)model.top_k;
+            }
     }
     return FR_OK;
 }
@@ -270,6 +292,7 @@ static void add_attention(fr_cal_maker *m) {
 fr_status fr_cal_add_work(fr_cal_maker *m, fr_error *err) {
     add_generic(m);
     FR_TRY(add_plans(m, err));
+    FR_TRY(add_partial_sums(m, err));
     FR_TRY(add_all_experts(m, err));
     add_attention(m);
     return FR_OK;

@@ -361,8 +361,9 @@ static void apply_power(const fr_cost_model *c, const fr_shape *s, const fr_base
     out->burst_ns = fr_max_i64(1, llround(e->ns));
     if (!c->power.known || class < FR_CLASS_MEMORY || class > FR_CLASS_GROUPED) return;
     double own = c->own_ratio[class];
-    double peak = c->ceilings.peak[s->precision < FR_PRECISIONS ? s->precision : FR_BF16], rate = 1e9 / e->ns;
-    fr_power_draw(&c->power, (fr_op_kind)s->kind, peak > 0 ? base->flops * rate / peak : 0,
+    const fr_precision precision = s->precision < FR_PRECISIONS ? (fr_precision)s->precision : FR_BF16;
+    double peak = c->ceilings.peak[precision], rate = 1e9 / e->ns;
+    fr_power_draw(&c->power, (fr_op_kind)s->kind, precision, peak > 0 ? base->flops * rate / peak : 0,
                   base->hbm_bytes * rate / c->ceilings.hbm, e->clock, &out->draw);
     out->draw.slope *= c->mean.draw;
     if (own > 1) out->draw.slope = 0; /* the player keeps to the price */

@@ -55,6 +55,7 @@ const char *fr_tile_name(fr_tile t) {
 static bool shown_only(const fr_row *r) {
     const uint8_t kind = r->shape.kind;
     if (r->type != FR_ROW_OP) return false;
+    if (fr_op_class_of((fr_op_kind)kind) == FR_CLASS_COLLECTIVE && r->regime == FR_SUSTAINED) return true;
     if (kind == FR_OP_PULL) return r->regime == FR_SUSTAINED || r->by_owner != (r->shape.ranks > 2);
     return r->shape.ranks > 2 && (kind == FR_OP_SEND || kind == FR_OP_RECV || kind == FR_OP_H2D || kind == FR_OP_D2H);
 }

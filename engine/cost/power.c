@@ -2,22 +2,23 @@
 
 #include <math.h>
 
-/* Clock at which a burst draws the power of bursts: active x^2 + math x (the share is reached at x) + memory. */
+/* Clock at which a burst draws the power of bursts: active x^2 + math x (W; the share is reached at x) + memory. */
 static double burst_clock(const fr_power *p, double math, double memory) {
-    double m = p->math * math, left = p->peak - p->idle - p->memory * memory;
+    double m = math, left = p->peak - p->idle - p->memory * memory;
     if (!(left > 0) || isinf(left)) return left > 0 ? 1 : 0.5;
     return (sqrt(m * m + 4 * p->active * left) - m) / (2 * p->active);
 }
 
-/* Rows of the op's own kind, else of its class, by inverse squared distance in the two shares. NEAR: shares of a shape
- * that two benches call the same differ by as much. */
+/* Rows of the op's own kind, else of its class, else of that class in another precision, by inverse squared distance in
+ * the two shares. NEAR: shares of a shape that two benches call the same differ by as much. */
 #define NEAR 0.03
-static double correction(const fr_power *p, fr_op_kind kind, double math, double memory) {
-    for (int pass = 0; pass < 2; pass++) {
+static double correction(const fr_power *p, fr_op_kind kind, fr_precision precision, double math, double memory) {
+    for (int pass = 0; pass < 3; pass++) {
         double sum = 0, weight = 0;
         for (int i = 0; i < p->held; i++) {
             const fr_power_row *r = &p->row[i];
             if (pass ? fr_op_class_of((fr_op_kind)r->kind) != fr_op_class_of(kind) : r->kind != kind) continue;
+            if (pass < 2 && r->precision != precision) continue;
             double a = r->math - math, b = r->memory - memory, w = 1 / (a * a + b * b + NEAR * NEAR);
             sum += w * r->factor;
             weight += w;
@@ -27,9 +28,10 @@ static double correction(const fr_power *p, fr_op_kind kind, double math, double
     return 1;
 }
 
-void fr_power_draw(const fr_power *p, fr_op_kind kind, double math, double memory, double clock, fr_draw *out) {
-    double share = fmin(1, memory), hbm = p->memory * share;
-    double full = clock > 0 ? clock : burst_clock(p, math, share), active = p->active;
+void fr_power_draw(const fr_power *p, fr_op_kind kind, fr_precision precision, double math, double memory, double clock,
+                   fr_draw *out) {
+    double share = fmin(1, memory), hbm = p->memory * share, cores = p->math[precision] * math;
+    double full = clock > 0 ? clock : burst_clock(p, cores, share), active = p->active;
     fr_op_class class = fr_op_class_of(kind);
     /* products overlap their loads: all of them waits for memory or none; elsewhere what memory doesn't explain */
     if (class == FR_CLASS_MEMORY) {
@@ -41,8 +43,8 @@ void fr_power_draw(const fr_power *p, fr_op_kind kind, double math, double memor
     out->full = fmin(1, fmax(0.5, full));
     /* what HBM draws goes down with the op's speed: about as x^2 over the range that limits move it */
     out->base = hbm * (1 - out->flex);
-    out->slope = active + p->math * math / out->full + hbm * out->flex / (out->full * out->full);
-    out->slope *= correction(p, kind, math, share);
+    out->slope = active + cores / out->full + hbm * out->flex / (out->full * out->full);
+    out->slope *= correction(p, kind, precision, math, share);
 }
 
 double fr_power_alone(const fr_power *p, const fr_draw *d) {
@@ -56,11 +58,13 @@ void fr_power_describe(const fr_power *p, fr_text *out) {
     }
     fr_text_add(out,
                 "power: idle %.0f W, limit %.0f W averaged over %.0f ms, bursts up to %.0f W; full clock %.0f MHz\n"
-                "  busy SMs %.0f W at full clock (%.0f where they only move data), tensor cores at peak %.0f W, HBM at "
+                "  busy SMs %.0f W at full clock (%.0f where they only move data), tensor cores at peak %.0f W (fp8 "
+                "%.0f), HBM at "
                 "peak %.0f W (rms %.0f W over %d "
                 "rows); follow the clock: GEMM %.2f, grouped %.2f, attention %.2f; beside compute: pulls %.0f W, NCCL "
                 "%.0f W, host copies %.0f W\n",
-                p->idle, p->cap, p->window_ns / 1e6, p->peak, p->full_mhz, p->active, p->streaming, p->math, p->memory,
-                p->error, p->rows, p->flex[FR_CLASS_GEMM], p->flex[FR_CLASS_GROUPED], p->flex[FR_CLASS_ATTENTION],
-                p->transfer[FR_AGGRESSOR_PULL], p->transfer[FR_AGGRESSOR_NCCL], p->transfer[FR_AGGRESSOR_H2D]);
+                p->idle, p->cap, p->window_ns / 1e6, p->peak, p->full_mhz, p->active, p->streaming, p->math[FR_BF16],
+                p->math[FR_FP8], p->memory, p->error, p->rows, p->flex[FR_CLASS_GEMM], p->flex[FR_CLASS_GROUPED],
+                p->flex[FR_CLASS_ATTENTION], p->transfer[FR_AGGRESSOR_PULL], p->transfer[FR_AGGRESSOR_NCCL],
+                p->transfer[FR_AGGRESSOR_H2D]);
 }

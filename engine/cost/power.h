@@ -8,11 +8,11 @@
  *     W(x) = idle + x^2 (active + math * tensor-core share a clock) + memory * (HBM bytes/s over the datasheet rate)
  *
  * `active` is what busy SMs draw, one figure for kernels that compute and one for those that only move data; the share
- * is FLOP/s over the peak, divided by the clock that it was reached at. Coefficients are least squares over sustained
- * rows with clock and watts; nothing is taken from whole forwards. Bursts run below full clock too (a faster limit): at
- * the clock that their rows say, else at that at which the op draws `peak`. Compute follows the clock by `flex`, from
- * shapes that have rows at two clocks. Copies and collectives beside compute draw a fixed power each, from rows that
- * show a victim alone and beside them.
+ * is FLOP/s over the peak, divided by the clock that it was reached at; each precision has its `math`. Coefficients are
+ * least squares over sustained rows with clock and watts; nothing is taken from whole forwards. Bursts run below full
+ * clock too (a faster limit): at the clock that their rows say, else at that at which the op draws `peak`. Compute
+ * follows the clock by `flex`, from shapes that have rows at two clocks. Copies and collectives beside compute draw a
+ * fixed power each, from rows that show a victim alone and beside them.
  */
 #ifndef FR_POWER_H
 #define FR_POWER_H
@@ -23,7 +23,7 @@
 
 /* A row that the limit held back: its x^2 coefficient over what the least squares say of it. */
 typedef struct {
-    uint8_t kind;
+    uint8_t kind, precision;
     double math, memory; /* shares, as in fr_power_draw */
     double factor;
 } fr_power_row;
@@ -33,7 +33,8 @@ typedef struct {
 struct fr_power {
     bool known;   /* enough rows with clock and watts; else nothing below is set */
     double fresh; /* W: the limit in the first FR_POWER_FRESH_NS of load after a rest */
-    double idle, cap, peak, active, streaming, math, memory; /* W; streaming: busy SMs of memory-bound kernels */
+    double idle, cap, peak, active, streaming, memory; /* W; streaming: busy SMs of memory-bound kernels */
+    double math[FR_PRECISIONS];      /* W, tensor cores at the peak of that precision; without rows of it as in bf16 */
     double flex[FR_CLASS_COUNT];     /* share of an op's time that goes with the clock, but for HBM's part */
     double transfer[FR_AGGRESSORS];  /* W while one of the kind moves at full rate, on its rank */
     double window_ns;                /* over which the limit averages */
@@ -69,9 +70,10 @@ static inline double fr_power_limit(const fr_power *p, int64_t ns) {
  * window / (1 + gain). Two keeps kernels of a third of a window from overshooting. */
 #define FR_POWER_GAIN 2.0
 
-/* The work of an op that reaches these shares of the tensor cores' peak and of the HBM's datasheet rate in a burst, at
- * SM clock `clock` there (0 = not known). */
-void fr_power_draw(const fr_power *p, fr_op_kind kind, double math, double memory, double clock, fr_draw *out);
+/* The work of an op that reaches these shares of the tensor cores' peak in its precision and of the HBM's datasheet
+ * rate in a burst, at SM clock `clock` there (0 = not known). */
+void fr_power_draw(const fr_power *p, fr_op_kind kind, fr_precision precision, double math, double memory, double clock,
+                   fr_draw *out);
 /* Beyond idle, W. */
 static inline double fr_power_watts(const fr_draw *d, double x) {
     return d->base + d->slope * x * x;

@@ -23,13 +23,31 @@ static bool clocked(const fr_row *r) {
     return fr_row_plain(r) && r->regime == FR_SUSTAINED && r->clock_mhz > 0 && r->watts > 0;
 }
 
+static fr_precision precision_of(const fr_row *r) {
+    return r->shape.precision < FR_PRECISIONS ? (fr_precision)r->shape.precision : FR_BF16;
+}
+
+/* SM clock of a row over the full one, 0 = not known. */
+static double clock_of(const fr_power *p, const fr_row *r) {
+    return r && r->clock_mhz > 0 ? fmin(1, r->clock_mhz / p->full_mhz) : 0;
+}
+
 /* What the row's work asks of tensor cores and memory, over the ceilings, if it takes ns. */
 static void shares(const fr_table *t, const fr_row *r, double ns, double *math, double *memory) {
     fr_base b;
     fr_cost_base(&t->ceilings, &r->shape, t->pairs, &b);
-    double peak = t->ceilings.peak[r->shape.precision < FR_PRECISIONS ? r->shape.precision : FR_BF16];
+    double peak = t->ceilings.peak[precision_of(r)];
     *math = peak > 0 ? b.flops / ns * 1e9 / peak : 0;
     *memory = fmin(b.hbm_bytes / ns * 1e9 / t->ceilings.hbm, 1);
+}
+
+static reading reading_of(const fr_table *t, const fr_power *p, const fr_row *r) {
+    const double x = clock_of(p, r);
+    reading w = {.watts = (x < FULL ? p->cap : r->watts) - p->idle};
+    shares(t, r, r->ns, &w.f[MATH], &w.f[MEMORY]);
+    w.f[MATH] *= x; /* share a clock, times x^2 */
+    w.f[fr_op_class_of((fr_op_kind)r->shape.kind) == FR_CLASS_MEMORY ? STREAMS : COMPUTES] = x * x;
+    return w;
 }
 
 /* Solves the normal equations of the columns in `use`; false when singular or a coefficient is negative. */
@@ -74,16 +92,26 @@ static bool fit(const reading *v, int count, fr_power *p) {
         best = error;
         p->active = c[COMPUTES];
         p->streaming = c[STREAMS] > 0 ? c[STREAMS] : c[COMPUTES];
-        p->math = c[MATH];
+        for (int k = 0; k < FR_PRECISIONS; k++) p->math[k] = c[MATH];
         p->memory = c[MEMORY];
         p->error = sqrt(error / count);
     }
     return best < INFINITY && p->active > 0;
 }
 
-/* SM clock of a row over the full one, 0 = not known. */
-static double clock_of(const fr_power *p, const fr_row *r) {
-    return r && r->clock_mhz > 0 ? fmin(1, r->clock_mhz / p->full_mhz) : 0;
+/* Tensor cores in other precisions than bf16: least squares over their own rows, all else as it stands. */
+static void fit_precisions(const fr_table *t, fr_power *p) {
+    for (int k = FR_BF16 + 1; k < FR_PRECISIONS; k++) {
+        double sum = 0, weight = 0;
+        for (uint32_t i = 0; i < t->count; i++) {
+            const fr_row *r = &t->rows[i];
+            if (!clocked(r) || precision_of(r) != (fr_precision)k) continue;
+            const reading w = reading_of(t, p, r);
+            sum += w.f[MATH] * (w.watts - p->active * w.f[COMPUTES] - p->memory * w.f[MEMORY]);
+            weight += w.f[MATH] * w.f[MATH];
+        }
+        if (sum > 0) p->math[k] = sum / weight;
+    }
 }
 
 /* How compute follows the clock: T(x) = T_burst (1 - flex + flex x_burst / x), from shapes with rows and clocks in both
@@ -116,7 +144,7 @@ static void fit_peak(const fr_table *t, fr_power *p) {
         shares(t, r, b->ns, &math, &memory);
         double x = clock_of(p, b) > 0 ? clock_of(p, b) : clock_of(p, r) * r->ns / b->ns;
         if (x >= FULL || memory > FR_FLEX_ALL) continue;
-        sum += p->idle + p->active * x * x + p->math * math * x + p->memory * memory;
+        sum += p->idle + p->active * x * x + p->math[precision_of(r)] * math * x + p->memory * memory;
         n++;
     }
     p->peak = n ? sum / n : INFINITY;
@@ -172,7 +200,7 @@ static void fit_window(const fr_table *t, fr_power *p) {
         if (half <= 0) continue;
         shares(t, r, r->ns, &math, &memory);
         double x = clock_of(p, r), burst = p->peak;
-        if (x > 0) burst = p->idle + p->active * x * x + p->math * math * x + p->memory * memory;
+        if (x > 0) burst = p->idle + p->active * x * x + p->math[precision_of(r)] * math * x + p->memory * memory;
         if (burst < 1.02 * p->fresh) continue;
         sum += half / log((burst - p->idle) / ((burst - p->fresh) * (1 + 0.5 / FR_POWER_GAIN)));
         n++;
@@ -264,10 +292,10 @@ static void fit_rows(const fr_table *t, fr_power *p) {
         double x = clock_of(p, r);
         if (!clocked(r) || x >= FULL) continue;
         b = fr_table_burst(t, r);
-        fr_power_row row = {.kind = r->shape.kind};
+        fr_power_row row = {.kind = r->shape.kind, .precision = (uint8_t)precision_of(r)};
         fr_draw d;
         shares(t, r, b ? b->ns : r->ns, &row.math, &row.memory);
-        fr_power_draw(&raw, (fr_op_kind)row.kind, row.math, row.memory, b ? clock_of(p, b) : x, &d);
+        fr_power_draw(&raw, (fr_op_kind)row.kind, precision_of(r), row.math, row.memory, b ? clock_of(p, b) : x, &d);
         row.factor = (p->cap - p->idle - d.base) / (d.slope * x * x);
         if (row.factor > 0.5 && row.factor < 2) p->row[p->held++] = row;
     }
@@ -294,17 +322,12 @@ void fr_power_fit(const fr_table *t, fr_power *p) {
     reading *v = fr_alloc((t->count + 1) * sizeof *v);
     for (uint32_t i = 0; i < t->count && capped; i++) {
         const fr_row *r = &t->rows[i];
-        if (!clocked(r)) continue;
-        reading *w = &v[p->rows++];
-        double x = clock_of(p, r);
-        shares(t, r, r->ns, &w->f[MATH], &w->f[MEMORY]);
-        w->f[MATH] *= x; /* share a clock, times x^2 */
-        w->f[fr_op_class_of((fr_op_kind)r->shape.kind) == FR_CLASS_MEMORY ? STREAMS : COMPUTES] = x * x;
-        w->watts = (x < FULL ? p->cap : r->watts) - p->idle;
+        if (clocked(r) && precision_of(r) == FR_BF16) v[p->rows++] = reading_of(t, p, r);
     }
     p->known = capped > 0 && p->rows >= 3 && fit(v, p->rows, p);
     free(v);
     if (!p->known) return;
+    fit_precisions(t, p);
     fit_flex(t, p);
     fit_peak(t, p);
     fit_rows(t, p);

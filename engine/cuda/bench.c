@@ -483,7 +483,7 @@ static fr_status run_memory(fr_bench *b, cudaStream_t stream, fr_error *err) {
         e = combine(b, stream);
         break;
     case FR_OP_REDUCE:
-        e = fr_k_reduce(b->x, NULL, NULL, NULL, b->y, b->y, m, 1, n, stream);
+        e = fr_k_reduce(b->x, b->slot, b->weights, NULL, NULL, b->y, m, k, n, stream);
         break;
     default:
         break;
@@ -507,9 +507,12 @@ static fr_status prepare_memory(fr_bench *b, fr_error *err) {
         CU(cudaMemcpy(b->ids, b->staging, (size_t)tokens * 4, cudaMemcpyHostToDevice));
         return FR_OK;
     }
-    if (s->kind == FR_OP_NORM || s->kind == FR_OP_ROPE || s->kind == FR_OP_REDUCE) return FR_OK;
+    if (s->kind == FR_OP_NORM || s->kind == FR_OP_ROPE) return FR_OK;
     CU(fr_k_router(b->logits, NULL, b->ids, b->weights, tokens, experts, k, true, stream));
-    CU(fr_k_route(b->ids, tokens, k, 0, experts, b->offsets, b->slot, b->token, b->route, stream));
+    /* partial sums: of a rank that holds so many experts that of a token's k rows those named are its own */
+    const double own = s->kind == FR_OP_REDUCE ? (double)s->bytes / (double)(2 * s->m * s->n) - 1 : k;
+    CU(fr_k_route(b->ids, tokens, k, 0, (int32_t)lround(experts * own / k), b->offsets, b->slot, b->token, b->route,
+                  stream));
     return FR_OK;
 }
 

@@ -100,7 +100,7 @@ static fr_status keep_queue(void *context, double at_s, bool *stop, fr_error *er
 }
 
 /* The victim of a class: what stands for it among the anchors (engine/calibrate/calibrate.c). */
-static fr_status prepare_victim(fr_cal_rank *r, fr_op_class class, fr_error *err) {
+fr_status fr_cal_victim(fr_cal_rank *r, fr_op_class class, fr_error *err) {
     fr_row row = {.type = FR_ROW_OP, .duty = 1, .at_ms = -1, .gap_ms = -1, .ways = 1};
     fr_cal_item item = {.top_k = 8, .head_dim = 128};
     fr_pair pairs[128];
@@ -215,7 +215,7 @@ fr_status fr_cal_measure_beside(fr_cal_rank *r, uint32_t i, fr_error *err) {
     const fr_beside hooks = {begin_burst, keep_queue, r};
     fr_cal_said *alone = NULL, beside[FR_CAL_DEVICES];
     double rates[FR_CAL_DEVICES];
-    FR_TRY(prepare_victim(r, (fr_op_class)run->grid->table.rows[i].victim, err));
+    FR_TRY(fr_cal_victim(r, (fr_op_class)run->grid->table.rows[i].victim, err));
     FR_TRY(pace(r, i, rates, err));
     alone = r->alone[r->row->regime][r->row->victim];
     if (!alone[0].count) FR_TRY(measure_victim(r, NULL, alone, err));

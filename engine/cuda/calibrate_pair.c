@@ -1,5 +1,5 @@
-/* What GPUs measure with each other: the threads, collectives, exchanges. Pulls: calibrate_pulls.c; compute beside
- * transfers: calibrate_beside.c. */
+/* What GPUs measure with each other: the threads, exchanges. Collectives: calibrate_collectives.c; pulls:
+ * calibrate_pulls.c; compute beside transfers: calibrate_beside.c. */
 #include "engine/cuda/calibrate_rank.h"
 #include "engine/cuda/transport/transport.h"
 #include "kernels/probe.h"
@@ -58,104 +58,6 @@ fr_cal_said fr_cal_mean(const fr_cal_said *s, int count) {
     m.capped /= count;
     m.rate /= count;
     return m;
-}
-
-/* ---- collectives --------------------------------------------------------------------------------------------------*/
-
-/* Memory that copy engines gather, and who does it. */
-static fr_status open_windows(fr_cal_rank *r, fr_error *err) {
-    static const fr_model model = {.hidden = FR_CAL_ROW_BYTES / 2};
-    const fr_transport_options o = {.world = r->p->world,
-                                    .rank = r->id,
-                                    .device = r->p->run->options->device[r->id],
-                                    .plan = r->p->gathering,
-                                    .layout = &r->p->gathers,
-                                    .model = &model,
-                                    .tokens = 1,
-                                    .timeout_s = FR_CAL_WAIT_S};
-    FR_TRY(fr_transport_open(&o, &r->windows, err));
-    CU(fr_transport_alloc(r->windows, (size_t)FR_CAL_BIG, &r->shard));
-    return fr_cal_check(fr_transport_alloc(r->windows, (size_t)FR_CAL_BIG, &r->slot), "a window for weights", err);
-}
-
-fr_status fr_cal_collective(fr_cal_rank *r, fr_op_kind kind, int64_t bytes, cudaStream_t s, fr_error *err) {
-    const bool weights = kind == FR_OP_GATHER_WEIGHTS;
-    const bool parts = kind == FR_OP_ALLGATHER || kind == FR_OP_REDUCESCATTER || weights;
-    const int64_t each = parts ? bytes / r->p->ranks : bytes;
-    int64_t rows[FR_CAL_DEVICES];
-    if (weights && !r->windows) FR_TRY(open_windows(r, err));
-    for (int q = 0; q < r->p->ranks; q++) rows[q] = each / FR_CAL_ROW_BYTES;
-    char *own = r->dst + (parts ? r->id * each : 0);
-    fr_collective c = {.kind = kind,
-                       .peer = -1,
-                       .arrays = 1,
-                       .in = {weights                   ? r->shard
-                              : kind == FR_OP_ALLGATHER ? own
-                                                        : r->src},
-                       .out = {weights                       ? r->slot
-                               : kind == FR_OP_REDUCESCATTER ? own
-                                                             : r->dst},
-                       .row_bytes = {FR_CAL_ROW_BYTES},
-                       .rows = rows,
-                       .gather = weights ? FR_GATHER_NCCL_CE : FR_GATHER_NCCL};
-    if (kind == FR_OP_SEND) { /* of a pair one way; of more to the next */
-        const int ranks = r->p->ranks;
-        c.kind = ranks > 2 || r->id == 0 ? FR_OP_SEND : FR_OP_RECV;
-        c.peer = (r->id + 1) % ranks;
-        c.group = ranks > 2 ? 1 + (uint32_t)r->id : 0;
-    }
-    return fr_transport_launch(weights ? r->windows : r->transport, &c, s, err);
-}
-
-/* What the rank before sends; pairs have communicators of their own, so both directions go on at once. */
-static fr_status receive(fr_cal_rank *r, int64_t bytes, cudaStream_t s, fr_error *err) {
-    const int ranks = r->p->ranks, before = (r->id + ranks - 1) % ranks;
-    const int64_t rows = bytes / FR_CAL_ROW_BYTES;
-    const fr_collective c = {.kind = FR_OP_RECV,
-                             .peer = before,
-                             .group = 1 + (uint32_t)before,
-                             .arrays = 1,
-                             .out = {r->dst},
-                             .row_bytes = {FR_CAL_ROW_BYTES},
-                             .rows = &rows};
-    return fr_transport_launch(r->transport, &c, s, err);
-}
-
-/* From the last rank's arrival to the end: of each repetition the least of the ranks' times. */
-static fr_status measure_collective(fr_cal_rank *r, uint32_t i, fr_error *err) {
-    enum { TURNS = 3 };
-    fr_cal_run *run = r->p->run;
-    fr_row row = run->grid->table.rows[i];
-    const fr_op_kind kind = (fr_op_kind)row.shape.kind;
-    const int n = (int)fmin(fmax(1.2e7 / (2e4 + (double)row.shape.bytes / 200), 4), 20);
-    const bool ring = kind == FR_OP_SEND && r->p->ranks > 2;
-    double ns[TURNS * 20] = {0}, all[FR_CAL_DEVICES][TURNS * 20];
-    int count = 0;
-    if (kind == FR_OP_GATHER_WEIGHTS && !r->windows) FR_TRY(open_windows(r, err));
-    for (int t = -1; t < TURNS; t++) {
-        FR_TRY(fr_cal_meet(r, err));
-        if (ring) CU(fr_k_hold(100000 + 12500u * (uint64_t)(n * r->p->ranks), r->copy[0]));
-        for (int k = 0; k < n && ring; k++) FR_TRY(receive(r, row.shape.bytes, r->copy[0], err));
-        CU(fr_k_hold(100000 + 12500u * (uint64_t)(n * r->p->ranks), r->comm)); /* threads issue side by side */
-        for (int k = 0; k <= n; k++) {
-            CU(cudaEventRecord(r->event[k], r->comm));
-            if (k < n) FR_TRY(fr_cal_collective(r, kind, row.shape.bytes, r->comm, err));
-        }
-        FR_TRY(fr_measure_await(r->measure, r->event[n], err));
-        for (int k = 1; k < n && t >= 0; k++) FR_TRY(fr_cal_between(r, k, k + 1, &ns[count++], err));
-    }
-    if (ring) FR_TRY(fr_cal_drain(r, r->copy[0], err));
-    FR_TRY(fr_transport_check(kind == FR_OP_GATHER_WEIGHTS ? r->windows : r->transport, err));
-    FR_TRY(fr_world_exchange(r->p->world, r->id, ns, sizeof ns, all, err));
-    if (r->id != 0) return FR_OK;
-    for (int q = 1; q < r->p->ranks; q++)
-        for (int k = 0; k < count; k++) ns[k] = fmin(ns[k], all[q][k]);
-    const fr_reading x = fr_reading_of(ns, count);
-    row = fr_cal_filled(run, -1, i, &x);
-    FR_TRY(fr_cal_write(run, &run->grid->table, &row, ns, count, err));
-    if (kind != FR_OP_SEND) return FR_OK;
-    row.shape.kind = FR_OP_RECV; /* takes what the send takes */
-    return fr_cal_write(run, &run->grid->table, &row, ns, count, err);
 }
 
 /* ---- exchanges ----------------------------------------------------------------------------------------------------*/
@@ -230,7 +132,7 @@ static fr_status one_item(fr_cal_rank *r, uint32_t i, fr_error *err) {
     case FR_CAL_PULL:
         return r->p->run->grid->items[i].hold_s > 0 ? fr_cal_hold_pulls(r, i, err) : fr_cal_measure_pull(r, i, err);
     case FR_CAL_COLLECTIVE:
-        return measure_collective(r, i, err);
+        return fr_cal_measure_collective(r, i, err);
     case FR_CAL_EXCHANGE:
         return measure_exchange(r, i, err);
     case FR_CAL_BESIDE:

@@ -73,8 +73,12 @@ fr_status fr_cal_push_to(fr_cal_rank *r, int away, int64_t bytes, cudaStream_t s
 /* This rank's part; bytes as engine/cost/cost_base.c has them. */
 fr_status fr_cal_collective(fr_cal_rank *r, fr_op_kind kind, int64_t bytes, cudaStream_t s, fr_error *err);
 
+/* The op that stands for a class, ready to be launched: fr_bench_run (calibrate_beside.c). */
+fr_status fr_cal_victim(fr_cal_rank *r, fr_op_class class, fr_error *err);
+
 /* Item i, on all ranks; rank 0 writes the row. */
 fr_status fr_cal_measure_pull(fr_cal_rank *r, uint32_t i, fr_error *err);
+fr_status fr_cal_measure_collective(fr_cal_rank *r, uint32_t i, fr_error *err);
 fr_status fr_cal_measure_beside(fr_cal_rank *r, uint32_t i, fr_error *err); /* compute beside transfers */
 fr_status fr_cal_hold_pulls(fr_cal_rank *r, uint32_t i, fr_error *err);     /* transfers alone for some seconds */
 

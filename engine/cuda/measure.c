@@ -10,7 +10,7 @@
 
 /* Under GRAPH_NS a launch's own host time (3.7 us) and the steps of event times would show: graphs of GRAPH launches.
  */
-enum { GRAPH = 20, STAMPS = 512, LEAST = 3, MOST = 40 };
+enum { GRAPH = 20, STAMPS = FR_MEASURE_STAMPS, LEAST = 3, MOST = 40 };
 #define GRAPH_NS 6e4
 #define TURN_NS  1e7 /* of a duty cycle whose length nobody names */
 
@@ -79,7 +79,7 @@ static fr_status between(fr_measure *m, uint32_t a, uint32_t b, double *ns, fr_e
     return FR_OK;
 }
 
-static fr_status put_stamp(fr_measure *m, int i, fr_error *err) {
+fr_status fr_measure_stamp(fr_measure *m, int i, fr_error *err) {
     uint64_t *at = m->stamp + (size_t)i * FR_PROBE_SMS * 2;
     CU(m, cudaMemsetAsync(at, 0, FR_PROBE_SMS * 2 * sizeof *at, m->stream));
     CU(m, fr_k_stamp(at, m->sms, m->stream));
@@ -105,6 +105,23 @@ static fr_status read_stamps(fr_measure *m, int count, fr_error *err) {
     CU(m, cudaMemcpyAsync(m->seen, m->stamp, (size_t)count * FR_PROBE_SMS * 2 * sizeof *m->seen, cudaMemcpyDeviceToHost,
                           m->stream));
     return fr_measure_wait(m, err);
+}
+
+/* The mean clock of the stretches between stamps 0 and 1, 2 and 3, ... */
+static double clock_of_turns(const fr_measure *m, int stamps) {
+    double cycles = 0, time = 0, ns;
+    for (int s = 0; s + 1 < stamps; s += 2) {
+        const double mhz = clock_of(m, s, s + 1, &ns);
+        cycles += mhz * ns;
+        time += ns;
+    }
+    return time > 0 ? cycles / time : 0;
+}
+
+fr_status fr_measure_clock(fr_measure *m, int count, double *mhz, fr_error *err) {
+    FR_TRY(read_stamps(m, count, err));
+    *mhz = clock_of_turns(m, count);
+    return FR_OK;
 }
 
 /* ---- readings -----------------------------------------------------------------------------------------------------*/
@@ -224,9 +241,9 @@ static void rest(fr_measure *m, bool hot, double busy_ns) {
 static fr_status group(fr_measure *m, fr_work work, void *context, cudaGraphExec_t graph, int n, double *busy,
                        double *cycles, fr_error *err) {
     double stretch;
-    FR_TRY(put_stamp(m, 0, err));
+    FR_TRY(fr_measure_stamp(m, 0, err));
     FR_TRY(launches(m, work, context, graph, n, err));
-    FR_TRY(put_stamp(m, 1, err));
+    FR_TRY(fr_measure_stamp(m, 1, err));
     FR_TRY(read_stamps(m, 2, err));
     const double mhz = clock_of(m, 0, 1, &stretch);
     for (int i = 0; i < n; i++) {
@@ -273,7 +290,7 @@ fr_status fr_measure_burst(fr_measure *m, fr_work work, void *context, bool hot,
 /* Stamps around a turn's launches, while there is room for them. */
 static fr_status stamp_turn(fr_measure *m, bool wanted, int *stamps, fr_error *err) {
     if (!wanted || *stamps >= STAMPS - 1) return FR_OK;
-    return put_stamp(m, (*stamps)++, err);
+    return fr_measure_stamp(m, (*stamps)++, err);
 }
 
 /* One turn of launches, with its pause behind; events base .. base + batch. */
@@ -289,17 +306,6 @@ static fr_status turn(fr_measure *m, fr_work work, void *context, int batch, uin
     FR_TRY(stamp_turn(m, room, stamps, err));
     if (pause_ns > 0) CU(m, fr_k_hold((uint64_t)pause_ns, m->stream));
     return FR_OK;
-}
-
-/* The mean clock of the stretches between stamps 0 and 1, 2 and 3, ... */
-static double clock_of_turns(const fr_measure *m, int stamps) {
-    double cycles = 0, time = 0, ns;
-    for (int s = 0; s + 1 < stamps; s += 2) {
-        const double mhz = clock_of(m, s, s + 1, &ns);
-        cycles += mhz * ns;
-        time += ns;
-    }
-    return time > 0 ? cycles / time : 0;
 }
 
 fr_status fr_measure_hold(fr_measure *m, fr_work work, void *context, double seconds, double duty, double turn_ns,
@@ -325,7 +331,7 @@ fr_status fr_measure_hold(fr_measure *m, fr_work work, void *context, double sec
         if (!stamped && at > 0.4 * seconds) {
             stamped = true;
             meter = fr_meter_start(m->device);
-            if (!paused) status = put_stamp(m, stamps++, err);
+            if (!paused) status = fr_measure_stamp(m, stamps++, err);
         }
         bool stop = at > seconds;
         if (status == FR_OK && m->beside.turn) status = m->beside.turn(m->beside.context, at, &stop, err);
@@ -341,7 +347,7 @@ fr_status fr_measure_hold(fr_measure *m, fr_work work, void *context, double sec
     fr_meter_reading r;
     fr_meter_stop(meter, &r);
     FR_TRY(status);
-    if (!paused) FR_TRY(put_stamp(m, stamps++, err));
+    if (!paused) FR_TRY(fr_measure_stamp(m, stamps++, err));
     FR_TRY(read_stamps(m, stamps, err));
     *out = fr_reading_of(m->ns, m->count);
     out->clock_mhz = clock_of_turns(m, stamps);
@@ -356,14 +362,14 @@ fr_status fr_measure_hold(fr_measure *m, fr_work work, void *context, double sec
 /* Launches first .. first + n - 1, events 2i before and 2i + 1 behind; stamps every `each` of them and at both ends. */
 static fr_status stamped_launches(fr_measure *m, fr_work work, void *context, int first, int n, int each, int *stamps,
                                   fr_error *err) {
-    FR_TRY(put_stamp(m, (*stamps)++, err));
+    FR_TRY(fr_measure_stamp(m, (*stamps)++, err));
     for (int i = 0; i < n; i++) {
-        if (i && i % each == 0 && *stamps < STAMPS - 1) FR_TRY(put_stamp(m, (*stamps)++, err));
+        if (i && i % each == 0 && *stamps < STAMPS - 1) FR_TRY(fr_measure_stamp(m, (*stamps)++, err));
         FR_TRY(mark(m, 2 * (uint32_t)(first + i), err));
         FR_TRY(work(context, m->stream, err));
         FR_TRY(mark(m, 2 * (uint32_t)(first + i) + 1, err));
     }
-    return put_stamp(m, (*stamps)++, err);
+    return fr_measure_stamp(m, (*stamps)++, err);
 }
 
 /* Readings and clocks of launches first .. first + n - 1 by the time after the first one's begin; stamps from

@@ -48,6 +48,12 @@ void fr_measure_beside(fr_measure *m, const fr_beside *b);
 fr_status fr_measure_wait(fr_measure *m, fr_error *err);
 fr_status fr_measure_await(fr_measure *m, cudaEvent_t event, fr_error *err);
 
+/* Stamp i (0 <= i < FR_MEASURE_STAMPS) on the object's stream, and the mean SM clock of the stretches between stamps 0
+ * and 1, 2 and 3, ... of `count`; the second waits for the stream. */
+enum { FR_MEASURE_STAMPS = 512 };
+fr_status fr_measure_stamp(fr_measure *m, int i, fr_error *err);
+fr_status fr_measure_clock(fr_measure *m, int count, double *mhz, fr_error *err);
+
 /* Median, p10, p90 of readings, which stay the caller's. */
 fr_reading fr_reading_of(const double *ns, int count);
 

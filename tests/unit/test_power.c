@@ -72,19 +72,19 @@ static void coefficients(void **state) {
     fr_power p;
     fr_power_fit(&t, &p);
     assert_true(p.known && near(p.cap, 500, 1e-9));
-    assert_true(near(p.active, 400, 1) && near(p.math, 300, 1) && near(p.memory, 200, 1) && p.error < 0.2);
+    assert_true(near(p.active, 400, 1) && near(p.math[FR_BF16], 300, 1) && near(p.memory, 200, 1) && p.error < 0.2);
     assert_true(near(p.flex[FR_CLASS_GEMM], 0.8, 1e-3));
     double flops = 2 * pow(4096, 3), math = flops / burst * 1e9 / 1e15, memory = 6.0 * 4096 * 4096 / burst * 1e9 / 4e12;
     assert_true(near(p.peak, 100 + 400 * .81 + 300 * math * .9 + 200 * memory, 1));
     /* the op in a burst is at the clock of its row; without one at what the power of bursts leaves */
     fr_draw d;
-    fr_power_draw(&p, FR_OP_GEMM_DENSE, math, memory, 0.9, &d);
+    fr_power_draw(&p, FR_OP_GEMM_DENSE, FR_BF16, math, memory, 0.9, &d);
     assert_true(near(d.full, .9, 1e-9) && near(d.flex, .8, 1e-3));
     assert_true(near(p.idle + fr_power_watts(&d, .9), p.peak, 10)); /* rows correct what the squares leave */
     /* back to back it is near its measured clock, and takes its measured time there */
     assert_true(near(fr_power_alone(&p, &d), first_x, 0.02));
     assert_true(near(burst / fr_power_speed(&d, first_x), first_ns, 1));
-    fr_power_draw(&p, FR_OP_GEMM_DENSE, math, memory, 0, &d);
+    fr_power_draw(&p, FR_OP_GEMM_DENSE, FR_BF16, math, memory, 0, &d);
     assert_true(near(d.full, .9, 0.005));
     fr_table_free(&t);
     fr_text_free(&rows);
