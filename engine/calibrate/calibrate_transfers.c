@@ -116,10 +116,10 @@ static void add_collectives(fr_cal_maker *m, int devices) {
 /* Between products that the power limit holds: NCCL's kernels follow the SM clock. */
 static void add_loaded_collectives(fr_cal_maker *m, int devices) {
     static const fr_op_kind kinds[] = {FR_OP_ALLGATHER, FR_OP_REDUCESCATTER, FR_OP_ALLREDUCE};
-    for (int64_t bytes = INT64_C(1) << 22; bytes <= INT64_C(1) << 30; bytes *= 16)
+    for (int64_t most = INT64_C(1) << 30; most >= INT64_C(1) << 22; most /= 16)
         for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
             fr_row row = fr_cal_blank(kinds[i]);
-            row.shape.bytes = bytes;
+            row.shape.bytes = most / (INT64_C(512) * devices) * 512 * devices;
             row.shape.ranks = (int16_t)devices;
             row.shape.transport = FR_GATHER_NCCL;
             row.regime = FR_SUSTAINED;

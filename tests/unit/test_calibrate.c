@@ -348,11 +348,28 @@ static void merge(void **state) {
     fr_cal_grid_close(g);
 }
 
+/* Collectives between products are held rows that no curve is made of. */
+static void loaded(void **state) {
+    (void)state;
+    for (int mode = FR_CAL_FULL; mode <= FR_CAL_QUICK; mode++) {
+        fr_cal_grid *g = open_grid((fr_cal_mode)mode, 2);
+        int held = 0;
+        for (uint32_t i = 0; i < g->count; i++) {
+            const fr_row *r = &g->table.rows[i];
+            if (g->items[i].what != FR_CAL_COLLECTIVE) continue;
+            assert_int_equal(fr_row_plain(r), r->regime == FR_BURST);
+            held += r->regime == FR_SUSTAINED && g->items[i].hold_s > 0 && g->items[i].seconds > 0.5;
+        }
+        assert_int_equal(held, mode == FR_CAL_FULL ? 9 : 0);
+        fr_cal_grid_close(g);
+    }
+}
+
 /* What is quantised is listed as such, and measured as that; a GPU without the format has none of it. */
 static void fp8_rows(void **state) {
     (void)state;
     fr_cal_grid *g = open_grid(FR_CAL_FULL, 1), *without;
-    int norms = 0, alone = 0, permutes = 0, dense = 0, grouped = 0;
+    int norms = 0, alone = 0, permutes = 0, dense = 0, grouped = 0, held = 0, sums = 0;
     for (uint32_t i = 0; i < g->count; i++) {
         const fr_shape *s = &g->table.rows[i].shape;
         norms += g->items[i].fp8 && s->kind == FR_OP_NORM && !g->items[i].quantise;
@@ -360,8 +377,11 @@ static void fp8_rows(void **state) {
         permutes += g->items[i].fp8 && s->kind == FR_OP_PERMUTE;
         dense += s->precision == FR_FP8 && s->kind == FR_OP_GEMM_O && !g->items[i].residual;
         grouped += s->precision == FR_FP8 && s->kind == FR_OP_EXPERT_UP;
+        held += s->precision == FR_FP8 && g->items[i].what == FR_CAL_HOLD;
+        sums += s->kind == FR_OP_REDUCE && s->bytes > 4 * s->m * s->n; /* more rows in than out */
         assert_true(!g->items[i].fp8 || s->bytes > 0);
     }
+    assert_true(held >= 6 && sums >= 30);
     assert_true(norms >= 16 && alone >= 8 && permutes >= 16 && dense >= 16 && grouped >= 30);
     fr_cal_grid_close(g);
     fr_machine a100;
@@ -408,6 +428,7 @@ int main(void) {
         cmocka_unit_test(rows_as_text),
         cmocka_unit_test(merge),
         cmocka_unit_test(plans_are_covered),
+        cmocka_unit_test(loaded),
         cmocka_unit_test(fp8_rows),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

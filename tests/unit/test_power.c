@@ -21,7 +21,7 @@ static fr_table table(const char *rows) {
     fr_text text = {0};
     fr_text_add(
         &text,
-        "# gpu: toy\n# sms: 100\n# peak_bf16: 1000e12\n# hbm_rate: 4e12\n# link_rate: 400e9\n# pcie_rate: 50e9\n"
+        "# gpu: toy\n# sms: 100\n# peak_bf16: 1000e12\n# peak_fp8: 2000e12\n# hbm_rate: 4e12\n# link_rate: 400e9\n# pcie_rate: 50e9\n"
         "# power_limit_w: 700\n# idle_w: 100\n# clock_max_mhz: 2000\n%s",
         rows);
     if (fr_table_parse(text.text, text.length, "t", &t, &err)) fail_msg("%s", err.text);
@@ -86,6 +86,35 @@ static void coefficients(void **state) {
     assert_true(near(burst / fr_power_speed(&d, first_x), first_ns, 1));
     fr_power_draw(&p, FR_OP_GEMM_DENSE, FR_BF16, math, memory, 0, &d);
     assert_true(near(d.full, .9, 0.005));
+    fr_table_free(&t);
+    fr_text_free(&rows);
+}
+
+/* Tensor cores draw by precision: rows of the other one say so, and change nothing of this one. Held at 1,500 MHz under
+ * 500 W where bf16's coefficients would say more. */
+static void precisions(void **state) {
+    (void)state;
+    static const char *const bf16 =
+        "gemm precision=bf16 m=4096 n=4096 k=4096 regime=sustained ns=200000 clock_mhz=1400 watts=500\n"
+        "gemm precision=bf16 m=1024 n=4096 k=4096 regime=sustained ns=90000 clock_mhz=1700 watts=500\n"
+        "gemm precision=bf16 m=2048 n=4096 k=4096 regime=sustained ns=110000 clock_mhz=1500 watts=500\n";
+    fr_text rows = {0};
+    fr_power plain, both;
+    fr_table t = table(bf16);
+    fr_power_fit(&t, &plain);
+    fr_table_free(&t);
+    fr_text_add(
+        &rows, "%sgemm precision=fp8 m=4096 n=4096 k=4096 regime=sustained ns=100000 clock_mhz=1500 watts=500\n", bf16);
+    t = table(rows.text);
+    fr_power_fit(&t, &both);
+    assert_true(plain.known && both.known && near(plain.math[FR_FP8], plain.math[FR_BF16], 1e-9));
+    assert_true(near(plain.math[FR_BF16], both.math[FR_BF16], 1e-9) && near(plain.active, both.active, 1e-9));
+    assert_true(fabs(both.math[FR_FP8] - both.math[FR_BF16]) > 1);
+    /* back to back the row's work is at the row's clock, whatever bf16 rows say */
+    const double peak = t.ceilings.peak[FR_FP8], math = 2 * pow(4096, 3) / 100e3 * 1e9 / peak;
+    fr_draw d;
+    fr_power_draw(&both, FR_OP_GEMM_DENSE, FR_FP8, math, 4.0 * 4096 * 4096 / 100e3 * 1e9 / 4e12, 0.75, &d);
+    assert_true(near(fr_power_alone(&both, &d), 0.75, 0.01));
     fr_table_free(&t);
     fr_text_free(&rows);
 }
@@ -251,9 +280,9 @@ static void cards(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(coefficients), cmocka_unit_test(window),  cmocka_unit_test(slow_hand),
-        cmocka_unit_test(mean_card),    cmocka_unit_test(unknown), cmocka_unit_test(pulls_cost_clock),
-        cmocka_unit_test(cards),
+        cmocka_unit_test(coefficients),     cmocka_unit_test(precisions), cmocka_unit_test(window),
+        cmocka_unit_test(slow_hand),        cmocka_unit_test(mean_card),  cmocka_unit_test(unknown),
+        cmocka_unit_test(pulls_cost_clock), cmocka_unit_test(cards),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
