@@ -7,13 +7,18 @@
  *
  * A pattern is steps with commas between: OP:MS launches OP back to back for MS milliseconds; rest:MS keeps the stream
  * busy with a one-thread kernel, sleep:MS leaves it empty; N*STEP+STEP+... repeats; pulls:1 and pulls:0 begin and end
- * pulls from the next GPU. OPs: gemm, up, attention, norm. Before each pattern the GPUs rest for 1.2 s. DEVICES is how
- * many GPUs run the pattern at once.
+ * pulls from the next GPU, tiny:MS pulls 4 KiB from it every MS milliseconds (0: no more); exchange:N routes 16K tokens
+ * N times to the others and back (counts, dispatch, return), allreduce:N, allgather:N and reducescatter:N move 128 MiB
+ * by NCCL. A|B: GPU 0 plays A, GPU 1 plays B. OPs: gemm, up, attention, norm. Before each pattern the GPUs rest for 1.2
+ * s. DEVICES is how many GPUs run the pattern at once.
  *
- * Lines: l,PATTERN,GPU,STEP,START_MS,US for a launch; p,PATTERN,GPU,MS,WATTS,MEAN_WATTS,MHZ,REASONS,CELSIUS for a
- * sample; t,PATTERN,GPU,... text of the pattern.
+ * Lines: l,PATTERN,GPU,STEP,START_MS,US for a launch; p,PATTERN,GPU,MS,WATTS,MEAN_WATTS,MHZ,REASONS,CELSIUS,LINK for a
+ * sample (LINK: NVML's power state of NVLink 0, -1 where it does not say); t,PATTERN,GPU,... text of the pattern.
+ * On stdout, for each step of at least 0.2 s in all: the mean launch, power and clock of its second half.
  */
 #include "engine/cuda/bench.h"
+#include "engine/cuda/calibrate_exchange.h"
+#include "engine/cuda/device.h"
 #include "engine/machine.h"
 #include "kernels/probe.h"
 
@@ -38,6 +43,7 @@ static const char op_rows[] =
 typedef struct {
     double ms, watts, mean;
     unsigned mhz, celsius;
+    int link;
     unsigned long long reasons;
 } sample;
 
@@ -65,10 +71,17 @@ typedef struct {
     int samples_count;
     void *nvml; /* device handle */
     atomic_bool stop, pulling, closing;
+    atomic_int tiny_us; /* a small pull so often; 0 = none */
     double base_s;
     const char *pattern;
     void *mine, *theirs;
     cudaStream_t copies;
+    fr_world *world;
+    fr_plan *plan; /* group 0: all */
+    fr_layout layout;
+    fr_transport *transport;
+    fr_cal_exchange *exchange;
+    char *moved[2]; /* MOVED bytes each; the second also holds the exchange's buffers */
     char why[256];
 } gpu;
 
@@ -109,11 +122,16 @@ static void open_nvml(void) {
 
 static void *watch(void *context) {
     gpu *g = context;
-    enum { POWER_AVERAGE = 185, POWER_INSTANT = 186 }; /* NVML_FI_DEV_POWER_* */
+    enum {
+        POWER_AVERAGE = 185,
+        POWER_INSTANT = 186,
+        LINK_POWER = 167
+    }; /* NVML_FI_DEV_POWER_*, _NVLINK_GET_POWER_STATE */
     while (!g->stop && g->samples_count < SAMPLES) {
         sample *s = &g->samples[g->samples_count];
-        field_value f[2] = {{.id = POWER_INSTANT}, {.id = POWER_AVERAGE}};
-        if (nvml_fields(g->nvml, 2, f) != 0) break;
+        field_value f[3] = {{.id = POWER_INSTANT}, {.id = POWER_AVERAGE}, {.id = LINK_POWER}};
+        if (nvml_fields(g->nvml, 3, f) != 0) break;
+        s->link = f[2].status == 0 ? (int)f[2].value.u : -1;
         s->watts = 1e-3 * f[0].value.u;
         s->mean = 1e-3 * f[1].value.u;
         nvml_clock(g->nvml, 1, &s->mhz);
@@ -137,7 +155,7 @@ static bool good(gpu *g, fr_status s, const fr_error *err) {
 
 #define PULL ((size_t)64 << 20)
 
-/* Keeps two pulls in the queue while `pulling`. */
+/* Keeps two pulls in the queue while `pulling`, or one small one every tiny_us. */
 static void *pull(void *context) {
     gpu *g = context;
     cudaEvent_t e[2];
@@ -145,6 +163,12 @@ static void *pull(void *context) {
     for (int i = 0; i < 2; i++) cudaEventCreateWithFlags(&e[i], cudaEventDisableTiming);
     for (int i = 0; !g->closing; i ^= 1) {
         const double end = fr_monotonic_s() + 5;
+        const int tiny = g->tiny_us;
+        if (tiny > 0) {
+            fine(g, cudaMemcpyAsync(g->mine, g->theirs, 4096, cudaMemcpyDefault, g->copies), "small pull");
+            nap(1e-6 * tiny);
+            continue;
+        }
         if (!g->pulling) {
             nap(1e-4);
             continue;
@@ -155,6 +179,84 @@ static void *pull(void *context) {
     }
     return NULL;
 }
+
+/* ---- what travels by kernels ---- */
+
+#define MOVED     ((size_t)4 << 30) /* the exchange's buffers of calibrate_pair.c */
+#define TOGETHER  ((int64_t)128 << 20)
+#define ROW_BYTES 8192
+
+/* On all GPUs' threads at once. */
+static void *open_links(void *context) {
+    gpu *g = context;
+    static const fr_model model = {.hidden = ROW_BYTES / 2};
+    fr_error err = {0};
+    const int ranks = fr_world_ranks(g->world);
+    g->layout = (fr_layout){.experts = FR_EXP_TP, .tp = ranks, .pp = 1, .ep = 1, .dp = 1, .replicas = 1};
+    const fr_transport_options o = {.world = g->world,
+                                    .rank = g->device,
+                                    .device = g->device,
+                                    .plan = g->plan,
+                                    .layout = &g->layout,
+                                    .model = &model,
+                                    .tokens = 1,
+                                    .timeout_s = 20};
+    if (fine(g, cudaSetDevice(g->device), "cudaSetDevice") &&
+        fine(g, cudaMalloc((void **)&g->moved[0], MOVED), "cudaMalloc") &&
+        fine(g, cudaMalloc((void **)&g->moved[1], MOVED), "cudaMalloc") &&
+        fine(g, cudaMemset(g->moved[0], 0x3c, MOVED), "cudaMemset") &&
+        good(g, fr_transport_open(&o, &g->transport, &err), &err) &&
+        good(g, fr_cal_exchange_open(g->world, g->device, g->device, g->moved[1], MOVED, &g->exchange, &err), &err))
+        good(g,
+             fr_cal_exchange_pack(g->exchange, fr_cal_exchange_tokens(2), fr_cal_exchange_tokens(2), g->copies, &err),
+             &err);
+    if (g->why[0]) fr_world_fail(g->world, g->device, &err);
+    return NULL;
+}
+
+static void *close_links(void *context) {
+    gpu *g = context;
+    cudaSetDevice(g->device);
+    fr_cal_exchange_close(g->exchange, g->why[0]);
+    fr_transport_close(g->transport, g->why[0]);
+    return NULL;
+}
+
+static bool collective(gpu *g, fr_op_kind kind) {
+    fr_error err = {0};
+    const int ranks = fr_world_ranks(g->world);
+    const bool parts = kind != FR_OP_ALLREDUCE;
+    int64_t rows[GPUS];
+    for (int q = 0; q < ranks; q++) rows[q] = TOGETHER / ROW_BYTES / (parts ? ranks : 1);
+    char *own = g->moved[0] + MOVED / 2 + (parts ? g->device * TOGETHER / ranks : 0);
+    const fr_collective c = {.kind = kind,
+                             .peer = -1,
+                             .arrays = 1,
+                             .in = {kind == FR_OP_ALLGATHER ? own : g->moved[0]},
+                             .out = {kind == FR_OP_REDUCESCATTER ? own : g->moved[0] + MOVED / 2},
+                             .row_bytes = {ROW_BYTES},
+                             .rows = rows};
+    return good(g, fr_transport_launch(g->transport, &c, fr_measure_stream(g->measure), &err), &err);
+}
+
+static bool exchange(gpu *g) {
+    static const fr_op_kind steps[3] = {FR_OP_COUNTS, FR_OP_ALLTOALL, FR_OP_ALLTOALL_BACK};
+    fr_error err = {0};
+    for (int i = 0; i < 3; i++)
+        if (!good(g, fr_cal_exchange_launch(g->exchange, steps[i], fr_measure_stream(g->measure), &err), &err))
+            return false;
+    return true;
+}
+
+static const struct {
+    const char *name;
+    fr_op_kind kind;
+} linked[] = {{"exchange:", FR_OP_ALLTOALL},
+              {"allreduce:", FR_OP_ALLREDUCE},
+              {"allgather:", FR_OP_ALLGATHER},
+              {"reducescatter:", FR_OP_REDUCESCATTER}};
+
+/* ---- patterns ---- */
 
 static bool mark(gpu *g, int step) {
     if (g->events >= EVENTS) return false;
@@ -173,11 +275,24 @@ static bool step(gpu *g, const char *text, int number) {
         g->pulling = ms > 0;
         return true;
     }
+    if (strncmp(text, "tiny", 4) == 0) {
+        if (!good(g, fr_measure_wait(g->measure, &err), &err)) return false;
+        g->tiny_us = (int)(1e3 * ms);
+        return true;
+    }
+    for (size_t k = 0; k < sizeof linked / sizeof *linked; k++) {
+        if (strncmp(text, linked[k].name, strlen(linked[k].name)) != 0) continue;
+        for (int i = 0; i < (int)ms; i++)
+            if (!g->world || !mark(g, number) ||
+                !(linked[k].kind == FR_OP_ALLTOALL ? exchange(g) : collective(g, linked[k].kind)))
+                return false;
+        return mark(g, 0);
+    }
     if (strncmp(text, "rest", 4) == 0) return mark(g, 0) && fine(g, fr_k_hold((uint64_t)(1e6 * ms), s), "rest");
     if (strncmp(text, "sleep", 5) == 0) {
-        if (!mark(g, 0) || !good(g, fr_measure_wait(g->measure, &err), &err)) return false;
+        if (!mark(g, number) || !good(g, fr_measure_wait(g->measure, &err), &err)) return false;
         nap(1e-3 * ms);
-        return true;
+        return mark(g, 0);
     }
     for (int op = 0; op < OPS; op++) {
         const size_t n = strlen(op_names[op]);
@@ -194,7 +309,9 @@ static bool step(gpu *g, const char *text, int number) {
 static bool play(gpu *g) {
     char text[512], *save = NULL;
     int number = 0;
-    snprintf(text, sizeof text, "%s", g->pattern);
+    const char *own = g->pattern;
+    for (int i = 0; i < g->device && strchr(own, '|'); i++) own = strchr(own, '|') + 1;
+    snprintf(text, sizeof text, "%.*s", (int)strcspn(own, "|"), own);
     for (char *part = strtok_r(text, ",", &save); part; part = strtok_r(NULL, ",", &save)) {
         char *star = strchr(part, '*');
         const int times = star ? atoi(part) : 1;
@@ -223,26 +340,62 @@ static void *run(void *context) {
     if (nvml_by_bus && g->nvml) watched = pthread_create(&watcher, NULL, watch, g) == 0;
     if (mark(g, 0) && play(g)) good(g, fr_measure_wait(g->measure, &err), &err);
     g->pulling = false;
+    g->tiny_us = 0;
     g->stop = true;
     if (watched) pthread_join(watcher, NULL);
     return NULL;
 }
 
+static float since_start(const gpu *g, int event) {
+    float ms = 0;
+    cudaEventElapsedTime(&ms, g->event[0], g->event[event]);
+    return ms;
+}
+
+/* The second half of what step `number` lasted from its first launch to its last, other steps between them. */
+static void say_step(const gpu *g, int number) {
+    double from = -1, to = 0, us = 0, watts = 0, mhz = 0;
+    int launches = 0, seen = 0, link = -1;
+    for (int i = 0; i + 1 < g->events; i++) {
+        if (g->step_of[i] != number) continue;
+        if (from < 0) from = (double)since_start(g, i);
+        to = (double)since_start(g, i + 1);
+    }
+    if (from < 0 || to - from < 200) return;
+    from = (from + to) / 2;
+    for (int i = 0; i + 1 < g->events; i++) {
+        if (g->step_of[i] != number || (double)since_start(g, i) < from) continue;
+        us += 1e3 * (double)(since_start(g, i + 1) - since_start(g, i));
+        launches++;
+    }
+    for (int i = 0; i < g->samples_count; i++) {
+        if (g->samples[i].ms < from || g->samples[i].ms > to) continue;
+        watts += g->samples[i].watts;
+        mhz += g->samples[i].mhz;
+        link = g->samples[i].link;
+        seen++;
+    }
+    printf("  GPU %d step %d from %6.0f to %6.0f ms: %8.1f us, %6.1f W, %5.0f MHz, link %d (%d launches, %d samples)\n",
+           g->device, number, from, to, us / launches, watts / (seen ? seen : 1), mhz / (seen ? seen : 1), link,
+           launches, seen);
+}
+
 static void write_all(FILE *f, gpu *g, int number) {
     fprintf(f, "t,%d,%d,%s\n", number, g->device, g->pattern);
     for (int i = 0; i + 1 < g->events; i++) {
-        float at = 0, ms = 0;
+        float ms = 0;
         if (!g->step_of[i]) continue;
-        cudaEventElapsedTime(&at, g->event[0], g->event[i]);
         cudaEventElapsedTime(&ms, g->event[i], g->event[i + 1]);
-        fprintf(f, "l,%d,%d,%d,%.3f,%.1f\n", number, g->device, g->step_of[i], (double)at, 1e3 * (double)ms);
+        fprintf(f, "l,%d,%d,%d,%.3f,%.1f\n", number, g->device, g->step_of[i], (double)since_start(g, i),
+                1e3 * (double)ms);
     }
     for (int i = 0; i < g->samples_count; i++) {
         const sample *s = &g->samples[i];
-        fprintf(f, "p,%d,%d,%.1f,%.1f,%.1f,%u,%llx,%u\n", number, g->device, s->ms, s->watts, s->mean, s->mhz,
-                s->reasons, s->celsius);
+        fprintf(f, "p,%d,%d,%.1f,%.1f,%.1f,%u,%llx,%u,%d\n", number, g->device, s->ms, s->watts, s->mean, s->mhz,
+                s->reasons, s->celsius, s->link);
     }
     fflush(f);
+    for (int k = 1; k < 64; k++) say_step(g, k);
 }
 
 static bool open_gpu(gpu *g, const fr_cost_model *cost, const fr_table *t) {
@@ -272,6 +425,29 @@ static bool open_gpu(gpu *g, const fr_cost_model *cost, const fr_table *t) {
     return true;
 }
 
+static bool link_all(gpu *gpus, pthread_t *threads, int devices) {
+    int16_t members[GPUS];
+    fr_error err = {0};
+    fr_world *world;
+    bool all = true;
+    if (fr_world_open_threads(devices, 20, &world, &err) != FR_OK) return false;
+    fr_plan *plan = fr_plan_new(devices, devices);
+    for (int i = 0; i < devices; i++) members[i] = (int16_t)i;
+    fr_plan_group(plan, members, devices, devices);
+    for (int i = 0; i < devices; i++) {
+        gpus[i].world = world;
+        gpus[i].plan = plan;
+        pthread_create(&threads[i], NULL, open_links, &gpus[i]);
+    }
+    for (int i = 0; i < devices; i++) {
+        pthread_join(threads[i], NULL);
+        if (!gpus[i].why[0]) continue;
+        fprintf(stderr, "GPU %d: %s\n", i, gpus[i].why);
+        all = false;
+    }
+    return all;
+}
+
 int main(int argc, char **argv) {
     static gpu gpus[GPUS];
     static pthread_t pullers[GPUS], threads[GPUS];
@@ -284,6 +460,7 @@ int main(int argc, char **argv) {
     if (!f) return fprintf(stderr, "usage: bench_clock OUT.csv DEVICES PATTERN...\n"), 2;
     setvbuf(stdout, NULL, _IOLBF, 0);
     open_nvml();
+    if (fr_device_environment(&err) != FR_OK) return fprintf(stderr, "%s\n", err.text), 1;
     if (fr_table_parse(op_rows, sizeof op_rows - 1, "bench_clock", &table, &err) != FR_OK ||
         fr_machine_load("h200x1", &machine, &err) != FR_OK || fr_cost_open(&machine, NULL, &cost, &err) != FR_OK)
         return fprintf(stderr, "%s\n", err.text), 1;
@@ -294,6 +471,7 @@ int main(int argc, char **argv) {
         for (int k = 0; k < devices; k++)
             if (k != i) cudaDeviceEnablePeerAccess(k, 0);
     }
+    if (devices > 1 && !link_all(gpus, threads, devices)) return 1;
     for (int i = 0; i < devices; i++) {
         const fr_bench *peer = gpus[(i + 1) % devices].bench[0];
         gpus[i].theirs = (void *)(uintptr_t)fr_bench_source((fr_bench *)(uintptr_t)peer, (int64_t)PULL);
@@ -317,6 +495,8 @@ int main(int argc, char **argv) {
         gpus[i].closing = true;
         if (devices > 1) pthread_join(pullers[i], NULL);
     }
+    for (int i = 0; i < devices && devices > 1; i++) pthread_create(&threads[i], NULL, close_links, &gpus[i]);
+    for (int i = 0; i < devices && devices > 1; i++) pthread_join(threads[i], NULL);
     fclose(f);
     return failed ? 1 : 0;
 }
