@@ -193,6 +193,7 @@ static fr_status size_list(fr_setup *s, int64_t groups, fr_error *err) {
     s->load.sequences = q.most_sequences;
     s->load.kv_tokens =
         e->layout.kv_cache ? fr_layout_batches(&e->layout) * (q.most_tokens + q.most_sequences * e->prefix) : 0;
+    s->load.kept = e->prefix > 0 || e->layout.chunk_tokens > 0;
     return FR_OK;
 }
 
@@ -207,6 +208,7 @@ static fr_status size_batches(fr_setup *s, fr_error *err) {
     s->load.tokens = most * e->seq;
     s->load.sequences = most;
     s->load.kv_tokens = e->layout.kv_cache ? batches * most * (e->seq + e->prefix) : 0;
+    s->load.kept = e->prefix > 0 || e->layout.chunk_tokens > 0;
     return FR_OK;
 }
 
@@ -218,6 +220,7 @@ static void size_trace(fr_setup *s, int64_t longest) {
     /* The cache takes what the rest leaves unless its size is given; a chunked request keeps all of its KV. */
     int64_t kv = fr_max_i64(s->load.tokens, longest) + fr_max_i64(e->cache_tokens, 0);
     s->load.kv_tokens = e->layout.kv_cache ? fr_layout_batches(&e->layout) * kv : 0;
+    s->load.kept = e->layout.kv_cache && (e->cache_tokens != 0 || e->layout.chunk_tokens > 0);
 }
 
 static fr_status check_layout(fr_setup *s, fr_error *err) {

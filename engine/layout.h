@@ -83,7 +83,9 @@ typedef struct {
     int64_t tokens; /* new tokens of a batch, of an attention group: what each of its tp ranks sees */
     int64_t sequences;
     int64_t kv_tokens; /* tokens of KV resident per rank (cached prefixes included) */
-    double imbalance;  /* hottest rank's share of routed tokens over the mean, >= 1: sizes ep receive buffers */
+    bool kept;        /* forwards write K and V into a cache: prefixes, chunks, reuse; else attention takes them as they
+                         come, as the engine does (engine/conduct/conduct.c: kv_room) */
+    double imbalance; /* hottest rank's share of routed tokens over the mean, >= 1: sizes ep receive buffers */
 } fr_load;
 
 /*

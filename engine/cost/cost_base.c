@@ -178,6 +178,10 @@ static void attention(const fr_ceilings *c, const fr_shape *s, const fr_pair *pa
  * (fr_k_route in kernels/kernels.h). */
 static void memory(const fr_ceilings *c, const fr_shape *s, fr_base *out) {
     double bytes = s->bytes > 0 ? (double)s->bytes : 4.0 * (double)s->m * s->n;
+    if (s->kind == FR_OP_PERMUTE && s->m > 0) { /* rows read once, however often they are written */
+        const double sources = s->k > 0 ? s->k : (double)s->m / FR_PERMUTE_TOP;
+        bytes -= 2.0 * s->n * fmax(0, (double)s->m - sources);
+    }
     if (bytes <= 0) return;
     out->ns = (s->kind == FR_OP_SORT ? 3 : 1) * c->floor_ns + 1e9 * bytes / c->hbm;
     out->bound = 1e9 * bytes / c->hbm;

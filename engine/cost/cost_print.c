@@ -65,6 +65,7 @@ static void print_shape(const fr_table *t, const fr_row *r, fr_text *out) {
     case FR_CLASS_MEMORY:
         if (s->m) fr_text_add(out, " m=%" PRId64, s->m);
         if (s->n) fr_text_add(out, " n=%" PRId32, s->n);
+        if (s->k) fr_text_add(out, " k=%" PRId32, s->k);
         fr_text_add(out, " bytes=%" PRId64, s->bytes);
         break;
     case FR_CLASS_GEMM:

@@ -385,6 +385,7 @@ static void row_fields(const fr_row *row, uint64_t *need, uint64_t *may) {
     case FR_CLASS_MEMORY:
         *need = TIMED | BIT(F_BYTES);
         *may |= BIT(F_M) | BIT(F_N);
+        if (row->shape.kind == FR_OP_PERMUTE) *may |= BIT(F_K);
         break;
     case FR_CLASS_GEMM:
         *need = TIMED | BIT(F_PRECISION) | BIT(F_M) | BIT(F_N) | BIT(F_K);

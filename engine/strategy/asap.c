@@ -298,13 +298,13 @@ static void dispatch(fr_walk *w, fr_rank *r, int replica, int a) {
     fr_emit_router(w, r, tokens, 1);
     fr_fill_table(w->f, b->held);
     fr_next_waits(r, r->moved[w->half], p->raised.value[r->moved[w->half]]); /* the last layer's rows have left */
-    fr_put(w, r, FR_LANE_COMPUTE, FR_OP_PERMUTE,
-           fr_memory_shape(w, FR_OP_PERMUTE, held, p->model.hidden, 2 * held * row), 1000);
+    fr_put(w, r, FR_LANE_COMPUTE, FR_OP_PERMUTE, fr_permute_shape(w, held, tokens, p->model.hidden, 2 * held * row),
+           1000);
     fr_read(w, b->route);
     fr_read(w, b->normed);
     fr_write(w, b->send);
     fr_write(w, b->route); /* where each copy's result will lie */
-    fr_late(w->f, b->held, fr_memory_shape(w, FR_OP_PERMUTE, most, p->model.hidden, 2 * most * row));
+    fr_late(w->f, b->held, fr_permute_shape(w, most, most, p->model.hidden, 2 * most * row));
     uint32_t ready = fr_raise(w, r->ready[w->half]);
     push(w, r, replica, a, ready);
     fr_emit_shared(w, r, tokens, 1);

@@ -234,12 +234,13 @@ static void moved(fr_walk *w, fr_rank *r) {
 static void pack(fr_walk *w, fr_rank *r, int64_t held, int64_t most) {
     fr_scratch *b = fr_scratch_of(w, r);
     int64_t hidden = w->p->model.hidden, row = 2 * hidden;
-    fr_put(w, r, FR_LANE_COMPUTE, FR_OP_PERMUTE, fr_memory_shape(w, FR_OP_PERMUTE, held, hidden, 2 * held * row), 1000);
+    const int64_t tokens = moe_of(w, r, 0)->tokens;
+    fr_put(w, r, FR_LANE_COMPUTE, FR_OP_PERMUTE, fr_permute_shape(w, held, tokens, hidden, 2 * held * row), 1000);
     fr_read(w, b->route);
     fr_read(w, b->normed);
     fr_write(w, b->send);
     fr_write(w, b->route); /* where each copy lies */
-    fr_late(w->f, b->held, fr_memory_shape(w, FR_OP_PERMUTE, most, hidden, 2 * most * row));
+    fr_late(w->f, b->held, fr_permute_shape(w, most, most, hidden, 2 * most * row));
 }
 
 /* Tokens with their ids and weights (4 bytes each) to all ranks. */
@@ -306,11 +307,11 @@ static void sort_gathered(fr_walk *w, fr_rank *r, const fr_moe *m) {
     fr_write(w, b->order);
     fr_fill_table(w->f, b->counts);
     fr_put(w, r, FR_LANE_COMPUTE, FR_OP_PERMUTE,
-           fr_memory_shape(w, FR_OP_PERMUTE, m->rows, hidden, m->rows * moved_row), 0);
+           fr_permute_shape(w, m->rows, m->group_tokens, hidden, m->rows * moved_row), 0);
     fr_read(w, b->order);
     fr_read(w, b->recv);
     fr_write(w, b->rows);
-    fr_late(w->f, b->counts, fr_memory_shape(w, FR_OP_PERMUTE, m->bound, hidden, m->bound * moved_row));
+    fr_late(w->f, b->counts, fr_permute_shape(w, m->bound, m->bound, hidden, m->bound * moved_row));
 }
 
 /* One expert group: rows in expert order, both GEMMs, then the source-side sum: one row per copy that landed (agrs: one

@@ -228,7 +228,7 @@ void fr_emit_heads(fr_walk *w, fr_rank *r, int split, uint32_t from) {
     int64_t tokens = fr_work_of(w, r)->tokens;
     bool mla = m->attention == FR_ATTENTION_MLA;
     int64_t bytes = mla ? project_mla(w, r, split, tokens, from) : project_gqa(w, r, split, tokens, from);
-    if (p->layout.kv_cache) /* written into the cache */
+    if (p->load.kept) /* written into the cache */
         bytes += tokens * fr_model_kv_bytes_layer(m) / (mla ? 1 : split < m->kv_heads ? split : m->kv_heads);
     fr_put(w, r, FR_LANE_COMPUTE, FR_OP_ROPE,
            fr_memory_shape(w, FR_OP_ROPE, tokens, (m->heads / split) * m->head_dim, bytes), 0);
@@ -306,13 +306,13 @@ void fr_emit_sort(fr_walk *w, fr_rank *r, const fr_moe *m, uint32_t source, int 
     fr_write(w, b->order);
     if (b->counts != FR_NONE)
         fr_late(w->f, b->counts, fr_memory_shape(w, FR_OP_SORT, m->bound, p->model.experts, m->bound * sort + tables));
-    fr_put(w, r, FR_LANE_COMPUTE, FR_OP_PERMUTE, fr_memory_shape(w, FR_OP_PERMUTE, m->rows, hidden, m->rows * moved),
-           sub);
+    const int64_t sources = quantised ? m->rows : m->landed > 0 ? m->landed : m->tokens;
+    fr_put(w, r, FR_LANE_COMPUTE, FR_OP_PERMUTE, fr_permute_shape(w, m->rows, sources, hidden, m->rows * moved), sub);
     fr_read(w, b->order);
     fr_read(w, source);
     fr_write(w, b->rows);
     if (b->counts != FR_NONE)
-        fr_late(w->f, b->counts, fr_memory_shape(w, FR_OP_PERMUTE, m->bound, hidden, m->bound * moved));
+        fr_late(w->f, b->counts, fr_permute_shape(w, m->bound, m->bound, hidden, m->bound * moved));
 }
 
 static void weights_use(fr_walk *w, fr_rank *r) {

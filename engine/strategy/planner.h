@@ -188,6 +188,8 @@ fr_scratch *fr_scratch_of(const fr_walk *w, fr_rank *r);
 /* ---- layer.c: shapes (interned) ---- */
 uint32_t fr_intern_shape(fr_walk *w, const fr_shape *s);
 uint32_t fr_memory_shape(fr_walk *w, fr_op_kind kind, int64_t m, int64_t n, int64_t bytes);
+/* A permute that writes m rows and reads each of `sources` rows once; bytes: each of the m in and out. */
+uint32_t fr_permute_shape(fr_walk *w, int64_t m, int64_t sources, int64_t n, int64_t bytes);
 uint32_t fr_gemm_shape(fr_walk *w, fr_op_kind kind, fr_precision precision, int64_t m, int64_t n, int64_t k,
                        double flops);
 uint32_t fr_collective_shape(fr_walk *w, fr_op_kind kind, const fr_circle *c, int64_t m, int64_t n, int64_t bytes);

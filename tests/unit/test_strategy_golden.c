@@ -44,7 +44,7 @@ static void golden(const char *name, const char *strategy, int gpus, fr_layout l
     fr_memory memory;
     bool fits;
     char reason[256], path[128];
-    fr_load load = {.tokens = 64, .sequences = 4, .kv_tokens = 256, .imbalance = 2};
+    fr_load load = {.tokens = 64, .sequences = 4, .kv_tokens = 256, .kept = l.kv_cache, .imbalance = 2};
     if (fr_machine_load("h200x8", &machine, &err) || fr_layout_from_strategy(strategy, gpus, &l, &err) ||
         fr_layout_check(&l, &m, &machine, &load, &memory, &fits, reason, &err) ||
         fr_routing_open(spec, &m, 1, &routing, &err))
