@@ -6,7 +6,7 @@ set yrange [0:*]
 set xrange [0.2:last + 0.8]
 set boxwidth 0.86
 set format y "%.0f"
-set key top left horizontal maxcols 8 title "degree"
-plot for [i = 1:words(degrees)] data using 1:(int($3) == i - 1 ? $2 : NaN) with boxes lc rgb c(i - 1) \
-         fs pattern p(i - 1) border lc rgb "black" title word(degrees, i), \
-     data using 1:2:(sprintf($2 >= 10000 ? "%.1fk" : "%.2fk", $2 / 1000)) with labels offset 0, 0.6 font ",10" notitle
+set key bmargin center horizontal
+plot for [i = 1:words(degrees)] data using 1:(int($3) == i - 1 ? $2 : NaN) with boxes lc rgb b(i - 1) \
+         title "degree ".word(degrees, i), \
+     data using 1:2:(sprintf("%.0f", $2)) with labels offset 0, 0.6 font ",12" notitle

@@ -22,9 +22,9 @@ extern char **environ;
 
 static const char *terminal_of(const char *path) {
     const char *dot = strrchr(path, '.');
-    if (dot && strcmp(dot, ".png") == 0) return "pngcairo size 1280,720 font \"Sans,13\" noenhanced";
-    if (dot && strcmp(dot, ".pdf") == 0) return "pdfcairo size 25cm,14cm font \"Sans,13\" noenhanced";
-    if (dot && strcmp(dot, ".svg") == 0) return "svg size 1280,720 font \"Sans,15\" noenhanced background \"white\"";
+    if (dot && strcmp(dot, ".png") == 0) return "pngcairo size 1280,720 font \"Sans,15\" noenhanced";
+    if (dot && strcmp(dot, ".pdf") == 0) return "pdfcairo size 25cm,14cm font \"Sans,14\" noenhanced";
+    if (dot && strcmp(dot, ".svg") == 0) return "svg size 1280,720 font \"Sans,18\" noenhanced background \"white\"";
     return NULL;
 }
 

@@ -287,6 +287,34 @@ static fr_status data_memory(const cli_figure_source *s, fr_text *data, fr_text 
     return FR_OK;
 }
 
+/*
+ * Rows of (TTFT, throughput, label), by TTFT: a block with the front, and one with its labels: points within 2 % of
+ * each other in both share a label, as two could not be read.
+ */
+static void add_front(const cli_table *t, fr_text *data, fr_text *settings) {
+    fr_text labels = {0};
+    double best = 0, at_x = 0, at_y = 0;
+    fr_text_add(data, "\n\n\"front\"\n");
+    for (uint32_t i = 0; i < t->rows; i++) {
+        const double x = cli_number(t, i, 0), y = cli_number(t, i, 1);
+        if (y <= best) continue;
+        best = y;
+        fr_text_add(data, "%s\t%s\n", cli_at(t, i, 0), cli_at(t, i, 1));
+        if (labels.length && x < 1.02 * at_x && y < 1.02 * at_y) {
+            fr_text_add(&labels, ", %s", cli_at(t, i, 2));
+            continue;
+        }
+        fr_text_add(&labels, "%s%s\t%s\t%s", labels.length ? "\n" : "", cli_at(t, i, 0), cli_at(t, i, 1),
+                    cli_at(t, i, 2));
+        at_x = x;
+        at_y = y;
+    }
+    fr_text_add(data, "\n\n\"labels\"\n%s\n", labels.text ? labels.text : "");
+    fr_text_add(settings, "least = %s\nmost = %.9g\n", t->rows ? cli_at(t, 0, 0) : "1",
+                t->rows ? cli_number(t, t->rows - 1, 0) : 1);
+    fr_text_free(&labels);
+}
+
 /* Points by layout name; the front: what nothing beats in both throughput and TTFT. */
 static fr_status data_pareto(const cli_figure_source *s, fr_text *data, fr_text *settings, fr_error *err) {
     cli_table t;
@@ -300,13 +328,7 @@ static fr_status data_pareto(const cli_figure_source *s, fr_text *data, fr_text 
                          "SELECT ttft_p90_s, tokens_per_s_per_gpu, label FROM c ORDER BY ttft_p90_s, "
                          "tokens_per_s_per_gpu DESC",
                          &t, err));
-    fr_text_add(data, "\n\n\"front\"\n");
-    double best = 0;
-    for (uint32_t i = 0; i < t.rows; i++) {
-        if (cli_number(&t, i, 1) <= best) continue;
-        best = cli_number(&t, i, 1);
-        fr_text_add(data, "%s\t%s\t%s\n", cli_at(&t, i, 0), cli_at(&t, i, 1), cli_at(&t, i, 2));
-    }
+    add_front(&t, data, settings);
     cli_table_free(&t);
     return FR_OK;
 }
@@ -332,7 +354,8 @@ static fr_status data_ttft(const cli_figure_source *s, fr_text *data, fr_text *s
         fr_text_add(data, "%s\t1\n", cli_at(&t, end - 1, 1));
         i = end;
     }
-    fr_text_add(settings, "series = %d\n", series);
+    fr_text_add(settings, "series = %d\nsubject = \"%u requests of %d %s\"\n", series, t.rows, series,
+                series == 1 ? "run" : "runs");
     cli_table_free(&t);
     return FR_OK;
 }

@@ -121,9 +121,22 @@ int cli_middle_layer(const fr_timeline *t, int rank) {
     return high < 0 ? 0 : low + (high - low) / 2;
 }
 
+/* Whether a lane does anything that could be seen in the window: host lanes mostly have only short launches. */
+static bool shows(const fr_timeline *t, uint32_t lane, int64_t from, int64_t to) {
+    int64_t busy = 0;
+    for (uint32_t i = 0; i < t->count; i++) {
+        const fr_span *s = &t->spans[i];
+        const int64_t begin =
+            box_class((fr_op_kind)s->kind) == 4 ? s->ready : s->start; /* a collective's wait is drawn */
+        if (s->lane == lane) busy += fr_max_i64(0, fr_min_i64(s->end, to) - fr_max_i64(begin, from));
+    }
+    return busy > (to - from) / 500;
+}
+
 /* Writes the boxes of one lane in row `row`; returns whether it had any. */
 bool cli_gantt_lane(const fr_timeline *t, uint32_t lane, int row, int64_t from, int64_t to, fr_text *data) {
     bool any = false;
+    if (!shows(t, lane, from, to)) return false;
     for (uint32_t i = 0; i < t->count; i++) {
         const fr_span *s = &t->spans[i];
         if (s->lane != lane || s->end <= from || s->ready >= to || s->end == s->start) continue;
@@ -135,7 +148,7 @@ bool cli_gantt_lane(const fr_timeline *t, uint32_t lane, int row, int64_t from, 
         if (end > start)
             fr_text_add(data, "%d\t%.3f\t%.3f\t%d\t%s\t%d\n", row, (double)(start - from) / 1e3,
                         (double)(end - from) / 1e3, c,
-                        (double)(end - start) > 0.055 * (double)(to - from) ? fr_op_name((fr_op_kind)s->kind) : "",
+                        (double)(end - start) > 0.095 * (double)(to - from) ? fr_op_name((fr_op_kind)s->kind) : "",
                         layer_of(s));
         any = true;
     }
@@ -202,10 +215,15 @@ fr_status cli_data_critical(const cli_figure_source *s, fr_text *data, fr_text *
         for (int k = 0; k < FR_RESOURCES; k++) fr_text_add(data, "\t%.4f", (double)c.ns[l][k] / 1e3 / (double)forwards);
         fr_text_add(data, "\n");
     }
+    /* resources in words: the table's names have no spaces to be split at */
+    static const char *const words[FR_RESOURCES] = {"attention",    "GEMM",       "'expert GEMM'",
+                                                    "memory-bound", "collective", "'peer copy'",
+                                                    "'host copy'",  "host",       "idle"};
     fr_text_add(settings, "layers = %d\nnames = \"", layers);
+    for (int k = 0; k < FR_RESOURCES; k++) fr_text_add(settings, "%s%s", k ? " " : "", words[k]);
+    fr_text_add(settings, "\"\nshares = \"");
     for (int k = 0; k < FR_RESOURCES; k++)
-        fr_text_add(settings, "%s%s(%.1f%%)", k ? " " : "", fr_resource_name((fr_resource)k),
-                    all > 0 ? 100.0 * (double)c.total[k] / (double)all : 0.0);
+        fr_text_add(settings, " %.2f", all > 0 ? 100.0 * (double)c.total[k] / (double)all : 0.0);
     fr_text_add(settings, "\"\n");
     fr_critical_free(&c);
     fr_plan_free(plan);
