@@ -95,6 +95,12 @@ static inline int64_t fr_min_i64(int64_t a, int64_t b) {
 static inline int64_t fr_max_i64(int64_t a, int64_t b) {
     return a > b ? a : b;
 }
+/* llround where the compiler sees it: nearest, halves away from zero; |x| < 2^63. The difference is exact. */
+static inline int64_t fr_round(double x) {
+    const int64_t whole = (int64_t)x;
+    const double rest = x - (double)whole;
+    return whole + (rest >= 0.5) - (rest <= -0.5);
+}
 static inline int64_t fr_ceil_div(int64_t a, int64_t b) {
     return (a + b - 1) / b;
 }

@@ -32,22 +32,6 @@ void fr_routing_close(fr_routing *r) {
     free(r);
 }
 
-/* SplitMix64's finaliser (Steele, Lea and Flood, OOPSLA 2014): every input bit changes half of the output's. */
-static uint64_t mix(uint64_t x) {
-    x += 0x9e3779b97f4a7c15ull;
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
-    return x ^ (x >> 31);
-}
-
-void fr_routing_seed(fr_routing_rng *g, uint64_t seed, int64_t forward, int rank, int layer) {
-    uint64_t h = mix(mix(mix(mix(seed) ^ (uint64_t)forward) ^ (uint64_t)rank) ^ (uint64_t)layer);
-    /* taus2: 3 words of state, cheap to seed for every call, and good enough for counts (L'Ecuyer 1999). */
-    g->rng.type = gsl_rng_taus2;
-    g->rng.state = g->state;
-    gsl_rng_set(&g->rng, (unsigned long)(h >> 32 ^ (h & 0xffffffffu)));
-}
-
 /* Row of counts proportional to running totals: floor(total * cumulative / sum) keeps the sum exact, each entry within
  * one of its share, and replays a recording of the same number of tokens count by count. */
 static void spread_recorded(const int64_t *recorded, int experts, int64_t total, int32_t *counts) {
@@ -84,11 +68,8 @@ static void spread_even(int experts, int64_t total, int32_t *counts) {
 static void draw_large(const fr_routing *r, fr_routing_rng *g, int layer, int64_t tokens, int32_t *counts) {
     const size_t row = (size_t)fr_routing_row(r, layer) * (size_t)r->experts;
     const double *share = r->shares + row, *roots = r->roots + row;
-    double part[LARGE_EXPERTS], n = (double)(tokens * r->top_k), root = sqrt(n), sum = 0;
-    for (int e = 0; e < r->experts; e++) {
-        part[e] = roots[e] * gsl_ran_gaussian_ziggurat(&g->rng, 1);
-        sum += part[e];
-    }
+    double part[LARGE_EXPERTS], n = (double)(tokens * r->top_k), root = sqrt(n);
+    const double sum = fr_routing_normals(&r->normal, g, roots, r->experts, part);
     double upto = 0;
     int64_t placed = 0, left = tokens * r->top_k;
     for (int e = 0; e < r->experts; e++) {

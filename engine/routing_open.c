@@ -38,6 +38,7 @@ static fr_routing *create(fr_skew_kind kind, const fr_model *m, int rows, uint64
     r->shares = fr_alloc(cells * sizeof(double));
     r->roots = fr_alloc(cells * sizeof(double));
     r->weights = fr_alloc((size_t)rows * sizeof *r->weights);
+    if (kind != FR_SKEW_EVEN && kind != FR_SKEW_RECORDED) fr_ziggurat_open(&r->normal);
     return r;
 }
 
@@ -193,8 +194,6 @@ static fr_status check_model(const fr_model *m, fr_error *err) {
     if (m->top_k > MAX_TOP_K)
         return fr_fail(err, FR_BAD_INPUT, "routing: expected a model with top-k of at most %d, got %d", MAX_TOP_K,
                        m->top_k);
-    if (gsl_rng_taus2->size > sizeof((fr_routing_rng *)0)->state)
-        return fr_fail(err, FR_FAILED, "routing: GSL's taus2 generator is larger than expected");
     return FR_OK;
 }
 

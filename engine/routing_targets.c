@@ -124,7 +124,7 @@ void fr_routing_targets(const fr_routing *r, int layer, int64_t tokens, int rank
         double missed = 0;
         for (int j = 0; j <= k; j++)
             missed += before[width * (size_t)t + (size_t)j] * after[width * ((size_t)t + 1) + (size_t)(k - j)];
-        copies[t] = llround((double)tokens * fmin(1, fmax(0, 1 - missed / all)));
+        copies[t] = fr_round((double)tokens * fmin(1, fmax(0, 1 - missed / all)));
     }
     free(of);
 }

@@ -140,7 +140,7 @@ double fr_play_clock_start(fr_player *p, fr_play_lane *l) {
     if (card) {
         own = *price;
         own.slope *= (float)card->draw;
-        own.work = llround((double)own.work * time);
+        own.work = fr_round((double)own.work * time);
         own.full = (float)fmin(1, price->full / time);
         price = &own;
     }

@@ -8,7 +8,7 @@
 enum { HBM = 0, LINK_OUT, LINK_IN, PCIE_H2D, PCIE_D2H, ENGINES, NET_OUT, NET_IN, PER_RANK };
 
 static int64_t whole(double v) {
-    return v > 0 && v < 9e18 ? llround(v) : 0;
+    return v > 0 && v < 9e18 ? fr_round(v) : 0;
 }
 
 static int host_ranks(const fr_player *p) {
@@ -159,7 +159,7 @@ void fr_play_prices(fr_player *p, fr_run *run) {
             p->o.price(p->o.context, s, f->pairs, &c);
         else
             fr_cost_op(p->o.cost, s, f->pairs, &c);
-        int64_t gap = p->o.price || c.ns <= 0 ? 0 : llround(fr_cost_gap(p->o.cost, (fr_op_kind)s->kind));
+        int64_t gap = p->o.price || c.ns <= 0 ? 0 : fr_round(fr_cost_gap(p->o.cost, (fr_op_kind)s->kind));
         out->ns = out->work = c.ns > 0 ? c.ns + gap : 0;
         out->low = c.low + gap;
         out->high = c.high + gap;

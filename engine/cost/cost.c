@@ -358,7 +358,7 @@ static void scale(fr_estimate *e, double by) {
 /* From a burst to the regime that was asked for: the op back to back at the clock that the limit leaves it. */
 static void apply_power(const fr_cost_model *c, const fr_shape *s, const fr_base *base, fr_estimate *e, fr_cost *out) {
     fr_op_class class = fr_op_class_of((fr_op_kind)s->kind);
-    out->burst_ns = fr_max_i64(1, llround(e->ns));
+    out->burst_ns = fr_max_i64(1, fr_round(e->ns));
     if (!c->power.known || class < FR_CLASS_MEMORY || class > FR_CLASS_GROUPED) return;
     double own = c->own_ratio[class];
     const fr_precision precision = s->precision < FR_PRECISIONS ? (fr_precision)s->precision : FR_BF16;
@@ -411,9 +411,9 @@ void fr_cost_op(const fr_cost_model *c, const fr_shape *shape, const fr_pair *pa
         widen(&e, c->spread[class]);
     }
     apply_power(c, &s, &base, &e, out);
-    out->ns = fr_max_i64(1, llround(e.ns));
-    out->low = fr_min_i64(out->ns, llround(fmax(0, e.low)));
-    out->high = fr_max_i64(out->ns, llround(e.high));
+    out->ns = fr_max_i64(1, fr_round(e.ns));
+    out->low = fr_min_i64(out->ns, fr_round(fmax(0, e.low)));
+    out->high = fr_max_i64(out->ns, fr_round(e.high));
     out->provenance = e.provenance;
     /* An op that moves its bytes faster than HBM does found part of them in L2 (the copy of a row that permute gathered
      * before): only what HBM can have carried counts for sharing, or it would slow down when alone. */

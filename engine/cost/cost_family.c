@@ -1,6 +1,7 @@
 #include "engine/cost/cost_family.h"
 
 #include <math.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -43,11 +44,42 @@ static fr_family_key key_of(const fr_shape *s, uint8_t ways, bool generic) {
         if (class_of(s) == FR_CLASS_MEMORY && !generic && s->m > 0 && s->n > 0) {
             /* rows of one width that move as many times: norms with and without a residual, top-8 and top-2, ... */
             k.n = s->n;
-            k.k = s->kind == FR_OP_SORT ? 0 : (int32_t)lround((double)s->bytes / ((double)s->m * s->n));
+            k.k = s->kind == FR_OP_SORT ? 0 : (int32_t)fr_round((double)s->bytes / ((double)s->m * s->n));
         }
         break;
     }
     return k;
+}
+
+/*
+ * The families of a key, how far they are and what they weigh. A key says nothing of size, so the same few are asked
+ * for all the time: what was found is kept in a list for every hash, to which any thread may add.
+ */
+typedef struct pick {
+    struct pick *next;
+    fr_family_key want;
+    bool other_precision;
+    int count; /* 0: none can speak for it */
+    struct {
+        const fr_family *family;
+        double distance, weight;
+    } of[];
+} pick;
+
+#define PICK_LISTS 256
+#define PICKS_MOST 4096 /* a trace may ask for a head of every number of candidates: what is beyond is not kept */
+struct fr_picks {
+    _Atomic(pick *) list[PICK_LISTS];
+    atomic_int kept;
+};
+
+static void free_picks(struct fr_picks *picks) {
+    for (int i = 0; picks && i < PICK_LISTS; i++)
+        for (pick *p = atomic_load(&picks->list[i]), *next; p; p = next) {
+            next = p->next;
+            free(p);
+        }
+    free(picks);
 }
 
 /* ---- building --------------------------------------------------------------------------------------------------- */
@@ -198,6 +230,7 @@ void fr_family_build(fr_family_set *set, const fr_source *sources, int count, fr
     }
     if (list.count) qsort(list.items, list.count, sizeof *list.items, by_key);
     set->families = fr_alloc((list.count + 1) * sizeof *set->families);
+    set->picks = fr_alloc(sizeof *set->picks);
     for (uint32_t i = 0; i < list.count;) {
         uint32_t j = i + 1;
         while (j < list.count && by_key(&list.items[i], &list.items[j]) == 0) j++;
@@ -213,6 +246,7 @@ void fr_family_build(fr_family_set *set, const fr_source *sources, int count, fr
 void fr_family_free(fr_family_set *set) {
     for (int i = 0; i < set->count; i++) fr_curve_free(&set->families[i].curve);
     free(set->families);
+    free_picks(set->picks);
     *set = (fr_family_set){0};
 }
 
@@ -281,39 +315,6 @@ static bool stand_in(const fr_family_key *want, fr_family_key *other) {
     }
 }
 
-/* Weighted sums over the families of a key. */
-typedef struct {
-    double weight, y, yy, low, high, error, beyond, nearest, clock, clock_weight;
-    uint8_t provenance;
-    bool inside, at_row, other_precision;
-    const fr_family *best;
-    int families;
-} blend;
-
-static void blend_add(blend *b, const fr_family *f, double log_b, double feature, double d, double weight) {
-    fr_curve_value v;
-    fr_curve_eval(&f->curve, log_b, feature, &v);
-    b->weight += weight;
-    b->y += weight * v.y;
-    b->yy += weight * v.y * v.y;
-    b->low += weight * v.low;
-    b->high += weight * v.high;
-    b->error += weight * f->curve.error;
-    if (v.clock > 0) {
-        b->clock += weight * v.clock;
-        b->clock_weight += weight;
-    }
-    b->beyond += weight * v.beyond;
-    b->families++;
-    if (v.provenance > b->provenance) b->provenance = v.provenance;
-    if (!b->best || d < b->nearest) {
-        b->best = f;
-        b->nearest = d;
-        b->inside = v.inside;
-        b->at_row = v.at_row;
-    }
-}
-
 /* The family of this very key, where a key says all that `distance` asks; families lie sorted. Most questions end here.
  */
 static const fr_family *own_family(const fr_family_set *set, const fr_family_key *want) {
@@ -352,19 +353,24 @@ static const fr_family *nearest_of_kind(const fr_family_set *set, const fr_famil
     return nearest;
 }
 
-static bool blend_families(const fr_family_set *set, const fr_family_key *want, const fr_base *base, blend *out) {
-    double log_b = log(base->ns), feature = base->feature;
+static void add_pick(pick *p, const fr_family *f, double distance, double weight) {
+    p->of[p->count].family = f;
+    p->of[p->count].distance = distance;
+    p->of[p->count++].weight = weight;
+}
+
+static pick *make_pick(const fr_family_set *set, const fr_family_key *want) {
     int first = set->first[want->class], end = set->end[want->class];
     bool single = want->class != FR_CLASS_GEMM && want->class != FR_CLASS_GROUPED && want->class != FR_CLASS_ATTENTION;
     bool same_precision = single && end > first; /* their keys have none */
+    pick *p = fr_alloc(sizeof *p + (size_t)(end - first + 1) * sizeof *p->of);
     const fr_family *nearest = own_family(set, want);
-    double least = INFINITY;
-    *out = (blend){0};
-    if (nearest) least = 0;
+    double least = nearest ? 0 : INFINITY;
+    p->want = *want;
     if (!nearest && want->class == FR_CLASS_MEMORY) nearest = nearest_of_kind(set, want, &least);
     if (nearest) {
-        blend_add(out, nearest, log_b, feature, least, 1);
-        return true;
+        add_pick(p, nearest, least, 1);
+        return p;
     }
     for (int i = first; i < end && !single; i++) same_precision |= set->families[i].key.precision == want->precision;
     for (int i = first; i < end && least > 0; i++) {
@@ -376,19 +382,85 @@ static bool blend_families(const fr_family_set *set, const fr_family_key *want, 
             nearest = f;
         }
     }
-    if (!nearest) return false;
-    out->other_precision = !same_precision;
-    if (single || least <= 0) {
-        blend_add(out, nearest, log_b, feature, least, 1);
-        return true;
+    p->other_precision = nearest && !same_precision;
+    if (nearest && (single || least <= 0)) {
+        add_pick(p, nearest, least, 1);
+        return p;
     }
-    for (int i = first; i < end; i++) {
+    for (int i = first; i < end && nearest; i++) {
         const fr_family *f = &set->families[i];
         if (same_precision && f->key.precision != want->precision) continue;
         double d = distance(&f->key, want);
-        if (d >= 0) blend_add(out, f, log_b, feature, d, (f->rows < 4 ? f->rows : 4) / (d * d));
+        if (d >= 0) add_pick(p, f, d, (f->rows < 4 ? f->rows : 4) / (d * d));
     }
-    return true;
+    return p;
+}
+
+/* *kept: the set keeps it, else the caller frees it. */
+static const pick *find_pick(const fr_family_set *set, const fr_family_key *want, bool *kept) {
+    uint64_t words[3] = {0};
+    memcpy(words, want, sizeof *want);
+    const uint64_t h =
+        (words[0] * 0x9e3779b97f4a7c15u ^ words[1] * 0xc2b2ae3d27d4eb4fu ^ words[2]) * 0x165667b19e3779f9u;
+    _Atomic(pick *) *list = &set->picks->list[h >> 32 & (PICK_LISTS - 1)];
+    *kept = true;
+    for (const pick *p = atomic_load_explicit(list, memory_order_acquire); p; p = p->next)
+        if (memcmp(&p->want, want, sizeof *want) == 0) return p;
+    pick *made = make_pick(set, want);
+    if (atomic_fetch_add(&set->picks->kept, 1) < PICKS_MOST) {
+        made->next = atomic_load(list);
+        while (!atomic_compare_exchange_weak(list, &made->next, made)) continue;
+    } else {
+        atomic_fetch_sub(&set->picks->kept, 1);
+        *kept = false;
+    }
+    return made;
+}
+
+/* Weighted sums over the families of a key. */
+typedef struct {
+    double weight, y, yy, low, high, error, beyond, nearest, clock, clock_weight;
+    double below, above; /* of one family between two points: factors on T; 0 = not so */
+    uint8_t provenance;
+    bool inside, at_row, other_precision;
+    const fr_family *best;
+} blend;
+
+static void blend_add(blend *b, const fr_family *f, double log_b, double feature, double d, double weight) {
+    fr_curve_value v;
+    fr_curve_eval(&f->curve, log_b, feature, &v);
+    b->weight += weight;
+    b->y += weight * v.y;
+    b->yy += weight * v.y * v.y;
+    b->low += weight * v.low;
+    b->high += weight * v.high;
+    b->error += weight * f->curve.error;
+    if (v.clock > 0) {
+        b->clock += weight * v.clock;
+        b->clock_weight += weight;
+    }
+    b->beyond += weight * v.beyond;
+    if (v.provenance > b->provenance) b->provenance = v.provenance;
+    b->below = !b->best && v.segment >= 0 ? f->curve.below[v.segment] : 0;
+    b->above = !b->best && v.segment >= 0 ? f->curve.above[v.segment] : 0;
+    if (!b->best || d < b->nearest) {
+        b->best = f;
+        b->nearest = d;
+        b->inside = v.inside;
+        b->at_row = v.at_row;
+    }
+}
+
+static bool blend_families(const fr_family_set *set, const fr_family_key *want, const fr_base *base, blend *out) {
+    const double log_b = log(base->ns);
+    bool kept;
+    const pick *p = find_pick(set, want, &kept);
+    *out = (blend){.other_precision = p->other_precision};
+    for (int i = 0; i < p->count; i++)
+        blend_add(out, p->of[i].family, log_b, base->feature, p->of[i].distance, p->of[i].weight);
+    const bool any = p->count > 0;
+    if (!kept) free((void *)p);
+    return any;
 }
 
 /* The hops and network time that the nearest family's own rank count already holds. */
@@ -462,8 +534,9 @@ bool fr_family_estimate(const fr_family_set *set, const fr_ceilings *ceilings, c
     if (b.other_precision) spread += 0.10;
     out->ns = fmax(1, exp(y) + extra);
     out->clock = b.clock_weight > 0 ? b.clock / b.clock_weight : 0;
-    out->low = out->ns * exp(b.low / b.weight - spread);
-    out->high = out->ns * exp(b.high / b.weight + spread);
+    const bool plain = b.below > 0 && !b.other_precision && !(exact && b.at_row); /* the factors are known then */
+    out->low = out->ns * (plain ? b.below : exp(b.low / b.weight - spread));
+    out->high = out->ns * (plain ? b.above : exp(b.high / b.weight + spread));
     if (law) {
         double least = want.hosts > 1 ? 0.40 : 0.25;
         out->low = fmin(out->low, out->ns * (1 - least));

@@ -29,6 +29,7 @@ typedef struct {
     int first[FR_CLASS_COUNT], end[FR_CLASS_COUNT];
     double regime_ratio[FR_CLASS_COUNT]; /* that rows of the other regime were multiplied by */
     int rows;                            /* fitted */
+    struct fr_picks *picks;              /* which families answer for a key, as found when it was first asked for */
 } fr_family_set;
 
 /* A table and what its rows may claim at best (FR_FROM_TRANSFERRED for another GPU's). */

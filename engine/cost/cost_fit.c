@@ -160,6 +160,8 @@ void fr_curve_fit(fr_curve *c, fr_sample *samples, int count, bool featured) {
                     .y = fr_alloc(n * sizeof(double)),
                     .low = fr_alloc(n * sizeof(double)),
                     .high = fr_alloc(n * sizeof(double)),
+                    .below = fr_alloc(n * sizeof(double)),
+                    .above = fr_alloc(n * sizeof(double)),
                     .clock = fr_alloc(n * sizeof(double)),
                     .provenance = fr_alloc(n)};
     if (featured) {
@@ -179,6 +181,10 @@ void fr_curve_fit(fr_curve *c, fr_sample *samples, int count, bool featured) {
         c->error = 0.10; /* one row says nothing of other sizes; a tenth is the usual fall-off seen over a decade */
     }
     if (featured) fit_residuals(c, samples, count);
+    for (int i = 0; i + 1 < c->points; i++) {
+        c->below[i] = exp(fmin(c->low[i], c->low[i + 1]) - c->error);
+        c->above[i] = exp(fmax(c->high[i], c->high[i + 1]) + c->error);
+    }
 }
 
 void fr_curve_free(fr_curve *c) {
@@ -187,6 +193,8 @@ void fr_curve_free(fr_curve *c) {
     free(c->y);
     free(c->low);
     free(c->high);
+    free(c->below);
+    free(c->above);
     free(c->clock);
     free(c->provenance);
     free(c->rx);
@@ -197,7 +205,7 @@ void fr_curve_free(fr_curve *c) {
 
 static void eval_curve(const fr_curve *c, double x, fr_curve_value *out) {
     int last = c->points - 1, i = 0;
-    *out = (fr_curve_value){0};
+    *out = (fr_curve_value){.segment = -1};
     if (x <= c->x[0] + SAME_X || x >= c->x[last] - SAME_X || !c->spline) {
         i = x < c->x[0] + SAME_X ? 0 : last;
         out->beyond = fabs(x - c->x[i]) <= SAME_X ? 0 : fabs(x - c->x[i]);
@@ -211,9 +219,11 @@ static void eval_curve(const fr_curve *c, double x, fr_curve_value *out) {
     }
     i = (int)gsl_interp_bsearch(c->x, x, 0, (size_t)last);
     bool left = x - c->x[i] <= SAME_X, right = c->x[i + 1] - x <= SAME_X;
+    gsl_interp_accel here = {.cache = (size_t)i};
     out->inside = true;
     out->at_row = left || right;
-    out->y = left ? c->y[i] : right ? c->y[i + 1] : gsl_interp_eval(c->spline, c->x, c->y, x, NULL);
+    out->y = left ? c->y[i] : right ? c->y[i + 1] : gsl_interp_eval(c->spline, c->x, c->y, x, &here);
+    if (!out->at_row) out->segment = i;
     int a = right ? i + 1 : i, b = left ? i : i + 1;
     out->low = fmin(c->low[a], c->low[b]);
     out->high = fmax(c->high[a], c->high[b]);

@@ -18,13 +18,14 @@
 
 typedef struct {
     int points;
-    double *x, *y;       /* log b ascending, log T non-decreasing */
-    double *low, *high;  /* log of the rows' spread around y: <= 0, >= 0 */
-    double *clock;       /* mean of the rows' SM clocks, over the full one; 0 = none says */
-    uint8_t *provenance; /* worst of the rows behind a point */
-    gsl_interp *spline;  /* from three points on; linear with two */
-    double error;        /* leave-one-out, rms of log T */
-    int residuals;       /* rows with a feature: where they lie and what they deviate by, in log; 0 = none */
+    double *x, *y;         /* log b ascending, log T non-decreasing */
+    double *low, *high;    /* log of the rows' spread around y: <= 0, >= 0 */
+    double *below, *above; /* between points i and i + 1, as a factor on T: the rows' spread and the fit's error */
+    double *clock;         /* mean of the rows' SM clocks, over the full one; 0 = none says */
+    uint8_t *provenance;   /* worst of the rows behind a point */
+    gsl_interp *spline;    /* from three points on; linear with two */
+    double error;          /* leave-one-out, rms of log T */
+    int residuals;         /* rows with a feature: where they lie and what they deviate by, in log; 0 = none */
     double *rx, *rf, *rr;
 } fr_curve;
 
@@ -48,6 +49,7 @@ typedef struct {
     uint8_t provenance;
     bool at_row, inside;
     double beyond; /* log distance past the end, 0 inside */
+    int segment;   /* between which points, -1 where at one or past the end */
 } fr_curve_value;
 
 void fr_curve_eval(const fr_curve *c, double log_b, double feature, fr_curve_value *out);

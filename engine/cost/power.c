@@ -9,23 +9,18 @@ static double burst_clock(const fr_power *p, double math, double memory) {
     return (sqrt(m * m + 4 * p->active * left) - m) / (2 * p->active);
 }
 
-/* Rows of the op's own kind, else of its class, else of that class in another precision, by inverse squared distance in
- * the two shares. NEAR: shares of a shape that two benches call the same differ by as much. */
+/* By inverse squared distance in the two shares. NEAR: shares of a shape that two benches call the same differ by as
+ * much. */
 #define NEAR 0.03
 static double correction(const fr_power *p, fr_op_kind kind, fr_precision precision, double math, double memory) {
-    for (int pass = 0; pass < 3; pass++) {
-        double sum = 0, weight = 0;
-        for (int i = 0; i < p->held; i++) {
-            const fr_power_row *r = &p->row[i];
-            if (pass ? fr_op_class_of((fr_op_kind)r->kind) != fr_op_class_of(kind) : r->kind != kind) continue;
-            if (pass < 2 && r->precision != precision) continue;
-            double a = r->math - math, b = r->memory - memory, w = 1 / (a * a + b * b + NEAR * NEAR);
-            sum += w * r->factor;
-            weight += w;
-        }
-        if (weight > 0) return sum / weight;
+    double sum = 0, weight = 0;
+    for (int i = 0; i < p->near[kind][precision].count; i++) {
+        const fr_power_row *r = &p->row[p->near[kind][precision].row[i]];
+        double a = r->math - math, b = r->memory - memory, w = 1 / (a * a + b * b + NEAR * NEAR);
+        sum += w * r->factor;
+        weight += w;
     }
-    return 1;
+    return weight > 0 ? sum / weight : 1;
 }
 
 void fr_power_draw(const fr_power *p, fr_op_kind kind, fr_precision precision, double math, double memory, double clock,

@@ -41,8 +41,12 @@ struct fr_power {
     double full_mhz;                 /* SM clock at x = 1 */
     fr_power_row row[FR_POWER_ROWS]; /* kinds of kernels differ by some per cent: rows near an op correct it */
     int held;                        /* rows in it */
-    int rows;                        /* of the fit */
-    double error;                    /* rms of the fit, W */
+    struct {
+        uint8_t count, row[FR_POWER_ROWS];
+    } near[FR_OP_KIND_COUNT][FR_PRECISIONS]; /* which of them speak for a kind: its own, else its class's, else those of
+                                                its class in another precision */
+    int rows;                                /* of the fit */
+    double error;                            /* rms of the fit, W */
 };
 
 /* Share of its time that an op needs HBM for at the datasheet rate: streaming kernels reach FR_STREAMS and keep their

@@ -301,6 +301,20 @@ static void fit_rows(const fr_table *t, fr_power *p) {
     }
 }
 
+static bool speaks(const fr_power_row *r, fr_op_kind kind, fr_precision precision, int pass) {
+    const bool alike = pass ? fr_op_class_of((fr_op_kind)r->kind) == fr_op_class_of(kind) : r->kind == kind;
+    return alike && (pass == 2 || r->precision == precision);
+}
+
+static void list_rows(fr_power *p) {
+    for (int kind = 0; kind < FR_OP_KIND_COUNT; kind++)
+        for (int f = 0; f < FR_PRECISIONS; f++)
+            for (int pass = 0; pass < 3 && p->near[kind][f].count == 0; pass++)
+                for (int i = 0; i < p->held; i++)
+                    if (speaks(&p->row[i], (fr_op_kind)kind, (fr_precision)f, pass))
+                        p->near[kind][f].row[p->near[kind][f].count++] = (uint8_t)i;
+}
+
 /* Mean power of the rows that are held back: the limit, whatever single readings say. */
 static double limit_of(const fr_table *t, const fr_power *p, int *count) {
     double sum = 0;
@@ -331,6 +345,7 @@ void fr_power_fit(const fr_table *t, fr_power *p) {
     fit_flex(t, p);
     fit_peak(t, p);
     fit_rows(t, p);
+    list_rows(p);
     fit_fresh(t, p);
     fit_window(t, p);
     fit_transfers(t, p);

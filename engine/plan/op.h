@@ -73,7 +73,14 @@ typedef enum {
 } fr_op_class;
 
 const char *fr_op_name(fr_op_kind kind);
-fr_op_class fr_op_class_of(fr_op_kind kind);
+static inline fr_op_class fr_op_class_of(fr_op_kind kind) { /* asked for every op that is played */
+    static const uint8_t classes[FR_OP_KIND_COUNT] = {
+#define FR_OP_CLASS(id, name, class) FR_CLASS_##class,
+        FR_OP_KINDS(FR_OP_CLASS)
+#undef FR_OP_CLASS
+    };
+    return (unsigned)kind < FR_OP_KIND_COUNT ? (fr_op_class)classes[kind] : FR_CLASS_OTHER;
+}
 const char *fr_op_class_name(fr_op_class c); /* "gemm", "attention", ... */
 fr_op_kind fr_op_by_name(const char *name);  /* FR_OP_KIND_COUNT when unknown */
 

@@ -67,7 +67,7 @@ fr_scratch *fr_scratch_of(const fr_walk *w, fr_rank *r) {
 static uint32_t shape_hash(const fr_shape *s) {
     uint64_t h = (uint64_t)s->m * 0x9e3779b97f4a7c15u ^ (uint64_t)s->bytes * 0xc2b2ae3d27d4eb4fu;
     h ^= ((uint64_t)s->kind << 56 | (uint64_t)(uint32_t)s->n << 24 | (uint64_t)(uint32_t)s->k) * 0x165667b19e3779f9u;
-    return (uint32_t)(h >> 40) % FR_INTERN;
+    return (uint32_t)(h >> 32);
 }
 
 static bool same_shape(const fr_shape *a, const fr_shape *b) {
@@ -79,13 +79,17 @@ static bool same_shape(const fr_shape *a, const fr_shape *b) {
 /* Shapes without a vector. The executor costs every shape once, so equal ones share an index. */
 uint32_t fr_intern_shape(fr_walk *w, const fr_shape *s) {
     fr_planner *p = w->p;
-    uint32_t at = shape_hash(s);
+    const uint32_t hash = shape_hash(s);
+    const uint16_t tag = (uint16_t)hash;
+    uint32_t at = (hash >> 16) % FR_INTERN;
     for (int probe = 0; probe < 8; probe++, at = (at + 1) % FR_INTERN) {
-        uint16_t have = p->intern[at];
-        if (have && same_shape(&w->f->shapes[have], s)) return have;
+        const uint16_t have = p->intern[at].shape;
+        if (have && p->intern[at].tag == tag && same_shape(&w->f->shapes[have], s)) return have;
         if (have) continue;
         uint32_t index = fr_shape_add(w->f, s, NULL, 0);
-        if (index <= UINT16_MAX) p->intern[at] = (uint16_t)index;
+        if (index > UINT16_MAX) return index;
+        p->intern[at].shape = (uint16_t)index;
+        p->intern[at].tag = tag;
         return index;
     }
     return fr_shape_add(w->f, s, NULL, 0);

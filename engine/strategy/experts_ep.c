@@ -14,6 +14,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 static bool agrs(const fr_planner *p) {
     return p->layout.exchange == FR_EXCHANGE_AGRS;
@@ -82,7 +83,7 @@ static int64_t copies_to(const fr_walk *w, int v, int mine, int64_t tokens, int6
     if (p->layout.exchange == FR_EXCHANGE_A2A_K) return rows;
     const int64_t *copies = p->copies + (size_t)w->layer * (size_t)(p->layout.ep * p->moe_groups);
     double hit = p->even ? fr_hit_even(&p->model, mine) : (double)copies[v] / (double)FINE;
-    int64_t n = llround((double)tokens * hit), least = fr_ceil_div(rows, fr_min_i64(p->model.top_k, mine));
+    int64_t n = fr_round((double)tokens * hit), least = fr_ceil_div(rows, fr_min_i64(p->model.top_k, mine));
     return fr_max_i64(fr_min_i64(n, fr_min_i64(rows, tokens)), least);
 }
 
@@ -148,12 +149,15 @@ static void size_target(fr_walk *w, int base, int q, int g, int half) {
     int first, end;
     range(p, q, g, &first, &end);
     int64_t total = 0;
-    int32_t *counts = fr_alloc((size_t)(end - first) * sizeof *counts);
+    int32_t *counts = p->landing;
+    memset(counts, 0, (size_t)(end - first) * sizeof *counts);
     m->tokens = fr_tokens_here(w, r);
     for (int s = 0; s < p->layout.ep; s++) {
         fr_rank *from = p->folded ? group : group + s;
         fr_moe *source = &p->moe[half][from->local * p->moe_groups + g];
-        int64_t tokens = fr_tokens_here(w, from), rows = rows_from(w, from, s, q, g, half, counts);
+        int64_t tokens = fr_tokens_here(w, from);
+        if (tokens == 0) continue;
+        int64_t rows = rows_from(w, from, s, q, g, half, counts);
         int64_t copies = copies_to(w, q * p->moe_groups + g, end - first, tokens, rows);
         total += tokens;
         m->rows += rows;
@@ -166,7 +170,6 @@ static void size_target(fr_walk *w, int base, int q, int g, int half) {
     m->group_tokens = total;
     m->bound = total * fr_min_i64(p->model.top_k, end - first);
     fr_expert_shapes(w, counts, end - first, 1, &m->up, &m->down);
-    free(counts);
     fr_bound_shapes(w, m, end - first);
 }
 

@@ -274,6 +274,7 @@ static void open_static(fr_planner *p) {
     p->ranks = fr_alloc((size_t)p->ranks_count * sizeof *p->ranks);
     for (int h = 0; h < 2; h++) p->moe[h] = fr_alloc((size_t)(p->unit_ranks * p->moe_groups) * sizeof **p->moe);
     p->counts = fr_alloc(2 * (size_t)p->unit_ranks * (size_t)p->model.experts * sizeof *p->counts);
+    p->landing = fr_alloc((size_t)p->model.experts * sizeof *p->landing);
     const int layers = fr_layout_layers(l, &p->model);
     p->copies = fr_alloc((size_t)layers * (size_t)(l->ep * p->moe_groups) * sizeof *p->copies);
     p->has_copies = fr_alloc((size_t)layers * sizeof *p->has_copies);
@@ -335,6 +336,7 @@ void fr_planner_close(fr_planner *p) {
     free(p->moe[0]);
     free(p->moe[1]);
     free(p->counts);
+    free(p->landing);
     free(p->copies);
     free(p->has_copies);
     free(p->kv);

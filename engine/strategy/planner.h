@@ -145,6 +145,7 @@ struct fr_planner {
     int moe_groups;   /* expert groups (EPS-MoE), else 1 */
     int moe_for[2];   /* micro that moe[half] was prepared for (even routing: kept over layers), -1 = none */
     int32_t *counts;  /* [half][rank in stage][experts] */
+    int32_t *landing; /* [experts], of the rank at hand */
     int64_t *copies;  /* [layers][targets], of FINE tokens: the routing's, the same in every forward ... */
     bool *has_copies; /* [layers] ... once it was asked */
     uint32_t *each;   /* offload: up and down shapes of single experts */
@@ -158,7 +159,9 @@ struct fr_planner {
     int micros; /* of the forward made last */
     fr_pair *pairs;
     uint32_t pairs_cap;
-    uint16_t intern[FR_INTERN]; /* shape index by hash, 0 = empty */
+    struct {
+        uint16_t shape, tag; /* 0 = empty; further bits of the hash: routed shapes are many, and mostly unlike */
+    } intern[FR_INTERN];     /* by hash */
     struct fr_asap *asap;
 };
 

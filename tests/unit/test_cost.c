@@ -10,6 +10,7 @@
 #include "engine/cost/cost_table.h"
 
 #include <math.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -727,6 +728,62 @@ static void folder(void **state) {
     rmdir(dir);
 }
 
+/* More kinds of question than the model keeps answers to: from several threads, and asked again, the same costs. */
+enum { QUESTIONS = 6000 };
+typedef struct {
+    const fr_cost_model *c;
+    int from;
+    fr_cost got[QUESTIONS];
+} asker;
+
+static void *ask_all(void *context) {
+    asker *a = context;
+    for (int i = 0; i < QUESTIONS; i++) {
+        const int k = (a->from + i) % QUESTIONS;
+        const fr_shape s = gemm(4096, 1000 + k, 4096);
+        fr_cost_op(a->c, &s, NULL, &a->got[k]);
+    }
+    return NULL;
+}
+
+static void asked_again(void **state) {
+    (void)state;
+    static asker all[4];
+    fr_cost_model *c = h200(FR_SUSTAINED);
+    pthread_t threads[3];
+    for (int i = 0; i < 4; i++) all[i] = (asker){.c = c, .from = i * QUESTIONS / 4};
+    for (int i = 0; i < 3; i++) assert_int_equal(pthread_create(&threads[i], NULL, ask_all, &all[i]), 0);
+    for (int i = 0; i < 3; i++) pthread_join(threads[i], NULL);
+    ask_all(&all[3]);
+    fr_cost_close(c);
+    for (int i = 0; i < QUESTIONS; i++)
+        for (int t = 1; t < 4; t++) {
+            const fr_cost *a = &all[0].got[i], *b = &all[t].got[i];
+            assert_true(a->ns > 0 && a->ns == b->ns && a->low == b->low && a->high == b->high &&
+                        a->burst_ns == b->burst_ns && a->draw.slope == b->draw.slope);
+        }
+}
+
+static void rounding(void **state) {
+    (void)state;
+    const double x[] = {0,
+                        0.49999999999999994,
+                        0.5,
+                        1.5,
+                        2.5,
+                        -0.5,
+                        -0.49999999999999994,
+                        -1.5,
+                        -2.5,
+                        1e15 + 0.5,
+                        1e3,
+                        4503599627370495.5,
+                        9007199254740993.0,
+                        9e18,
+                        -9e18};
+    for (size_t i = 0; i < sizeof x / sizeof *x; i++) assert_int_equal(fr_round(x[i]), llround(x[i]));
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(shipped),
@@ -749,6 +806,8 @@ int main(void) {
         cmocka_unit_test(refused),
         cmocka_unit_test(own_rows),
         cmocka_unit_test(folder),
+        cmocka_unit_test(asked_again),
+        cmocka_unit_test(rounding),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

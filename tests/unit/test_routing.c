@@ -10,7 +10,9 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "engine/routing.h"
+#include "engine/routing_internal.h"
+
+#include <gsl/gsl_randist.h>
 
 static void near(double got, double expected, double within) {
     if (!(fabs(got - expected) <= within)) fail_msg("%.9g is not within %g of %.9g", got, within, expected);
@@ -352,6 +354,38 @@ static void test_large_draws(void **state) {
     fr_routing_close(r);
 }
 
+/* The generator and the normals are GSL's, number for number, tails and wedges of the ziggurat among them. */
+static void test_as_gsl(void **state) {
+    (void)state;
+    enum { NORMALS = 200000 };
+    static double scale[NORMALS], got[NORMALS];
+    fr_ziggurat z;
+    fr_ziggurat_open(&z);
+    gsl_rng *own = gsl_rng_alloc(gsl_rng_taus2);
+    int outside = 0;
+    for (int i = 0; i < NORMALS; i++) scale[i] = 1 + i % 3;
+    for (unsigned long seed = 0; seed < 5; seed++) {
+        fr_routing_rng g;
+        fr_routing_seed(&g, 0, 0, 0, 0);
+        gsl_rng_set(&g.rng, seed * 1000003);
+        gsl_rng_set(own, seed * 1000003);
+        for (int i = 0; i < 1000; i++) assert_int_equal(gsl_rng_get(&g.rng), gsl_rng_get(own));
+        assert_true(gsl_rng_uniform(&g.rng) == gsl_rng_uniform(own));
+        double sum = 0, expected = 0;
+        sum = fr_routing_normals(&z, &g, scale, NORMALS, got);
+        for (int i = 0; i < NORMALS; i++) {
+            double x = scale[i] * gsl_ran_gaussian_ziggurat(own, 1);
+            if (x != got[i]) fail_msg("seed %lu, normal %d: %.17g, GSL has %.17g", seed, i, got[i], x);
+            outside += fabs(x) > 3.4442 * scale[i]; /* the last layer's edge */
+            expected += x;
+        }
+        assert_true(sum == expected);
+        assert_int_equal(gsl_rng_get(&g.rng), gsl_rng_get(own));
+    }
+    assert_true(outside > 100);
+    gsl_rng_free(own);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_sums_and_bounds),
@@ -365,6 +399,7 @@ int main(void) {
         cmocka_unit_test(test_refuses),
         cmocka_unit_test(test_recorded),
         cmocka_unit_test(test_large_draws),
+        cmocka_unit_test(test_as_gsl),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
