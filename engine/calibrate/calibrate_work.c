@@ -29,7 +29,7 @@ static void add_shape(void *context, const fr_shape *shape) {
     row.shape.precision = shape->precision;
     row.shape.m = shape->m;
     row.shape.n = shape->n;
-    row.shape.k = gemm ? shape->k : 0;
+    row.shape.k = gemm || shape->kind == FR_OP_PERMUTE ? shape->k : 0;
     row.shape.bytes = gemm ? 0 : shape->bytes;
     const bool fp8 = sink->precision == FR_FP8;
     const bool rows = shape->kind == FR_OP_NORM || shape->kind == FR_OP_PERMUTE || shape->kind == FR_OP_COMBINE;
@@ -77,9 +77,9 @@ static fr_status add_plans(fr_cal_maker *m, fr_error *err) {
     return FR_OK;
 }
 
-/* What a rank of an ep group of P adds up before it sends results back: for each token that reached it the rows of its
- * own experts, under even routing (engine/strategy/experts_ep.c). */
-static fr_status add_partial_sums(fr_cal_maker *m, fr_error *err) {
+/* What a rank of an ep group of P puts in order and adds up before it sends results back: for each token that reached
+ * it the rows of its own experts, under even routing (engine/strategy/experts_ep.c). */
+static fr_status add_arrived(fr_cal_maker *m, fr_error *err) {
     static const int32_t tokens[] = {64, 256, 1024, 4096, 16384, 32768, 65536};
     for (int i = 0; i < MODELS; i++) {
         fr_model model;
@@ -92,6 +92,12 @@ static fr_status add_partial_sums(fr_cal_maker *m, fr_error *err) {
                 r.shape.m = tokens[j];
                 r.shape.n = model.hidden;
                 r.shape.bytes = (tokens[j] + rows) * row;
+                if (fr_cal_wanted(m, 3)) fr_cal_add(m, FR_CAL_BURST, 3, r)->top_k = (int16_t)model.top_k;
+                r = fr_cal_blank(FR_OP_PERMUTE);
+                r.shape.m = rows;
+                r.shape.n = model.hidden;
+                r.shape.k = tokens[j]; /* each is read once */
+                r.shape.bytes = 2 * rows * row;
                 if (fr_cal_wanted(m, 3)) fr_cal_add(m, FR_CAL_BURST, 3, r)->top_k = (int16_t)model.top_k;
             }
     }
@@ -292,7 +298,7 @@ static void add_attention(fr_cal_maker *m) {
 fr_status fr_cal_add_work(fr_cal_maker *m, fr_error *err) {
     add_generic(m);
     FR_TRY(add_plans(m, err));
-    FR_TRY(add_partial_sums(m, err));
+    FR_TRY(add_arrived(m, err));
     FR_TRY(add_all_experts(m, err));
     add_attention(m);
     return FR_OK;

@@ -477,7 +477,7 @@ static fr_status run_memory(fr_bench *b, cudaStream_t stream, fr_error *err) {
         e = fr_k_route_arrived(b->ids, NULL, m / k, k, 0, (int32_t)n, b->offsets, b->slot, b->token, b->route, stream);
         break;
     case FR_OP_PERMUTE:
-        e = fr_k_permute_arrived(b->x, b->slot, NULL, b->y, m / k, k, n, stream);
+        e = fr_k_permute_arrived(b->x, b->slot, NULL, b->y, s->k > 0 ? s->k : m / k, k, n, stream);
         break;
     case FR_OP_COMBINE:
         e = combine(b, stream);
@@ -496,10 +496,11 @@ static fr_status prepare_memory(fr_bench *b, fr_error *err) {
     const fr_shape *s = &b->row.shape;
     const int32_t k = b->top_k, experts = s->kind == FR_OP_TOPK || s->kind == FR_OP_SORT ? s->n : EXPERTS;
     const bool rows = s->kind == FR_OP_SORT || s->kind == FR_OP_PERMUTE;
-    const int64_t tokens = rows ? s->m / k : s->m;
+    const bool part = s->kind == FR_OP_PERMUTE && s->k > 0; /* of the tokens read some of their k rows are here */
+    const int64_t tokens = part ? s->k : rows ? s->m / k : s->m;
     cudaStream_t stream = fr_measure_stream(b->measure);
     if (tokens > TOKENS || tokens * k > SLOTS || k < 1 || k > FR_K_MAX_TOPK || experts > EXPERTS || k > experts ||
-        (rows && tokens * k != s->m))
+        (rows && !part && tokens * k != s->m) || s->m * s->n > ACTIVATIONS)
         return fr_fail(err, FR_FAILED, "more rows than the memory set aside");
     if (s->kind == FR_OP_EMBED) {
         uint64_t seed = 9;
@@ -509,8 +510,10 @@ static fr_status prepare_memory(fr_bench *b, fr_error *err) {
     }
     if (s->kind == FR_OP_NORM || s->kind == FR_OP_ROPE) return FR_OK;
     CU(fr_k_router(b->logits, NULL, b->ids, b->weights, tokens, experts, k, true, stream));
-    /* partial sums: of a rank that holds so many experts that of a token's k rows those named are its own */
-    const double own = s->kind == FR_OP_REDUCE ? (double)s->bytes / (double)(2 * s->m * s->n) - 1 : k;
+    /* what arrived: of a rank that holds so many experts that of a token's k rows those named are its own */
+    const double own = s->kind == FR_OP_REDUCE ? (double)s->bytes / (double)(2 * s->m * s->n) - 1
+                       : part                  ? (double)s->m / s->k
+                                               : k;
     CU(fr_k_route(b->ids, tokens, k, 0, (int32_t)lround(experts * own / k), b->offsets, b->slot, b->token, b->route,
                   stream));
     return FR_OK;
