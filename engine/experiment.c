@@ -323,29 +323,12 @@ bool fr_experiment_wants_text(const char *name) {
     return i >= 0 && places[i].type == T_TEXT;
 }
 
-/* The text that the command line would carry for a JSON value; NULL when it is no text, number or boolean. */
-static const char *value_text(json_t *value, char *buffer, size_t size) {
-    if (json_is_string(value)) return json_string_value(value);
-    if (json_is_boolean(value)) return json_is_true(value) ? "true" : "false";
-    if (json_is_integer(value)) {
-        snprintf(buffer, size, "%" JSON_INTEGER_FORMAT, json_integer_value(value));
-        return buffer;
-    }
-    if (json_is_real(value)) {
-        double real = json_real_value(value);
-        snprintf(buffer, size, "%.17g", real);
-        if (real == floor(real) && fabs(real) < 1e15) snprintf(buffer, size, "%.0f", real);
-        return buffer;
-    }
-    return NULL;
-}
-
 static fr_status apply_object(fr_experiment *e, json_t *object, const char *where, fr_error *err) {
     const char *key;
     json_t *value;
     json_object_foreach(object, key, value) {
         char buffer[64];
-        const char *text = value_text(value, buffer, sizeof buffer);
+        const char *text = fr_json_text_of(value, buffer, sizeof buffer);
         if (!text) return fr_fail(err, FR_BAD_INPUT, "%s: %.64s: expected a text, a number or a boolean", where, key);
         fr_error inner = {0};
         fr_status status = fr_experiment_set(e, key, text, &inner);
@@ -419,7 +402,7 @@ const char *fr_experiment_default(const char *name, char *buffer, size_t size) {
     fr_experiment_defaults(&standard);
     json_t *value = value_json(&standard, &places[i]);
     char number[64];
-    const char *text = value ? value_text(value, number, sizeof number) : NULL;
+    const char *text = value ? fr_json_text_of(value, number, sizeof number) : NULL;
     const int n = snprintf(buffer, size, "%s", text ? text : "");
     json_decref(value);
     return n > 0 ? buffer : NULL;
@@ -448,7 +431,7 @@ void fr_experiment_flags(const fr_experiment *e, fr_text *out) {
             fr_text_add(out, "%s--%s", out->length ? " " : "", options[i].name);
             if (options[i].argument) {
                 fr_text_add(out, " ");
-                add_quoted(out, value_text(mine, buffer, sizeof buffer));
+                add_quoted(out, fr_json_text_of(mine, buffer, sizeof buffer));
             }
         }
         json_decref(mine);

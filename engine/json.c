@@ -242,3 +242,19 @@ fr_status fr_json_only(const fr_json *object, const char *const *known, fr_error
     }
     return FR_OK;
 }
+
+const char *fr_json_text_of(const json_t *value, char *buffer, size_t size) {
+    if (json_is_string(value)) return json_string_value(value);
+    if (json_is_boolean(value)) return json_is_true(value) ? "true" : "false";
+    if (json_is_integer(value)) {
+        snprintf(buffer, size, "%" JSON_INTEGER_FORMAT, json_integer_value(value));
+        return buffer;
+    }
+    if (json_is_real(value)) {
+        double real = json_real_value(value);
+        snprintf(buffer, size, "%.17g", real);
+        if (real == floor(real) && fabs(real) < 1e15) snprintf(buffer, size, "%.0f", real);
+        return buffer;
+    }
+    return NULL;
+}

@@ -66,4 +66,8 @@ fr_status fr_json_only(const fr_json *object, const char *const *known, fr_error
 fr_status fr_json_fail(const fr_json *at, const char *key, fr_error *err, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
 
+/* The text that the command line would carry for a JSON value, the value's own or in `buffer`; NULL when it is no text,
+ * number or boolean. */
+const char *fr_json_text_of(const json_t *value, char *buffer, size_t size);
+
 #endif

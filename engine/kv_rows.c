@@ -95,7 +95,3 @@ const int32_t *fr_kv_rows_context(const fr_kv_rows *k, int32_t handle, int32_t *
 int32_t fr_kv_rows_available(const fr_kv_rows *k) {
     return k->free_count;
 }
-
-int32_t fr_kv_rows_handles(const fr_kv_rows *k) {
-    return (int32_t)k->handles_count;
-}

@@ -24,6 +24,5 @@ void fr_kv_rows_trim(fr_kv_rows *k, int32_t handle, int32_t tokens);
 /* The context: *tokens rows in token order; valid until the next change. */
 const int32_t *fr_kv_rows_context(const fr_kv_rows *k, int32_t handle, int32_t *tokens);
 int32_t fr_kv_rows_available(const fr_kv_rows *k);
-int32_t fr_kv_rows_handles(const fr_kv_rows *k); /* one more than the largest handle seen */
 
 #endif

@@ -154,13 +154,3 @@ fr_status fr_what_if_parse(const char *text, fr_what_if *out, fr_error *err) {
     *out = w;
     return FR_OK;
 }
-
-void fr_machine_scale(fr_machine *m, const fr_what_if *w) {
-    for (int p = 0; p < FR_PRECISIONS; p++) m->peak_flops[p] *= w->flops;
-    m->hbm_rate *= w->hbm;
-    m->link_rate *= w->link;
-    m->pcie_rate *= w->pcie;
-    m->host_rate *=
-        w->pcie; /* host memory feeds the PCIe links: twice the links with the old DRAM would be no what-if */
-    m->network_rate *= w->network;
-}

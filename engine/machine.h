@@ -37,14 +37,12 @@ fr_status fr_machine_load(const char *name_or_path, fr_machine *out, fr_error *e
 fr_status fr_machine_parse(const char *text, size_t length, const char *where, fr_machine *out, fr_error *err);
 const char *fr_machine_builtin(int index); /* NULL at the end */
 
-/* Applies what-ifs: "nvlink=2x,hbm=1.5x,pcie=2x,flops=1.2x,network=2x": scales the machine's figures. Effective
- * measured rates scale with them (cost model). Refuses unknown names. */
+/* What-ifs: "nvlink=2x,hbm=1.5x,pcie=2x,flops=1.2x,network=2x,launch=2x", 1 where not named. The cost model scales the
+ * machine's figures and what was measured under them. Refuses unknown names. */
 typedef struct {
     double link, hbm, pcie, flops, network, launch;
 } fr_what_if;
 #define FR_WHAT_IF_NONE ((fr_what_if){1, 1, 1, 1, 1, 1})
 fr_status fr_what_if_parse(const char *text, fr_what_if *out, fr_error *err);
-/* Scales the machine's figures; `launch` is the host's and left to the cost model. */
-void fr_machine_scale(fr_machine *m, const fr_what_if *w);
 
 #endif

@@ -122,6 +122,5 @@ double fr_model_attention_flops(const fr_model *m, int layer, int64_t queries, i
 double fr_model_head_flops(const fr_model *m, int64_t rows, int64_t candidates);
 
 const char *fr_precision_name(fr_precision p);
-fr_status fr_precision_parse(const char *text, fr_precision *out, fr_error *err);
 
 #endif

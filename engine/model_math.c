@@ -199,12 +199,3 @@ static const char *const precision_names[FR_PRECISIONS] = {"bf16", "fp8"};
 const char *fr_precision_name(fr_precision p) {
     return (unsigned)p < FR_PRECISIONS ? precision_names[p] : "unknown";
 }
-
-fr_status fr_precision_parse(const char *text, fr_precision *out, fr_error *err) {
-    for (int p = 0; p < FR_PRECISIONS; p++)
-        if (strcmp(precision_names[p], text) == 0) {
-            *out = (fr_precision)p;
-            return FR_OK;
-        }
-    return fr_fail(err, FR_BAD_INPUT, "--precision: expected bf16 or fp8, got '%.60s'", text);
-}

@@ -7,14 +7,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MAX_BYTES ((size_t)4 << 30) /* of a file: some 600 M tokens */
+#define MAX_BYTES  ((size_t)4 << 30) /* of a file: some 600 M tokens */
+#define MAX_TOKENS ((size_t)1 << 24) /* of a prompt, as --seq */
 
 static fr_status read_tokens(const fr_json *line, const char *key, int32_t vocab, int32_t **out, int32_t *count,
                              fr_error *err) {
     fr_json array, item;
     FR_TRY(fr_json_array(line, key, FR_REQUIRED, &array, err));
     const size_t n = fr_json_count(&array);
-    if (n == 0) return fr_json_fail(line, key, err, "expected at least one token");
+    if (n == 0 || n > MAX_TOKENS)
+        return fr_json_fail(line, key, err, "expected at least one token and at most %zu, got %zu", MAX_TOKENS, n);
     *out = fr_alloc(n * sizeof **out);
     *count = (int32_t)n;
     for (size_t i = 0; i < n; i++) {

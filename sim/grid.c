@@ -29,7 +29,6 @@ struct fr_grid {
     product *products;
     int products_count;
     int64_t cells;
-    const char *varying[MAX_AXES + 1];
 };
 
 static void product_free(product *p) {
@@ -47,24 +46,10 @@ void fr_grid_close(fr_grid *g) {
     free(g);
 }
 
-/* A JSON scalar as the text that the command line would carry. */
-static fr_status scalar_text(const fr_json *at, const char *key, json_t *value, char out[512], fr_error *err) {
-    if (json_is_string(value) && strlen(json_string_value(value)) < 512)
-        strcpy(out, json_string_value(value));
-    else if (json_is_integer(value))
-        snprintf(out, 512, "%lld", (long long)json_integer_value(value));
-    else if (json_is_real(value))
-        snprintf(out, 512, "%.17g", json_real_value(value));
-    else if (json_is_boolean(value))
-        strcpy(out, json_is_true(value) ? "true" : "false");
-    else
-        return fr_json_fail(at, key, err, "expected a short string, a number, true or false");
-    return FR_OK;
-}
-
 static fr_status axis_value(const fr_json *at, const char *key, json_t *value, axis *a, fr_error *err) {
-    char text[512];
-    FR_TRY(scalar_text(at, key, value, text, err));
+    char number[64];
+    const char *text = fr_json_text_of(value, number, sizeof number);
+    if (!text) return fr_json_fail(at, key, err, "expected a text, a number, true or false");
     if (!json_is_string(value) && fr_experiment_wants_text(key))
         return fr_json_fail(at, key, err, "expected a text in quotes, got %s", text);
     fr_experiment scratch;
@@ -99,20 +84,6 @@ static fr_status read_product(const fr_json *object, bool lists, product *p, fr_
     return FR_OK;
 }
 
-static void note_varying(fr_grid *g, const char *name) {
-    int n = 0;
-    for (; g->varying[n]; n++)
-        if (strcmp(g->varying[n], name) == 0) return;
-    if (n < MAX_AXES) g->varying[n] = name;
-}
-
-/* An option varies when it has a list, or when products differ in having it. */
-static void find_varying(fr_grid *g) {
-    for (int i = 0; i < g->products_count; i++)
-        for (int a = 0; a < g->products[i].count; a++)
-            if (g->products[i].axes[a].count > 1 || g->products_count > 1) note_varying(g, g->products[i].axes[a].name);
-}
-
 static fr_status read_cells(const fr_json *root, fr_grid *g, fr_error *err) {
     fr_json cells;
     FR_TRY(fr_json_array(root, "cells", FR_OPTIONAL, &cells, err));
@@ -132,7 +103,6 @@ static fr_status read_cells(const fr_json *root, fr_grid *g, fr_error *err) {
     for (int i = 0; i < g->products_count; i++) g->cells += g->products[i].cells;
     if (g->cells > FR_GRID_MAX_CELLS)
         return fr_json_fail(root, "cells", err, "the grid has more than %d cells", FR_GRID_MAX_CELLS);
-    find_varying(g);
     return FR_OK;
 }
 
@@ -182,10 +152,6 @@ const char *fr_grid_title(const fr_grid *g) {
 int64_t fr_grid_count(const fr_grid *g) {
     return g->cells;
 }
-const char *const *fr_grid_varying(const fr_grid *g) {
-    return g->varying;
-}
-
 fr_status fr_grid_cell(const fr_grid *g, int64_t index, fr_experiment *out, fr_error *err) {
     fr_experiment_defaults(out);
     for (int a = 0; a < g->base.count; a++)

@@ -27,7 +27,5 @@ const char *fr_grid_title(const fr_grid *g);
 int64_t fr_grid_count(const fr_grid *g);
 /* The experiment of cell 0 <= index < count: defaults, then base, then the cell's own values. */
 fr_status fr_grid_cell(const fr_grid *g, int64_t index, fr_experiment *out, fr_error *err);
-/* Names of the options that vary over the grid, for table headings: NULL at the end. */
-const char *const *fr_grid_varying(const fr_grid *g);
 
 #endif

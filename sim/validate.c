@@ -239,15 +239,8 @@ static void remap(fr_plan *all, const fr_plan *from, fr_timeline *t) {
 
 /* The planner's static part is the same for the same setup: it names the lanes that the driver's spans count. */
 static fr_status name_lanes(fr_validation *v, fr_store *s, fr_error *err) {
-    const fr_setup *setup = &v->setup;
-    const fr_planner_options o = {.model = &setup->model,
-                                  .layout = &setup->experiment.layout,
-                                  .machine = &setup->machine,
-                                  .routing = setup->routing,
-                                  .cost = setup->cost,
-                                  .load = setup->load};
     fr_planner *planner = NULL;
-    FR_TRY(fr_planner_open(&o, &planner, err));
+    FR_TRY(fr_setup_planner(&v->setup, false, &planner, err));
     const fr_plan *plan = fr_planner_plan(planner);
     v->plan = fr_plan_new(plan->ranks, plan->ranks);
     remap(v->plan, plan, &v->spans[0]);

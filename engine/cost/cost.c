@@ -288,7 +288,9 @@ static void set_capacity(fr_cost_model *c) {
                                 .link_in = link,
                                 .pcie_h2d = c->ceilings.pcie > 0 ? rate_of(c, FR_OP_H2D, 1, 1) : 0,
                                 .pcie_d2h = c->ceilings.pcie > 0 ? rate_of(c, FR_OP_D2H, 1, 1) : 0,
-                                .host = c->machine.host_rate,
+                                /* host memory feeds the PCIe links: twice the links with the old DRAM would be no
+                                   what-if */
+                                .host = c->machine.host_rate * c->options.what_if.pcie,
                                 .network = c->ceilings.network,
                                 .copy_engines = c->machine.copy_engines};
 }

@@ -441,15 +441,6 @@ void fr_sched_queue(const fr_sched *s, int to, fr_sched_queue_state *out) {
 
 static const char *const route_names[] = {"round-robin", "least-tokens", "vllm", "prefix"};
 
-fr_status fr_route_parse(const char *text, fr_route *out, fr_error *err) {
-    for (int i = 0; i < 4; i++)
-        if (strcmp(text, route_names[i]) == 0) {
-            *out = (fr_route)i;
-            return FR_OK;
-        }
-    return fr_fail(err, FR_BAD_INPUT, "route: expected round-robin, least-tokens, vllm or prefix, got '%s'", text);
-}
-
 const char *fr_route_name(fr_route route) {
     return route_names[route];
 }

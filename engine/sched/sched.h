@@ -130,7 +130,6 @@ typedef struct {
 void fr_sched_queue(const fr_sched *s, int queue, fr_sched_queue_state *out);
 
 /* "round-robin", "least-tokens", "vllm", "prefix". */
-fr_status fr_route_parse(const char *text, fr_route *out, fr_error *err);
 const char *fr_route_name(fr_route route);
 
 #endif

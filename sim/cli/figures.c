@@ -337,10 +337,11 @@ static fr_status data_pareto(const cli_figure_source *s, fr_text *data, fr_text 
 static fr_status data_ttft(const cli_figure_source *s, fr_text *data, fr_text *settings, fr_error *err) {
     enum { SHOWN = 500 };
     cli_table t;
-    FR_TRY(cli_fetch(s->store,
-                     "SELECT r.id||': '||" NAME "||' '||" DEGREE
-                     ", q.ttft_ns/1e9 FROM requests AS q JOIN runs AS r ON r.id=q.run ORDER BY r.id, q.ttft_ns",
-                     NULL, &t, err));
+    FR_TRY(cli_fetch(
+        s->store,
+        "SELECT r.id||': '||" NAME "||' '||" DEGREE
+        ", q.ttft_ns/1e9 FROM requests AS q JOIN runs AS r ON r.id=q.run WHERE q.ttft_ns>0 ORDER BY r.id, q.ttft_ns",
+        NULL, &t, err));
     if (t.rows == 0)
         return fr_fail(err, FR_BAD_INPUT, "%s: holds no requests: forerun simulate --trace ... --db FILE", s->path);
     int series = 0;

@@ -70,13 +70,7 @@ static fr_status write_files(const cli_kept *k, const cli_args *a, fr_error *err
     const char *db = cli_value(a, "db"), *perfetto = cli_value(a, "perfetto"), *csv = cli_value(a, "csv");
     const fr_setup *setup = k->setup;
     fr_planner *planner = NULL;
-    const fr_planner_options o = {.model = &setup->model,
-                                  .layout = &setup->experiment.layout,
-                                  .machine = &setup->machine,
-                                  .routing = setup->routing,
-                                  .cost = setup->cost,
-                                  .load = setup->load};
-    FR_TRY(fr_planner_open(&o, &planner, err));
+    FR_TRY(fr_setup_planner(setup, false, &planner, err));
     const fr_plan *plan = fr_planner_plan(planner);
     fr_status status = FR_OK;
     if (db) status = store_run(k, plan, db, err);

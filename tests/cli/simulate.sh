@@ -126,3 +126,6 @@ expect 2 simulate --cells "$work/cells.txt" --results "$work/cells" && says "opt
 expect 2 simulate --cells "$work/cells.txt" && says --results
 expect 2 simulate --cells "$work/cells.txt" --results /no/such/folder && says /no/such/folder
 expect 2 simulate --cells /no/such/list --results "$work/cells" && says /no/such/list
+# twice the PCIe links: host memory, which feeds them, doubles too, so that eight GPUs that stream experts gain by two
+expect 0 simulate --model mixtral-8x7b --machine h200x8 --attention dp --experts offload --ep 1 --layers 8 --tokens 1K --seq 1K --forwards 2 --what-if pcie=2x --json
+json "json_extract(j,'\$.baseline.speedup') BETWEEN 1.9 AND 2.01" 1

@@ -293,16 +293,6 @@ static void test_layer_types(void **state) {
     refuse("{" OSS ", \"layer_types\": [" S "," F ",\"odd\"," F "]}", "layer_types[2]");
 }
 
-static void test_precision(void **state) {
-    (void)state;
-    fr_precision p;
-    fr_error err = {0};
-    assert_int_equal(fr_precision_parse("fp8", &p, &err), FR_OK);
-    assert_int_equal(p, FR_FP8);
-    assert_string_equal(fr_precision_name(FR_BF16), "bf16");
-    assert_int_equal(fr_precision_parse("int4", &p, &err), FR_BAD_INPUT);
-}
-
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_parameters_equal_transformers),
@@ -314,7 +304,6 @@ int main(void) {
         cmocka_unit_test(test_refuses),
         cmocka_unit_test(test_reads_variants),
         cmocka_unit_test(test_layer_types),
-        cmocka_unit_test(test_precision),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -407,10 +407,6 @@ static void wrong_options_are_refused(void **state) {
         assert_int_equal(fr_sched_new(&wrong[i], &s, &err), FR_BAD_INPUT);
         assert_true(strlen(err.text) > 10);
     }
-    fr_route route;
-    assert_int_equal(fr_route_parse("vllm", &route, NULL), FR_OK);
-    assert_int_equal(route, FR_ROUTE_VLLM);
-    assert_int_equal(fr_route_parse("vll", &route, NULL), FR_BAD_INPUT);
 }
 
 int main(void) {
