@@ -391,6 +391,7 @@ static fr_status open_drive(drive *d, fr_setup *s, bool batch) {
                            .spans = d->options->spans,
                            .cards = d->options->cards,
                            .pause_ns = d->options->pause_ns,
+                           .load_ns = d->options->load_ns,
                            .finished = on_finished,
                            .entered = on_entered,
                            .answered = on_answered,

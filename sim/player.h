@@ -35,6 +35,7 @@ typedef struct {
     void (*price)(void *context, const fr_shape *shape, const fr_pair *pairs, fr_cost *out);
     /* Sustained: the devices stood still for so long between the load that went before and time 0. */
     int64_t pause_ns;
+    int64_t load_ns; /* and had been at work for so long before; 0 = not known */
     /* By rank, how its card differs from the table; NULL = in nothing. Where clocks are followed. */
     const fr_card *cards;
     const fr_capacity *capacity;

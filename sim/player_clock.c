@@ -48,7 +48,7 @@ void fr_play_clock_open(fr_player *p) {
     bool sustained = fr_cost_regime(p->o.cost) == FR_SUSTAINED;
     for (int r = 0; r < p->plan->ranks; r++) {
         p->clocks[r].heat = sustained ? p->power->cap : p->power->idle;
-        p->clocks[r].since = sustained ? -FR_POWER_FRESH_NS - FR_POWER_CUT_NS : 0;
+        p->clocks[r].since = !sustained ? 0 : p->o.load_ns > 0 ? -p->o.load_ns - p->o.pause_ns : -FR_POWER_SETTLED_NS;
     }
 }
 

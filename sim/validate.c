@@ -20,6 +20,7 @@ typedef struct {
     char *uuids; /* of the ranks' GPUs, with blanks between; NULL = not recorded */
     double forward_s, elapsed_s, tokens_per_s, mfu, clock_mhz;
     double pause_s;    /* between warming up and time 0 */
+    double warmup_s;   /* how long that took; 0 = not known */
     double parts_s[6]; /* compute, exposed_comm, wait, bubble, idle, hidden_comm: per forward in batch mode */
     fr_quantiles ttft_s;
     bool found, live; /* live: on a device, whose ops were timed one by one if there are spans */
@@ -46,6 +47,7 @@ static bool take_run(void *context, int columns, const char *const *v, const cha
     r->clock_mhz = number(v[15]);
     r->live = v[16] != NULL;
     r->pause_s = v[17] ? number(v[17]) : r->live ? OLD_PAUSE_S : 0;
+    r->warmup_s = v[18] ? number(v[18]) : 0;
     return false;
 }
 
@@ -65,7 +67,7 @@ static fr_status read_run(fr_store *s, const char *path, int64_t run, stored_run
         "SELECT config, forward_s, elapsed_s, tokens_per_s, mfu, compute_s, exposed_comm_s, wait_s, bubble_s, idle_s, "
         "hidden_comm_s, ttft_mean_s, ttft_p50_s, ttft_p90_s, ttft_p99_s, coalesce(json_extract(result,'$.clock_mhz'), "
         "json_extract(result,'$.device.sm_mhz')), json_extract(result,'$.device.gpu'), "
-        "json_extract(result,'$.pause_s') FROM runs WHERE id=?1+0 AND "
+        "json_extract(result,'$.pause_s'), json_extract(result,'$.warmup_s') FROM runs WHERE id=?1+0 AND "
         "kind='run'",
         id, take_run, r, err));
     if (!r->found) return fr_fail(err, FR_BAD_INPUT, "%s: run %s is no measured run", path, id);
@@ -206,7 +208,8 @@ static fr_status play(fr_validation *v, const fr_validate_options *o, const requ
                           .forwards_count = p ? &p->forwards_count : NULL,
                           .exe_dir = o->exe_dir,
                           .cards = cards,
-                          .pause_ns = llround(1e9 * v->pause_s)};
+                          .pause_ns = llround(1e9 * v->pause_s),
+                          .load_ns = llround(1e9 * v->warmup_s)};
     fr_error missing = {0};
     v->setup.experiment.spans = spans != NULL;
     fr_status status = fr_drive(&v->setup, &d, result, &missing);
@@ -365,6 +368,7 @@ static fr_status open_twin(fr_validation *v, const fr_validate_options *o, const
     v->tokens_per_s = r->tokens_per_s;
     v->mfu = r->mfu;
     v->pause_s = r->pause_s;
+    v->warmup_s = r->warmup_s;
     v->ttft_s = r->ttft_s;
     make_label(v);
     fr_cost_time_ops(v->setup.cost, timed);

@@ -23,7 +23,7 @@ typedef struct {
     bool own_routing; /* the run's */
     bool replay;      /* a trace whose requests did not all come at once */
     fr_result predicted;
-    double pause_s;
+    double pause_s, warmup_s;
     /* measured, as the store has it; NaN where it says nothing */
     double forward_s, elapsed_s, tokens_per_s, mfu;
     fr_quantiles ttft_s;

@@ -54,6 +54,7 @@ typedef struct {
     uint32_t logit_rows_count, logit_rows_cap;
     int64_t logits_count, logits_cap;
     int64_t late_ns;      /* that devices stood still for the host, spans only, all ranks */
+    int64_t warm_ns;      /* warming up lasted so long, back to back; 0 = did not */
     int64_t pause_ns;     /* devices stood still for so long between warming up and time 0; 0 = did not warm up */
     double routing_error; /* random weights: largest |measured - asked| share of tokens of an expert, of all layers */
     bool lost;            /* some device does not answer, or some rank's thread: the process should end without them */

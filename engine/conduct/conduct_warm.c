@@ -82,8 +82,9 @@ fr_status fr_conduct_warm(fr_conductor *c) {
     c->epoch = fr_monotonic();
     if (c->o->random_weights && fr_routing_kind(c->setup->routing) != FR_SKEW_EVEN) FR_TRY(fit_routing(c));
     FR_TRY(fr_conduct_batches(c, c->o->requests ? 1 : c->deal.variants, 0));
-    const int64_t until = fr_conduct_now(c) + (int64_t)(c->o->warmup_s * 1e9);
-    if (c->o->warmup_s > 0) FR_TRY(fr_conduct_batches(c, 0, until));
+    const int64_t from = fr_conduct_now(c);
+    if (c->o->warmup_s > 0) FR_TRY(fr_conduct_batches(c, 0, from + (int64_t)(c->o->warmup_s * 1e9)));
+    if (c->o->warmup_s > 0) c->out->warm_ns = fr_conduct_now(c) - from;
     for (int g = 0; c->o->requests && c->needs.kv_tokens > 0 && g < c->units * c->slots; g++) {
         fr_kv_book *b = &c->books[g]; /* the warming batch's rows go back */
         FR_GROW(b->trims, b->trims_cap, b->trims_count + 1);

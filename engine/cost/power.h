@@ -56,18 +56,28 @@ struct fr_power {
 
 /*
  * A second, slower hand: for 0.82 s after a rest an H200 is held to some 725 W, then once cut to 520 W and back within
- * 0.2 s, from when on its mean over a second is 692 W. Rests of 80 ms and more start it anew, 20 ms do not
+ * 0.2 s; then 725 W again, and every 0.9 s a weaker cut: 0.25 s at some 640 W and 0.3 s until the 725 are back, which
+ * makes the mean over a period the limit of sustained load. Rests of 80 ms and more start it anew, 20 ms do not
  * (kernels/measured/raw/h200-clock-2026-11-22.csv: every launch of loads and pauses, power beside).
  */
-#define FR_POWER_FRESH_NS 820000000
-#define FR_POWER_CUT_NS   200000000
-#define FR_POWER_CUT      0.75 /* 520 of 692 W */
-#define FR_POWER_REST_NS  80000000
+#define FR_POWER_FRESH_NS   820000000
+#define FR_POWER_CUT_NS     200000000
+#define FR_POWER_CUT        0.75 /* 520 of 692 W */
+#define FR_POWER_CYCLE_NS   900000000
+#define FR_POWER_WEAK_NS    250000000
+#define FR_POWER_RECOVER_NS 300000000
+#define FR_POWER_REST_NS    80000000
+#define FR_POWER_SETTLED_NS 1000000000000000 /* nobody knows when it began: the mean */
 /* The limit so long after load began anew. */
 static inline double fr_power_limit(const fr_power *p, int64_t ns) {
-    if (ns < FR_POWER_FRESH_NS) return p->fresh;
-    if (ns >= FR_POWER_FRESH_NS + FR_POWER_CUT_NS || p->fresh <= p->cap) return p->cap;
-    return p->cap * (FR_POWER_CUT + (1 - FR_POWER_CUT) * (double)(ns - FR_POWER_FRESH_NS) / FR_POWER_CUT_NS);
+    if (p->fresh <= p->cap || ns >= FR_POWER_SETTLED_NS) return p->cap;
+    ns -= FR_POWER_FRESH_NS;
+    if (ns < 0) return p->fresh;
+    if (ns < FR_POWER_CUT_NS) return p->cap * (FR_POWER_CUT + (1 - FR_POWER_CUT) * (double)ns / FR_POWER_CUT_NS);
+    if (ns < FR_POWER_CYCLE_NS) return p->fresh;
+    ns = ns % FR_POWER_CYCLE_NS - FR_POWER_WEAK_NS;
+    const double lack = (p->fresh - p->cap) * FR_POWER_CYCLE_NS / (FR_POWER_WEAK_NS + FR_POWER_RECOVER_NS / 2);
+    return p->fresh - lack * fmin(1, fmax(0, 1 - (double)ns / FR_POWER_RECOVER_NS));
 }
 
 /* What the average lacks of the limit is spent so many times a window (sim/player_clock.c): the limit is met after

@@ -43,7 +43,7 @@ struct fr_bench {
     /* what is launched */
     fr_row row;
     int top_k, head_dim, variant;
-    bool residual, fp8, quantise;
+    bool residual, fp8, quantise, chained;
     int64_t turn; /* launches so far */
     fr_attention_args at;
     int64_t gathered; /* rows of the context that attention gathers first */
@@ -210,8 +210,31 @@ static fr_status run_gemm_fp8(fr_bench *b, int64_t at, cudaStream_t stream, fr_e
     return check(fr_k_grouped_fp8(&a, stream), "fr_k_grouped_fp8", err);
 }
 
+/* Chained: qkv and what comes of it, the residual stream, its normed rows, experts' rows. */
+static fr_bf16 *quarter(const fr_bench *b, int i) {
+    return b->y + i * (ACTIVATIONS / 4);
+}
+
+/* A layer's product between the rows before and behind it. */
+static fr_status run_chained_gemm(fr_bench *b, cudaStream_t stream, fr_error *err) {
+    const fr_shape *s = &b->row.shape;
+    const bool o = s->kind == FR_OP_GEMM_O, router = s->kind == FR_OP_GEMM_ROUTER;
+    const fr_gemm_args a = {.x = quarter(b, o ? 0 : 2),
+                            .w = b->w + b->turn++ % b->copies * ((int64_t)s->n * s->k),
+                            .add = o ? quarter(b, 1) : NULL,
+                            .out = router ? (void *)b->logits : quarter(b, o ? 1 : 0),
+                            .M = s->m,
+                            .N = s->n,
+                            .K = s->k,
+                            .out_f32 = router,
+                            .workspace = b->workspace,
+                            .workspace_bytes = FR_GEMM_WORKSPACE};
+    return fr_gemm_run(b->gemm, &a, stream, err);
+}
+
 static fr_status run_gemm(fr_bench *b, cudaStream_t stream, fr_error *err) {
     const fr_shape *s = &b->row.shape;
+    if (b->chained) return run_chained_gemm(b, stream, err);
     if (s->precision == FR_FP8) return run_gemm_fp8(b, b->turn++ % b->copies * s->n * s->k, stream, err);
     const bool f32 = s->kind == FR_OP_GEMM_ROUTER || s->kind == FR_OP_GEMM_HEAD;
     const int64_t each = (int64_t)s->n * s->k;
@@ -456,6 +479,19 @@ static fr_status run_memory(fr_bench *b, cudaStream_t stream, fr_error *err) {
     const int32_t k = b->top_k;
     cudaError_t e = cudaErrorInvalidValue;
     if (b->fp8) return run_quantising(b, stream, err);
+    if (b->chained && s->kind == FR_OP_NORM) {
+        e = fr_k_rmsnorm(quarter(b, 1), b->w, NULL, quarter(b, 2), m, n, 1e-6F, stream);
+        return check(e, fr_row_name(&b->row), err);
+    }
+    if (b->chained && s->kind == FR_OP_PERMUTE) {
+        e = fr_k_permute_arrived(quarter(b, 2), b->slot, NULL, quarter(b, 3), m / k, k, n, stream);
+        return check(e, fr_row_name(&b->row), err);
+    }
+    if (b->chained && s->kind == FR_OP_COMBINE) {
+        e = fr_k_combine(quarter(b, 3), b->slot, b->weights, quarter(b, 1), quarter(b, 1), b->w, quarter(b, 2), 1e-6F,
+                         m, k, n, stream);
+        return check(e, fr_row_name(&b->row), err);
+    }
     switch ((fr_op_kind)s->kind) {
     case FR_OP_EMBED:
         e = fr_k_embedding(b->w, b->ids, b->y, m, n, VOCABULARY, stream);
@@ -573,6 +609,10 @@ fr_status fr_bench_prepare(fr_bench *b, const fr_table *t, const fr_row *row, co
     default:
         return fr_fail(err, FR_FAILED, "%s is not measured by itself", fr_row_name(row));
     }
+}
+
+void fr_bench_chain(fr_bench *b, bool on) {
+    b->chained = on;
 }
 
 void fr_bench_switch(fr_bench *b, const fr_row *row, int top_k, int head_dim) {

@@ -19,6 +19,9 @@ fr_status fr_bench_prepare(fr_bench *b, const fr_table *t, const fr_row *row, co
 /* Goes over to another product or memory-bound op whose tokens and experts are those of the row prepared last: nothing
  * is made, so launches can follow one another. */
 void fr_bench_switch(fr_bench *b, const fr_row *row, int top_k, int head_dim);
+/* From now on (of bf16) qkv, rope, o, norm, router, top-k, sort, permute and combine, in this order, each read what the
+ * one before has just written, as in a layer; what experts do between the last two is left out. */
+void fr_bench_chain(fr_bench *b, bool on);
 fr_status fr_bench_run(void *bench, cudaStream_t stream, fr_error *err); /* an fr_work */
 bool fr_bench_hot(const fr_row *row);                                    /* draws power: products and attention */
 

@@ -219,6 +219,7 @@ static json_t *result_json(const job *j) {
     json_object_set_new(o, "ranks", ranks_json(&j->out, (int)j->setup.experiment.layout.gather));
     json_object_set_new(o, "logits_hash", hash_json(&j->out.c));
     json_object_set_new(o, "device", device_json(&j->out));
+    json_object_set_new(o, "warmup_s", json_real(1e-9 * (double)j->out.c.warm_ns));
     json_object_set_new(o, "pause_s", json_real(1e-9 * (double)j->out.c.pause_ns));
     json_object_set_new(o, "routing_error", j->options.weights ? json_null() : real_or_null(j->out.c.routing_error));
     if (!j->has_prediction) return o;

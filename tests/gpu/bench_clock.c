@@ -9,8 +9,10 @@
  * busy with a one-thread kernel, sleep:MS leaves it empty; N*STEP+STEP+... repeats; pulls:1 and pulls:0 begin and end
  * pulls from the next GPU, tiny:MS pulls 4 KiB from it every MS milliseconds (0: no more); exchange:N routes 16K tokens
  * N times to the others and back (counts, dispatch, return), allreduce:N, allgather:N and reducescatter:N move 128 MiB
- * by NCCL. A|B: GPU 0 plays A, GPU 1 plays B. OPs: gemm, up, attention, norm. Before each pattern the GPUs rest for 1.2
- * s. DEVICES is how many GPUs run the pattern at once.
+ * by NCCL; chainMODEL@TOKENS:N plays what a layer of 235b, 30b or mixtral does around attention and experts, each
+ * kernel behind the one whose result it reads, N times with one `up` for all experts (steps of their own: qkv, rope, o,
+ * norm, router, topk, sort, permute, up, combine). A|B: GPU 0 plays A, GPU 1 plays B. OPs: gemm, up, attention, norm.
+ * Before each pattern the GPUs rest for 1.2 s. DEVICES is how many GPUs run the pattern at once.
  *
  * Lines: l,PATTERN,GPU,STEP,START_MS,US for a launch; p,PATTERN,GPU,MS,WATTS,MEAN_WATTS,MHZ,REASONS,CELSIUS,LINK for a
  * sample (LINK: NVML's power state of NVLink 0, -1 where it does not say); t,PATTERN,GPU,... text of the pattern.
@@ -62,6 +64,7 @@ typedef struct {
 typedef struct {
     int device;
     fr_measure *measure;
+    const fr_table *table; /* of the OPs */
     fr_bench *bench[OPS];
     double op_ms[OPS];
     cudaEvent_t *event;
@@ -264,6 +267,62 @@ static bool mark(gpu *g, int step) {
     return fine(g, cudaEventRecord(g->event[g->events++], fr_measure_stream(g->measure)), "cudaEventRecord");
 }
 
+/* ---- chains ---- */
+
+enum { CHAIN = 9 };
+
+typedef struct {
+    const char *name;
+    int32_t hidden, heads, kv_heads, experts, top_k;
+} chain_model;
+static const chain_model chain_models[] = {
+    {"235b", 4096, 64, 4, 128, 8}, {"30b", 2048, 32, 4, 128, 8}, {"mixtral", 4096, 32, 8, 8, 2}};
+
+/* Shapes as plans have them (engine/strategy/layer.c). */
+static void chain_rows(const chain_model *m, int64_t tokens, fr_row rows[CHAIN]) {
+    const int64_t slots = tokens * m->top_k, row = 2 * tokens * m->hidden;
+    const int32_t q = 128 * m->heads, kv = 128 * m->kv_heads;
+    const fr_shape shapes[CHAIN] = {
+        {.kind = FR_OP_GEMM_QKV, .m = tokens, .n = q + 2 * kv, .k = m->hidden},
+        {.kind = FR_OP_ROPE, .m = tokens, .n = q, .bytes = 4 * tokens * (q + kv)},
+        {.kind = FR_OP_GEMM_O, .m = tokens, .n = m->hidden, .k = q},
+        {.kind = FR_OP_NORM, .m = tokens, .n = m->hidden, .bytes = 2 * row},
+        {.kind = FR_OP_GEMM_ROUTER, .m = tokens, .n = m->experts, .k = m->hidden},
+        {.kind = FR_OP_TOPK, .m = tokens, .n = m->experts, .bytes = 1},
+        {.kind = FR_OP_SORT, .m = slots, .n = m->experts, .bytes = 1},
+        {.kind = FR_OP_PERMUTE, .m = slots, .n = m->hidden, .bytes = 4 * slots * m->hidden},
+        {.kind = FR_OP_COMBINE, .m = tokens, .n = m->hidden, .bytes = row * (m->top_k + 3)}};
+    for (int i = 0; i < CHAIN; i++)
+        rows[i] = (fr_row){.type = FR_ROW_OP, .ways = 1, .duty = 1, .at_ms = -1, .gap_ms = -1, .shape = shapes[i]};
+}
+
+static bool chain(gpu *g, const char *text, int times, int number) {
+    const char *at = strchr(text, '@');
+    const chain_model *m = NULL;
+    cudaStream_t s = fr_measure_stream(g->measure);
+    fr_error err = {0};
+    fr_row rows[CHAIN];
+    for (size_t i = 0; i < sizeof chain_models / sizeof *chain_models; i++)
+        if (strncmp(text + 5, chain_models[i].name, strlen(chain_models[i].name)) == 0) m = &chain_models[i];
+    const int64_t tokens = at ? atoll(at + 1) : 0;
+    if (!m || tokens < 1 || tokens > 16384) return snprintf(g->why, sizeof g->why, "%.60s: no such chain", text), false;
+    chain_rows(m, tokens, rows);
+    const fr_cal_item item = {.top_k = (int16_t)m->top_k, .head_dim = 128};
+    if (!good(g, fr_bench_prepare(g->bench[0], g->table, &rows[7], &item, &err), &err)) return false;
+    fr_bench_chain(g->bench[0], true);
+    for (int t = 0; t < times; t++)
+        for (int i = 0; i < CHAIN; i++) {
+            if (i == CHAIN - 1 && (!mark(g, number + i) || !good(g, fr_bench_run(g->bench[1], s, &err), &err)))
+                return false;
+            fr_bench_switch(g->bench[0], &rows[i], m->top_k, 128);
+            if (!mark(g, number + i + (i == CHAIN - 1)) || !good(g, fr_bench_run(g->bench[0], s, &err), &err))
+                return false;
+        }
+    fr_bench_chain(g->bench[0], false);
+    return mark(g, 0) && good(g, fr_measure_wait(g->measure, &err), &err) &&
+           good(g, fr_bench_prepare(g->bench[0], g->table, &g->table->rows[0], &item, &err), &err);
+}
+
 static bool step(gpu *g, const char *text, int number) {
     fr_error err = {0};
     cudaStream_t s = fr_measure_stream(g->measure);
@@ -280,6 +339,7 @@ static bool step(gpu *g, const char *text, int number) {
         g->tiny_us = (int)(1e3 * ms);
         return true;
     }
+    if (strncmp(text, "chain", 5) == 0) return chain(g, text, (int)ms, number);
     for (size_t k = 0; k < sizeof linked / sizeof *linked; k++) {
         if (strncmp(text, linked[k].name, strlen(linked[k].name)) != 0) continue;
         for (int i = 0; i < (int)ms; i++)
@@ -321,7 +381,7 @@ static bool play(gpu *g) {
             int at = number;
             for (char *s = strtok_r(body, "+", &inner); s; s = strtok_r(NULL, "+", &inner))
                 if (!step(g, s, ++at)) return false;
-            if (t + 1 == times) number = at;
+            if (t + 1 == times) number = at + (strncmp(body, "chain", 5) == 0 ? CHAIN : 0);
         }
     }
     return true;
@@ -402,6 +462,7 @@ static bool open_gpu(gpu *g, const fr_cost_model *cost, const fr_table *t) {
     fr_error err = {0};
     const fr_cal_item item = {.top_k = 8, .head_dim = 128};
     char bus[64];
+    g->table = t;
     if (!good(g, fr_measure_open(g->device, 10, &g->measure, &err), &err)) return false;
     for (int op = 0; op < OPS; op++) {
         fr_reading r;

@@ -151,7 +151,13 @@ static void slow_hand(void **state) {
     assert_true(near(fr_power_limit(&p, 0), p.fresh, 1e-9) && near(fr_power_limit(&p, 800000000), p.fresh, 1e-9));
     assert_true(near(fr_power_limit(&p, 820000000), 0.75 * p.cap, 1e-6));
     assert_true(near(fr_power_limit(&p, 920000000), 0.875 * p.cap, 1e-6));
-    assert_true(near(fr_power_limit(&p, 1020000000), p.cap, 1e-9));
+    assert_true(near(fr_power_limit(&p, 1020000000), p.fresh, 1e-9));
+    double sum = 0; /* from 1.72 s on weaker cuts, which make the mean of a period that of sustained load */
+    for (int64_t ms = 1720; ms < 1720 + 900; ms++) sum += fr_power_limit(&p, ms * 1000000);
+    assert_true(near(sum / 900 / p.cap, 1, 1e-3));
+    assert_true(near(fr_power_limit(&p, 1720000000), fr_power_limit(&p, 2620000000), 1e-9));
+    assert_true(fr_power_limit(&p, 1720000000) < 0.95 * p.cap && near(fr_power_limit(&p, 2300000000), p.fresh, 1e-9));
+    assert_true(near(fr_power_limit(&p, FR_POWER_SETTLED_NS), p.cap, 1e-9));
     fr_table_free(&t);
     t = table(THREE);
     fr_power_fit(&t, &p);
