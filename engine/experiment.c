@@ -21,6 +21,7 @@ typedef const char *(*enum_names)(int); /* NULL at the end */
         return i >= 0 && i < (int)(sizeof names / sizeof *names) ? names[i] : NULL;                                    \
     }
 NAMES(attention_names, "dp", "tp")
+NAMES(order_names, "fcfs", "yield")
 NAMES(wait_names, "layer", "moe")
 NAMES(chunking_names, "fixed", "balanced")
 NAMES(spread_names, "even", "uniform", "none")
@@ -86,6 +87,10 @@ static const char *overlap_names(int i) {
     X("gather-chunk", "BYTES", "Layout", "bytes of one pull; 0 = one pull per peer", T_LONG, layout.gather_chunk, 0,   \
       1ll << 40, NULL)                                                                                                 \
     X("gather-streams", "N", "Layout", "pulls in flight per GPU; 0 = one", T_INT, layout.gather_streams, 0, 4, NULL)   \
+    X("gather-order", "fcfs|yield", "Layout",                                                                          \
+      "pulls of several readers at one GPU: as they come, or a reader lets the next rank keep ahead of it in its "     \
+      "gather",                                                                                                        \
+      T_ENUM, layout.gather_order, 0, 0, order_names)                                                                  \
     X("gather-keep", "N", "Layout",                                                                                    \
       "asyncep, dwdp: experts of other ranks that each GPU holds besides its own, so that fewer travel", T_INT,        \
       layout.gather_keep, 0, 4096, NULL)                                                                               \

@@ -122,6 +122,8 @@ static fr_status refuse_unused(const fr_experiment *e, fr_error *err) {
         {"gather-chunk", pulls, "experts gathered by pulls (asyncep or offload with --gather ce, dwdp)"},
         {"gather-streams", pulls && !offload && (e->sharing || l->gather_streams == 1),
          "experts asyncep with --gather ce or dwdp, and sharing"},
+        {"gather-order", pulls && !offload && l->ep > 2 && l->gather_streams <= 1,
+         "experts asyncep with --gather ce or dwdp, one pull in flight, and more than two ranks"},
         {"gather-keep", dwdp || (asyncep && l->gather == FR_GATHER_CE), "experts asyncep with --gather ce, or dwdp"},
         {"wait", asyncep || dwdp || offload, "experts asyncep, dwdp or offload"},
         {"ep-exchange", ep, "experts ep"},

@@ -70,6 +70,9 @@ const char *fr_expert_split_name(fr_expert_split e) {
 const char *fr_gather_name(fr_gather g) {
     return (unsigned)g <= FR_GATHER_NCCL_CE ? gather_names[g] : "unknown";
 }
+const char *fr_gather_order_name(fr_gather_order o) {
+    return o == FR_ORDER_YIELD ? "yield" : "fcfs";
+}
 const char *fr_exchange_name(fr_exchange x) {
     return (unsigned)x <= FR_EXCHANGE_A2A_FP8 ? exchange_names[x] : "unknown";
 }
@@ -254,6 +257,11 @@ static fr_status check_transfer_options(const fr_layout *l, fr_error *err) {
         REFUSE("--gather-streams: expected 0 to %d pulls in flight", FR_MAX_GATHER_STREAMS);
     if (l->gather_streams && l->experts != FR_EXP_DWDP && !(l->experts == FR_EXP_ASYNCEP && l->gather == FR_GATHER_CE))
         REFUSE("--gather-streams: not used by --experts %s with --gather %s", name, fr_gather_name(l->gather));
+    if (l->gather_order == FR_ORDER_YIELD &&
+        ((l->experts != FR_EXP_DWDP && l->experts != FR_EXP_ASYNCEP) || l->gather != FR_GATHER_CE))
+        REFUSE("--gather-order yield: not used by --experts %s with --gather %s", name, fr_gather_name(l->gather));
+    if (l->gather_order == FR_ORDER_YIELD && l->gather_streams > 1)
+        REFUSE("--gather-order yield: expected one pull in flight, not --gather-streams %d", l->gather_streams);
     if (l->gather_chunk && !may_gather(l)) REFUSE("--gather-chunk: not used by --experts %s", name);
     if (l->gather_chunk && l->gather != FR_GATHER_CE)
         REFUSE("--gather-chunk: not used by --gather %s", fr_gather_name(l->gather));

@@ -32,6 +32,9 @@ typedef enum {
     FR_EXP_ASAP
 } fr_expert_split;
 typedef enum { FR_GATHER_CE = 0, FR_GATHER_NCCL, FR_GATHER_NCCL_CE } fr_gather;
+/* Who reads a source next: whoever came first; or a rank in its gather lets the rank after it keep ahead (plan.h,
+ * FR_OP_YIELDS). */
+typedef enum { FR_ORDER_FCFS = 0, FR_ORDER_YIELD } fr_gather_order;
 typedef enum { FR_WAIT_LAYER = 0, FR_WAIT_MOE } fr_wait_point;
 /* a2a: one copy per (token, target rank), reduced at the source side; agrs: all-gather + reduce-scatter; a2a_k and
  * a2a_fp8: labelled variants (k copies per token; FP8 dispatch with bf16 combine). */
@@ -50,7 +53,8 @@ typedef struct fr_layout {
     fr_gather gather;
     int64_t gather_chunk; /* bytes per copy-engine pull; 0 = one pull per peer */
     int gather_streams;   /* pulls that a rank has in flight; 0 = one; at most one per peer */
-    int gather_keep;      /* asyncep (copy engines), dwdp: experts of others' that a rank holds besides its own */
+    fr_gather_order gather_order;
+    int gather_keep; /* asyncep (copy engines), dwdp: experts of others' that a rank holds besides its own */
     fr_wait_point wait;
     fr_exchange exchange;
     fr_overlap overlap;
@@ -170,6 +174,7 @@ void fr_layout_memory(const fr_layout *l, const fr_model *m, const fr_machine *m
 
 const char *fr_expert_split_name(fr_expert_split e);
 const char *fr_gather_name(fr_gather g);
+const char *fr_gather_order_name(fr_gather_order o);
 const char *fr_exchange_name(fr_exchange x);
 const char *fr_overlap_name(fr_overlap o);
 

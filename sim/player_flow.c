@@ -74,7 +74,10 @@ void fr_play_flows_open(fr_player *p) {
     }
     if (o->sharing && o->turns && p->plan->fold == 1 && ranks > 2) {
         p->pulled = fr_alloc(ranks * sizeof *p->pulled);
-        for (uint32_t r = 0; r < ranks; r++) p->pulled[r].first = FR_NONE;
+        const fr_lane_queue nobody = {FR_NONE, FR_NONE};
+        for (uint32_t r = 0; r < ranks; r++)
+            p->pulled[r] = (fr_pulled){.readers = nobody, .done = FR_NONE, .after = r, .yielding = nobody};
+        p->may_pull = nobody;
     }
     make_room(p, 1);
     double slowdown[FR_CLASS_COUNT][PRESSING] = {0};
@@ -120,31 +123,78 @@ static fr_pulled *source_of(const fr_player *p, const fr_play_lane *l) {
     return queues ? &p->pulled[op->peer] : NULL;
 }
 
-bool fr_play_pull_begin(fr_player *p, fr_play_lane *l) {
-    fr_pulled *s = source_of(p, l);
-    if (!s || !s->busy) {
-        if (s) s->busy = true;
-        return true;
-    }
+static void push(fr_player *p, fr_lane_queue *q, fr_play_lane *l) {
     l->mate = FR_NONE;
-    if (s->first == FR_NONE)
-        s->first = l->index;
+    if (q->first == FR_NONE)
+        q->first = l->index;
     else
-        p->lanes[s->last].mate = l->index;
-    s->last = l->index;
-    return false;
+        p->lanes[q->last].mate = l->index;
+    q->last = l->index;
 }
 
-fr_play_lane *fr_play_pull_end(fr_player *p, const fr_play_lane *l) {
-    fr_pulled *s = source_of(p, l);
-    if (!s) return NULL;
-    if (s->first == FR_NONE) {
-        s->busy = false;
-        return NULL;
+static fr_play_lane *pop(fr_player *p, fr_lane_queue *q) {
+    if (q->first == FR_NONE) return NULL;
+    fr_play_lane *l = &p->lanes[q->first];
+    q->first = l->mate;
+    return l;
+}
+
+/* False: the source serves others first. */
+static bool ask(fr_player *p, fr_play_lane *l) {
+    fr_pulled *s = &p->pulled[l->op->peer];
+    if (s->busy) {
+        push(p, &s->readers, l);
+        return false;
     }
-    fr_play_lane *next = &p->lanes[s->first];
-    s->first = next->mate;
-    return next;
+    return s->busy = true;
+}
+
+static bool must_yield(const fr_player *p, int rank) {
+    const fr_pulled *me = &p->pulled[rank];
+    return p->pulled[me->after].done < me->done;
+}
+
+/* The rank's gather has come so far: those that waited for that ask their sources. */
+static void gather_goes_on(fr_player *p, fr_pulled *me, uint32_t done) {
+    fr_lane_queue before = me->yielding;
+    fr_play_lane *l;
+    me->done = done;
+    me->yielding = (fr_lane_queue){FR_NONE, FR_NONE};
+    while ((l = pop(p, &before)))
+        if (must_yield(p, l->rank))
+            push(p, &me->yielding, l);
+        else if (ask(p, l))
+            push(p, &p->may_pull, l);
+}
+
+bool fr_play_pull_begin(fr_player *p, fr_play_lane *l) {
+    if (!source_of(p, l)) return true;
+    if (l->op->flags & FR_OP_YIELDS) {
+        fr_pulled *me = &p->pulled[l->rank];
+        const bool first = me->done == FR_NONE;
+        if (first) me->after = (uint32_t)l->op->peer;
+        gather_goes_on(p, me, first ? 0 : me->done + 1);
+        if (must_yield(p, l->rank)) {
+            push(p, &p->pulled[me->after].yielding, l);
+            return false;
+        }
+    }
+    return ask(p, l);
+}
+
+void fr_play_pull_end(fr_player *p, const fr_play_lane *l) {
+    fr_pulled *s = source_of(p, l);
+    if (!s) return;
+    fr_play_lane *next = pop(p, &s->readers);
+    if (next)
+        push(p, &p->may_pull, next);
+    else
+        s->busy = false;
+    if (l->op->flags & FR_OP_GATHERED) gather_goes_on(p, &p->pulled[l->rank], FR_NONE);
+}
+
+fr_play_lane *fr_play_pull_next(fr_player *p) {
+    return p->pulled ? pop(p, &p->may_pull) : NULL;
 }
 
 void fr_play_prices(fr_player *p, fr_run *run) {

@@ -215,6 +215,12 @@ static void due(fr_player *p, fr_play_lane *l, int64_t end) {
     if (p->popped == l->index) p->popped = FR_NONE;
 }
 
+/* Pulls that waited for others. */
+static void start_pulls(fr_player *p) {
+    for (fr_play_lane *l; (l = fr_play_pull_next(p));)
+        due(p, l, fr_play_flow_start(p, l, l->run->prices[l->op->shape].work, false));
+}
+
 static void complete(fr_player *p, fr_play_lane *l);
 
 /* Starts the op of l; true when it has ended at once. */
@@ -228,9 +234,11 @@ static inline bool begin(fr_player *p, fr_play_lane *l) {
     open_accounts(p, l, class >= FR_CLASS_COLLECTIVE);
     const fr_price *price = &l->run->prices[l->op->shape];
     int64_t end = p->now + price->ns;
-    if (p->fluid && class == FR_CLASS_COPY && price->ns > 0 && !fr_play_pull_begin(p, l)) {
-        l->state = FR_STATE_RUN; /* without an end yet: the source has others to serve first */
-        return false;
+    if (p->fluid && class == FR_CLASS_COPY && price->ns > 0) {
+        const bool now = fr_play_pull_begin(p, l);
+        start_pulls(p);
+        l->state = FR_STATE_RUN;
+        if (!now) return false; /* without an end yet: others come first */
     }
     if (p->fluid && class != FR_CLASS_HOST && price->ns > 0)
         end = fr_play_flow_start(p, l, price->work, false);
@@ -401,8 +409,8 @@ static void complete(fr_player *p, fr_play_lane *l) {
     if (l->flows) {
         fr_fluid_end(p->fluid, l->index);
         l->flows = false;
-        fr_play_lane *next = p->class_of[op->kind] == FR_CLASS_COPY ? fr_play_pull_end(p, l) : NULL;
-        if (next) due(p, next, fr_play_flow_start(p, next, next->run->prices[next->op->shape].work, false));
+        if (p->class_of[op->kind] == FR_CLASS_COPY) fr_play_pull_end(p, l);
+        start_pulls(p);
     }
     count_op(p, l, op, l->ready, l->start, p->now, true);
     leave_done(p, l, price);

@@ -119,10 +119,18 @@ typedef struct {
     uint32_t n, cap;
 } fr_meetings;
 
-/* Where weights are pulled from: one pull at a time, the others wait in order (lanes chained by mate). */
+/* Lanes in order, chained by mate. */
+typedef struct {
+    uint32_t first, last;
+} fr_lane_queue;
+
+/* A rank as one that weights are pulled from: one pull at a time, the others wait. And as one that gathers. */
 typedef struct {
     bool busy;
-    uint32_t first, last;
+    fr_lane_queue readers;
+    uint32_t done;          /* pulls of its gather that yield, done; FR_NONE = it is in none */
+    uint32_t after;         /* the rank that it lets keep ahead */
+    fr_lane_queue yielding; /* whose next pulls wait for this rank's */
 } fr_pulled;
 
 enum { FR_HOLD_UNUSED = 0, FR_HOLD_HELD, FR_HOLD_VOID, FR_HOLD_FREED };
@@ -164,7 +172,8 @@ struct fr_player {
     uint32_t items_count, items_cap, items_free;
     uint64_t items_order;
     uint32_t *choosers, choosers_n;
-    fr_pulled *pulled; /* by rank; NULL = pulls of one source share it */
+    fr_pulled *pulled;      /* by rank; NULL = pulls of one source share it */
+    fr_lane_queue may_pull; /* whose pulls may begin now */
     fr_account *ranks;
     fr_call *calls;
     uint32_t calls_n, calls_cap;
@@ -191,9 +200,11 @@ void fr_play_flows_close(fr_player *p);
 void fr_play_prices(fr_player *p, fr_run *run);
 /* Starts the flow of the op on lane l (with its mates when it is a group op) for `work` ns; returns its end. */
 int64_t fr_play_flow_start(fr_player *p, fr_play_lane *l, int64_t work, bool group);
-/* A pull from another rank begins where nobody pulls there, else waits its turn: false. And has ended: who is next. */
+/* A pull from another rank begins where nobody pulls there, else waits its turn: false. Its beginning and its end may
+ * let others begin: fr_play_pull_next says which, until NULL. */
 bool fr_play_pull_begin(fr_player *p, fr_play_lane *l);
-fr_play_lane *fr_play_pull_end(fr_player *p, const fr_play_lane *l);
+void fr_play_pull_end(fr_player *p, const fr_play_lane *l);
+fr_play_lane *fr_play_pull_next(fr_player *p);
 void fr_play_press(fr_player *p, const fr_play_lane *l, int delta);
 void fr_play_press_waiting(fr_player *p, fr_play_lane *l);
 

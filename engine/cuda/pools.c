@@ -33,6 +33,8 @@ struct fr_pools {
     void **peers;         /* [ranks]: each rank's resident experts, or, hybrid, its pool of shards */
     int64_t *pulled;      /* [ranks]: bytes of the shard at hand that earlier slices brought */
     owner_stream *owners; /* [ranks] */
+    uint32_t made;        /* pulls of the gather at hand that yield */
+    int after;            /* whose gather it lets keep ahead */
 };
 
 static fr_status check(const fr_pools *g, cudaError_t e, const char *call, fr_error *err) {
@@ -314,8 +316,14 @@ static fr_status pull(fr_pools *g, const struct fr_issue *issue, const fr_fragme
     const char *from = peer_run(g, f, op, &theirs);
     const fr_run_move move = {theirs.expert_end - theirs.expert_first, first - theirs.expert_first, count,
                               g->pools[b].experts, fr_shard_slot_place(mine, first)};
+    const bool yields = op->flags & FR_OP_YIELDS && g->o.transport;
     if (!from || at + bytes > all) return unknown(op, err);
     const owner_stream *o = &g->owners[op->peer];
+    if (yields) {
+        if (op->flags & FR_OP_POOL) g->made = 0, g->after = op->peer; /* the first one takes the slot */
+        FR_TRY(fr_transport_gather(g->o.transport, g->made, g->made ? g->after : -1, stream, err));
+        g->made++;
+    }
     if (o->stream) {
         FR_TRY(check(g, cudaEventRecord(o->asked, stream), "cudaEventRecord", err));
         FR_TRY(check(g, cudaStreamWaitEvent(o->stream, o->asked, 0), "cudaStreamWaitEvent", err));
@@ -326,7 +334,8 @@ static fr_status pull(fr_pools *g, const struct fr_issue *issue, const fr_fragme
         FR_TRY(check(g, cudaStreamWaitEvent(stream, o->done, 0), "cudaStreamWaitEvent", err));
     }
     g->pulled[op->peer] = at + bytes < all ? at + bytes : 0;
-    return FR_OK;
+    if (!yields || !(op->flags & FR_OP_GATHERED)) return FR_OK;
+    return fr_transport_gather(g->o.transport, FR_GATHER_OVER, -1, stream, err);
 }
 
 fr_status fr_pools_copy(fr_pools *g, const struct fr_issue *issue, const fr_fragment *f, const fr_op *op,

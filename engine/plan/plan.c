@@ -391,6 +391,7 @@ static void print_op(const fr_plan *p, const fr_fragment *f, const fr_op *op, fr
     if (op->flags & FR_OP_ITEM) fr_text_add(out, " item");
     if (op->flags & FR_OP_ENTRY) fr_text_add(out, " entry");
     if (op->flags & FR_OP_ANSWER) fr_text_add(out, " answer");
+    if (op->flags & FR_OP_YIELDS) fr_text_add(out, op->flags & FR_OP_GATHERED ? " yields last" : " yields");
     fr_text_add(out, "\n");
 }
 

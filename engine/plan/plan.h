@@ -111,6 +111,15 @@ enum {
     FR_OP_POOL = 2,   /* has ACQUIRE or FREE uses: executors that ignore buffers look only at these */
     FR_OP_ENTRY = 4,  /* when it ends its unit can take the next forward (a layer before the first stage ends) */
     FR_OP_ANSWER = 8, /* when this op ends the logits of the rank's batch are known */
+    /*
+     * A pull that yields: a rank's n-th pull of a gather begins when the rank that its first one reads, if that is in a
+     * gather too, has done n - 1 of its own. Pulls in the order of peers after the own rank then never meet at a
+     * source for long; without, readers out of step may stay so, each waiting at a source once a gather (experiments/
+     * large/README.md). Nobody waits for ever: who is waited for has done less than who waits, so that no circle
+     * closes.
+     */
+    FR_OP_YIELDS = 16,
+    FR_OP_GATHERED = 32 /* the last pull of a gather that yields */
 };
 
 typedef struct {

@@ -16,6 +16,11 @@
  */
 #include "engine/strategy/planner.h"
 
+enum {
+    LEAST_SLICE = 128 << 20, /* a slice costs some 10 us more: 3 % of this */
+    SLICE_STEP = 2 << 20
+};
+
 static bool pulls(const fr_planner *p) {
     return p->layout.experts == FR_EXP_DWDP || p->layout.gather == FR_GATHER_CE;
 }
@@ -89,6 +94,22 @@ static int64_t chunks_of(int64_t bytes, int64_t chunk) {
     return chunk > 0 && chunk < bytes ? fr_ceil_div(bytes, chunk) : 1;
 }
 
+/* Readers that yield: with two ranks there is nobody to meet. */
+static bool yields(const fr_planner *p) {
+    return p->layout.gather_order == FR_ORDER_YIELD && p->layout.ep > 2;
+}
+
+/*
+ * Bytes of a pull. Readers that yield take a peer's share in two: one that begins while the next rank is in its gather
+ * waits for half as long (readers of whole shares may hold one another up for good: experiments/large/README.md).
+ */
+static int64_t chunk_of(const fr_planner *p) {
+    const fr_layout *l = &p->layout;
+    int64_t share = fr_ceil_div(p->model.experts, l->ep) * fr_model_expert_bytes(&p->model, l->precision);
+    if (l->gather_chunk || !yields(p) || share < 2 * LEAST_SLICE) return l->gather_chunk;
+    return fr_ceil_div(fr_ceil_div(share, 2), SLICE_STEP) * SLICE_STEP;
+}
+
 /*
  * Pulls of a layer: all of a peer's shard at once, or slices, the slice in the outer loop and peers in the inner one
  * (arXiv 2604.01621 section 4.3). The first takes the slot (where `before` says what it waits for), the last says that
@@ -98,7 +119,7 @@ void fr_emit_pulls(fr_walk *w, fr_rank *r, int layer, uint32_t pool, uint32_t ho
                    void (*before)(fr_walk *, fr_rank *),
                    void (*each)(fr_walk *, fr_rank *, fr_rank *peer, int j, bool first, bool last)) {
     fr_planner *p = w->p;
-    int64_t chunk = p->layout.gather_chunk, slices = 1, bytes;
+    int64_t chunk = chunk_of(p), slices = 1, bytes;
     int ep = p->layout.ep, made = 0, total = 0, now = w->layer;
     for (int j = 1; j < ep; j++) {
         peer_of(p, r, j, &bytes);
@@ -122,7 +143,9 @@ void fr_emit_pulls(fr_walk *w, fr_rank *r, int layer, uint32_t pool, uint32_t ho
             }
             each(w, r, peer, j, s == 0, s == n - 1);
             fr_use_buffer(w->f, FR_USE_WRITE, pool, hold);
-            if (++made == total) fr_raise(w, r->gathered);
+            const bool last = ++made == total;
+            if (yields(p) && !p->folded) op->flags |= last ? FR_OP_YIELDS | FR_OP_GATHERED : FR_OP_YIELDS;
+            if (last) fr_raise(w, r->gathered);
         }
     w->layer = now;
 }

@@ -350,6 +350,55 @@ static void test_pulls_take_turns(void **state) {
     close_world(&w, plan);
 }
 
+/*
+ * Four ranks gather over and over, each from the three after it, and begin apart. Whoever comes first is served: they
+ * fall into a ring in which each waits for a source once a gather, 4 pulls' time in place of 3, for good. Readers that
+ * yield come into step: 3, but for the beginning.
+ */
+static int64_t gathers(bool yield, int slices, int64_t apart) {
+    enum { P = 4, GATHERS = 40, PULL = 1000 };
+    fr_plan *plan = fr_plan_new(P, P);
+    uint32_t copy[P], compute[P], begun[P];
+    for (int r = 0; r < P; r++) {
+        copy[r] = fr_plan_lane(plan, r, FR_LANE_COPY, "copy", false);
+        compute[r] = fr_plan_lane(plan, r, FR_LANE_COMPUTE, "compute", false);
+        begun[r] = fr_plan_event(plan, r, "begun");
+    }
+    fr_fragment *f = fr_fragment_new(plan, 0);
+    for (int r = 0; r < P; r++) {
+        emit(f, compute[r], FR_OP_GEMM_O, 1 + r * apart, 0, 0, 0);
+        fr_signal(f, begun[r]);
+        for (int g = 0; g < GATHERS; g++)
+            for (int i = 0; i < slices * (P - 1); i++) {
+                fr_op *op = emit(f, copy[r], FR_OP_PULL, PULL / slices, PULL / slices, g, i);
+                op->peer = (int16_t)((r + 1 + i % (P - 1)) % P);
+                if (yield) op->flags |= FR_OP_YIELDS;
+                if (yield && i + 1 == slices * (P - 1)) op->flags |= FR_OP_GATHERED;
+                if (g + i == 0) fr_wait(f, begun[r], 1);
+            }
+    }
+    world w;
+    open_world_of(&w, plan, &links, false, true);
+    fr_player_append(w.player, f, 0);
+    play(&w);
+    int64_t end = 0;
+    for (uint32_t i = 0; i < w.spans.count; i++) end = fr_max_i64(end, w.spans.spans[i].end);
+    close_world(&w, plan);
+    return end / GATHERS;
+}
+
+static void test_pulls_that_yield(void **state) {
+    (void)state;
+    assert_in_range(gathers(false, 1, 0), 3000, 3001);
+    int rings = 0;
+    for (int64_t apart = 100; apart < 3000; apart += 100) {
+        const int64_t fcfs = gathers(false, 1, apart);
+        rings += fcfs > 3900;
+        assert_in_range(gathers(true, 2, apart), 3000, 3300);
+    }
+    assert_true(rings > 5);
+}
+
 /* A memory-bound kernel beside a pull that reads its HBM: pull first, kernel gets the rest; a GEMM beside it loses by
  * interference only; at both ends of the pull. */
 static void test_kernel_beside_pull(void **state) {
@@ -935,6 +984,7 @@ int main(void) {
         cmocka_unit_test(test_offload_recurrence),
         cmocka_unit_test(test_two_pulls_share),
         cmocka_unit_test(test_pulls_take_turns),
+        cmocka_unit_test(test_pulls_that_yield),
         cmocka_unit_test(test_kernel_beside_pull),
         cmocka_unit_test(test_host_memory),
         cmocka_unit_test(test_collective_shares),

@@ -191,6 +191,8 @@ static const cell cells[] = {
     {"asyncep", "asyncep", 4, {KV}},
     {"asyncep moe", "asyncep", 4, {.wait = FR_WAIT_MOE}},
     {"asyncep chunked gather", "asyncep", 4, {.gather_chunk = 100000}},
+    {"asyncep yields", "asyncep", 4, {.gather_order = FR_ORDER_YIELD, .gather_chunk = 100000}},
+    {"dwdp yields", "dwdp", 4, {.gather_order = FR_ORDER_YIELD}},
     {"asyncep keep", "asyncep", 4, {.gather_keep = 3, .gather_chunk = 100000}},
     {"asyncep nccl", "asyncep", 4, {.gather = FR_GATHER_NCCL}},
     {"asyncep nccl-ce", "asyncep", 8, {.gather = FR_GATHER_NCCL_CE, .wait = FR_WAIT_MOE}},

@@ -6,14 +6,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define RELEASED UINT32_C(0x7f7f7f7f) /* past every count; streams compare as signed differences */
+#define RELEASED FR_GATE_IDLE
 
 struct fr_gates {
     fr_gates_options o;
     int ranks;
     uint32_t groups;
     bool threads;    /* all ranks are threads of one process */
-    uint32_t *words; /* [groups]: how often the other end has come */
+    uint32_t *words; /* [groups]: how often the other end has come; and how far this rank's gather is */
     uint32_t *met;   /* [groups]: how often this end has */
     uint32_t **peer; /* [ranks]: their words as streams see them, NULL = none that this rank meets here */
     void **shared;   /* [ranks]: the same as mapped here, where ranks are processes */
@@ -39,13 +39,14 @@ static fr_status find(const fr_gates *g, const char *name, void *to, fr_error *e
 }
 
 static size_t bytes_of(const fr_gates *g) {
-    return g->groups * sizeof *g->words;
+    return (g->groups + 1) * sizeof *g->words;
 }
 
-/* Whether this rank and q are a pair of the plan on one host. */
+/* Whether this rank and q are on one host, and a pair of the plan or such as look at one another's gathers. */
 static bool meets(const fr_gates *g, int q) {
     const fr_plan *p = g->o.plan;
     if (q == g->o.rank || !fr_address_same_host(&g->o.at[q], &g->o.at[g->o.rank])) return false;
+    if (g->o.gathers) return true;
     for (uint32_t i = 0; i < p->groups_count; i++) {
         const int16_t *m = p->members + p->groups[i].first;
         if (p->groups[i].count != 2) continue;
@@ -57,6 +58,7 @@ static bool meets(const fr_gates *g, int q) {
 static fr_status open_threads(fr_gates *g, fr_error *err) {
     FR_TRY(check(g, cudaHostAlloc((void **)&g->words, bytes_of(g), cudaHostAllocPortable), "cudaHostAlloc", err));
     memset(g->words, 0, bytes_of(g));
+    g->words[g->groups] = FR_GATE_IDLE;
     FR_TRY(fr_world_exchange(g->o.world, g->o.rank, &g->words, sizeof g->words, g->peer, err));
     for (int q = 0; q < g->ranks; q++)
         if (!meets(g, q)) g->peer[q] = NULL;
@@ -74,6 +76,7 @@ static fr_status open_processes(fr_gates *g, fr_error *err) {
     g->shared = fr_alloc((size_t)g->ranks * sizeof *g->shared);
     fr_status s = fr_shared_make(bytes_of(g), &mine, &g->shared[g->o.rank], err);
     g->words = g->shared[g->o.rank];
+    if (s == FR_OK) g->words[g->groups] = FR_GATE_IDLE;
     if (s == FR_OK) s = pin(g, g->o.rank, err);
     if (s == FR_OK) s = fr_world_exchange(g->o.world, g->o.rank, &mine, sizeof mine, all, err);
     for (int q = 0; q < g->ranks && s == FR_OK; q++) {
@@ -133,6 +136,18 @@ fr_status fr_gates_meet(fr_gates *g, uint32_t group, int peer, cudaStream_t stre
                   err);
 }
 
+fr_status fr_gates_say(fr_gates *g, uint32_t done, cudaStream_t stream, fr_error *err) {
+    uint32_t *mine = g->threads ? g->words : g->peer[g->o.rank];
+    return driver(g, g->write((CUstream)stream, at(mine + g->groups), done, CU_STREAM_WRITE_VALUE_DEFAULT),
+                  "cuStreamWriteValue32", err);
+}
+
+fr_status fr_gates_follow(fr_gates *g, int peer, uint32_t done, cudaStream_t stream, fr_error *err) {
+    if (!g->peer[peer]) return FR_OK;
+    return driver(g, g->wait((CUstream)stream, at(g->peer[peer] + g->groups), done, CU_STREAM_WAIT_VALUE_GEQ),
+                  "cuStreamWaitValue32", err);
+}
+
 void fr_gates_release(fr_gates *g) {
-    for (uint32_t i = 0; g && i < g->groups; i++) __atomic_store_n(&g->words[i], RELEASED, __ATOMIC_RELEASE);
+    for (uint32_t i = 0; g && i <= g->groups; i++) __atomic_store_n(&g->words[i], RELEASED, __ATOMIC_RELEASE);
 }

@@ -32,7 +32,7 @@ struct fr_transport {
     window windows[MOST_WINDOWS];
     int windows_count;
     fr_ipc *ipc;     /* other processes' memory */
-    fr_gates *gates; /* of pipelines: where pairs meet; NULL */
+    fr_gates *gates; /* of pipelines, where pairs meet, and of gathers that yield; NULL */
     atomic_bool aborted;
 };
 
@@ -116,9 +116,14 @@ static fr_status connect_groups(fr_transport *t, fr_error *err) {
 
 static fr_status open_all(fr_transport *t, fr_error *err) {
     if (t->ranks < 2) return FR_OK;
-    const fr_gates_options gates = {.world = t->o.world, .plan = t->o.plan, .at = t->at, .rank = t->o.rank};
+    const fr_layout *l = t->o.layout;
+    const fr_gates_options gates = {.world = t->o.world,
+                                    .plan = t->o.plan,
+                                    .at = t->at,
+                                    .rank = t->o.rank,
+                                    .gathers = l->gather_order == FR_ORDER_YIELD && l->ep > 2};
     FR_TRY(meet(t, err));
-    if (t->o.layout->pp > 1) FR_TRY(fr_gates_open(&gates, &t->gates, err));
+    if (l->pp > 1 || gates.gathers) FR_TRY(fr_gates_open(&gates, &t->gates, err));
     return fr_layout_uses_nccl(t->o.layout) ? connect_groups(t, err) : FR_OK;
 }
 
@@ -315,6 +320,14 @@ fr_status fr_transport_launch(fr_transport *t, const fr_collective *c, cudaStrea
 fr_status fr_transport_pack(fr_transport *t, const fr_collective *c, cudaStream_t stream, fr_error *err) {
     if (!t->exchanges) return fr_fail(err, FR_FAILED, "no exchange was opened for this layout");
     return fr_exchanges_pack(t->exchanges, c, stream, err);
+}
+
+/* ---- gathers that yield ------------------------------------------------------------------------------------------*/
+
+fr_status fr_transport_gather(fr_transport *t, uint32_t done, int after, cudaStream_t stream, fr_error *err) {
+    if (!t->gates || atomic_load(&t->aborted)) return FR_OK;
+    FR_TRY(fr_gates_say(t->gates, done, stream, err));
+    return after < 0 ? FR_OK : fr_gates_follow(t->gates, after, done, stream, err);
 }
 
 /* ---- faults -------------------------------------------------------------------------------------------------------*/
