@@ -108,11 +108,18 @@ check() { # NAME EXPRESSION over the result r
     if [ "$(value "$1" "$2")" = True ]; then ok; else bad "$1: $2"; fi
 }
 
+bits() { # NAME OTHER: the same logits, bit for bit
+    local hash
+    asked "$1" && asked "$2" || return
+    hash=$(value "$1" "r['logits_hash']")
+    if [ -n "$hash" ] && [ "$hash" = "$(value "$2" "r['logits_hash']")" ]; then ok; else bad "$1: other logits than $2"; fi
+}
+
 if has faults; then
     for s in $layouts; do
         breaks "fail-$s" 13 "rank 1: forward 3 fails" --strategy "$s" --inject fail:1:3 --timeout 10
     done
-    for s in dp tp pp; do breaks "stall-$s" 11 "rank 0 has not issued" --strategy "$s" --inject stall:0:3 --timeout 3; done
+    for s in dp tp pp asyncep; do breaks "stall-$s" 11 "rank 0 has not issued" --strategy "$s" --inject stall:0:3 --timeout 3; done
     breaks stall-asap 11 "rank 1 has not issued" --strategy asap --inject stall:1:3 --timeout 3 # rank 0 waits for it
     # the device's own wait for a peer's tokens ends after 2 s
     breaks stall-ep 11 "rank 0, which did not come" --strategy ep --inject stall:0:3 --timeout 3
@@ -121,13 +128,23 @@ if has faults; then
     rm -f "$out/part.db"
     breaks part 13 "forward 5 fails" --strategy dp --inject fail:0:5 --timeout 10 --db "$out/part.db"
     broke
+    if asked oom-full; then # GPU 1 is full of somebody else's weights
+        $engine run --no-predict --machine h200x1 --strategy dp --device 1 --model qwen3-235b-a22b --layers 27 --tokens 1K --seq 1K --forwards 1 --warmup 30 \
+            >"$out/holder" 2>&1 &
+        sleep 5
+        faulty+=("oom-full|13|rank 1.* are free")
+        model=${model/--layers 4/} fault oom-full --strategy asyncep --timeout 10
+        kill %% && broke
+    fi
     if ! asked part; then :
     elif grep -q "forwards until then are stored" "$out/part.err" && $engine trace "$out/part.db" -o "$out/part.json" 2>>"$out/part.err"; then ok; else bad "part: nothing stored"; fi
 fi
 if has uneven; then
     few="--tokens 2K --seq 512 --forwards 6"
     # shellcheck disable=SC2086
-    for s in ep tp dp asyncep dwdp; do cell "slow-$s" --strategy "$s" $few --inject slow:1:20; done
+    for s in ep tp dp asyncep dwdp asap; do cell "slow-$s" --strategy "$s" $few --inject slow:1:20; done
+    # shellcheck disable=SC2086
+    cell slow-pp --strategy pp $few --inject slow:0:20 # the second stage waits for the first
     for s in ep dp asyncep dwdp asap; do
         cell "turns-$s" --strategy "$s" --seqs "512x4/;/64x20;1/2048" --forwards 6
         cell "empty-$s" --strategy "$s" --seqs "700/" --forwards 4
@@ -138,10 +155,14 @@ if has uneven; then
     # shellcheck disable=SC2086
     for s in $layouts; do cell "even-$s" --strategy "$s" $few; done
     play
-    for s in ep tp; do check "slow-$s" "r['ranks'][0]['wait_s'] > 0.05 > r['ranks'][1]['wait_s']"; done
+    for s in ep tp asap; do check "slow-$s" "r['ranks'][0]['wait_s'] > 0.05 > r['ranks'][1]['wait_s']"; done
+    check slow-pp "r['ranks'][1]['bubble_s'] + r['ranks'][1]['wait_s'] > 0.05"
     for s in dp asyncep dwdp; do # ranks that do not meet do not wait
         check "slow-$s" "r['ranks'][0]['wait_s'] < 0.005 and r['ranks'][0]['elapsed_s'] < 0.6 * r['ranks'][1]['elapsed_s']"
     done
+    # who is late changes no answer, and where weights come to the tokens uneven batches give dp's bits
+    for s in $layouts; do bits "slow-$s" "even-$s"; done
+    for s in asyncep dwdp; do for x in turns empty uneven; do bits "$x-$s" "$x-dp"; done; done
 fi
 if has traces; then # requests as they arrive, over the queues of all attention groups
     for s in $layouts; do cell "trace-$s" --strategy "$s" --warmup 0.2 --trace "poisson:rate=60,len=uniform(100,1000)" --duration 1; done
@@ -174,13 +195,10 @@ by_mpi() { # NAME flags...
     engine=$threads
 }
 same() { # KIND LAYOUTS REFERENCE: a layout, or nothing for the same one
-    local kind=$1 list=$2 s of hash
+    local kind=$1 list=$2 s
     while [ -n "$list" ]; do
-        s=${list%%|*}; list=${list#"$s"}; list=${list#|} of=$(plain "${3:-$s}")
-        asked "$kind-$(plain "$s")" || continue
-        hash=$(value "threads-$of" "r['logits_hash']")
-        if [ -n "$hash" ] && [ "$hash" = "$(value "$kind-$(plain "$s")" "r['logits_hash']")" ]; then ok
-        else bad "$kind-$(plain "$s"): other logits than threads of $of"; fi
+        s=${list%%|*}; list=${list#"$s"}; list=${list#|}
+        bits "$kind-$(plain "$s")" "threads-$(plain "${3:-$s}")"
     done
 }
 if has processes || has mpi; then over threads "dp|$own"; fi

@@ -192,7 +192,7 @@ static bool await(attempt *a, fr_error *err) {
     int rank = 0;
     while (!a->done) {
         struct timespec until;
-        clock_gettime(CLOCK_REALTIME, &until);
+        clock_gettime(CLOCK_MONOTONIC, &until);
         until.tv_nsec += 100 * 1000 * 1000;
         if (until.tv_nsec >= 1000000000) until.tv_sec++, until.tv_nsec -= 1000000000;
         pthread_cond_timedwait(&a->changed, &a->lock, &until);
@@ -216,7 +216,7 @@ fr_status fr_nccl_connect(const fr_nccl_request *r, fr_nccl_comm **out, fr_error
     *out = NULL;
     a->request = *r;
     pthread_mutex_init(&a->lock, NULL);
-    pthread_cond_init(&a->changed, NULL);
+    fr_cond_open(&a->changed);
     if (pthread_create(&thread, NULL, connect_thread, a) != 0) {
         release(a);
         return fr_fail(err, FR_FAILED, "cannot start a thread");
@@ -248,9 +248,9 @@ fr_status fr_nccl_connect(const fr_nccl_request *r, fr_nccl_comm **out, fr_error
 
 static bool lock_within(pthread_mutex_t *lock, double s) {
     struct timespec until;
-    clock_gettime(CLOCK_REALTIME, &until);
+    clock_gettime(CLOCK_MONOTONIC, &until);
     until.tv_sec += (time_t)s;
-    return pthread_mutex_timedlock(lock, &until) == 0;
+    return pthread_mutex_clocklock(lock, CLOCK_MONOTONIC, &until) == 0;
 }
 
 /* The library frees the communicator, so the rank's thread must be out of it; one that stands still in it for long will
