@@ -41,6 +41,17 @@ struct Chunk {
     uint32_t bytes;
 };
 
+/* One thread: chunk `at` of the runs begins its way into stage `load` of the ring. */
+__device__ __forceinline__ void load_chunk(const Run *run, int64_t at, uint32_t load, uint32_t ring, uint32_t full,
+                                           Chunk *flying) {
+    while (at >= run[1].start) run++;
+    const int64_t offset = (at - run->start) * BULK;
+    const uint32_t bytes = static_cast<uint32_t>(min(BULK, run->bytes - offset));
+    flying[load] = Chunk{run->to + offset, bytes};
+    mbar_expect(full + 8 * load, bytes);
+    bulk_load(ring + load * static_cast<uint32_t>(BULK), run->from + offset, bytes, full + 8 * load);
+}
+
 /* One thread: moves this block's chunks of the runs, behind which one more says where chunks end. `n`: chunks in all;
  * `full`: STAGES barriers of one arrival. */
 __device__ inline void move_chunks(const Run *run, int64_t n, uint32_t ring, uint32_t full, Chunk *flying) {
@@ -53,13 +64,7 @@ __device__ inline void move_chunks(const Run *run, int64_t n, uint32_t ring, uin
         if (i < mine) {
             /* The store that used this stage has read it: of those issued since, STAGES - AHEAD - 1 may be out. */
             if (i >= STAGES) bulk_wait_read<STAGES - AHEAD - 1>();
-            const Run *r = run;
-            while (at >= r[1].start) r++;
-            const int64_t offset = (at - r->start) * BULK;
-            const uint32_t bytes = static_cast<uint32_t>(min(BULK, r->bytes - offset));
-            flying[load] = Chunk{r->to + offset, bytes};
-            mbar_expect(full + 8 * load, bytes);
-            bulk_load(ring + load * static_cast<uint32_t>(BULK), r->from + offset, bytes, full + 8 * load);
+            load_chunk(run, at, load, ring, full, flying);
             load = load + 1 == STAGES ? 0 : load + 1;
             at += step;
             if (at >= n) at -= n;
@@ -94,13 +99,7 @@ __device__ inline void take_chunks(const Run *run, int64_t n, uint32_t *taken, u
         if (next < n) {
             /* The store that used this stage has read it: of those issued since, STAGES - AHEAD - 1 may be out. */
             if (loaded >= STAGES) bulk_wait_read<STAGES - AHEAD - 1>();
-            const Run *r = run;
-            while (at >= r[1].start) r++;
-            const int64_t offset = (at - r->start) * BULK;
-            const uint32_t bytes = static_cast<uint32_t>(min(BULK, r->bytes - offset));
-            flying[load] = Chunk{r->to + offset, bytes};
-            mbar_expect(full + 8 * load, bytes);
-            bulk_load(ring + load * static_cast<uint32_t>(BULK), r->from + offset, bytes, full + 8 * load);
+            load_chunk(run, at, load, ring, full, flying);
             load = load + 1 == STAGES ? 0 : load + 1;
             loaded++;
             next++;
