@@ -28,7 +28,7 @@ $(BUILD)/gpu/%: $(BUILD)/tests/gpu/%.cu.o $(BUILD)/libkernels.a $(BUILD)/engine/
 .PRECIOUS: $(BUILD)/tests/gpu/%.cu.o
 .PHONY: kernels gpu-test-build
 kernels: $(BUILD)/libkernels.a
-gpu-test-build: $(addprefix $(BUILD)/gpu/,test_kernels test_fp8 test_copies test_exchange test_carry bench_gathers bench_kernels bench_fp8 bench_pulls)
+gpu-test-build: $(addprefix $(BUILD)/gpu/,test_kernels test_fp8 test_copies test_exchange test_carry bench_gathers bench_kernels bench_fp8 bench_pulls bench_uploads)
 else
 .PHONY: kernels gpu-test-build
 kernels gpu-test-build:

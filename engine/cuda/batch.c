@@ -1,5 +1,6 @@
 /* A forward's batch on the device: per micro-batch its tokens, positions, sequences, rows that want logits, KV rows. */
 #include "engine/cuda/rank.h"
+#include "kernels/words.h"
 
 #include <string.h>
 
@@ -158,8 +159,7 @@ fr_status fr_batch_upload(fr_device_rank *r, const fr_cuts *cuts, const fr_exec_
                             "the context of a batch", err));
     FR_TRY(fr_rank_prepare_attention(r, stream, err));
     FR_TRY(fill_all(r, cuts, &batches[r->place.slot], staging, err));
-    FR_TRY(check(cudaMemcpyAsync(r->batch_memory, staging, (size_t)ints * 4, cudaMemcpyHostToDevice, stream),
-                 "cudaMemcpyAsync of the batch", err));
+    FR_TRY(check(fr_k_words(r->batch_memory, staging, ints, stream), "fr_k_words of the batch", err));
     int32_t *at = r->batch_memory, *meta = at + ints;
     for (int m = 0; m < r->micros; m++) {
         fr_batch_tables *t = &r->micro[m];
@@ -177,16 +177,20 @@ fr_status fr_batch_upload(fr_device_rank *r, const fr_cuts *cuts, const fr_exec_
 
 /* ---- logits -------------------------------------------------------------------------------------------------------*/
 
+#define FEW_WORDS 65536 /* of more the link takes longer than a copy engine takes to begin: left to that */
+
+static fr_status bring(float *to, const float *from, int64_t n, cudaStream_t stream, fr_error *err) {
+    const cudaError_t e = n <= FEW_WORDS ? fr_k_words(to, from, n, stream)
+                                         : cudaMemcpyAsync(to, from, (size_t)n * 4, cudaMemcpyDeviceToHost, stream);
+    return check(e, "the copy of the logits", err);
+}
+
 fr_status fr_batch_logits(const fr_device_rank *r, const fr_op *op, const void *device, float *to, cudaStream_t stream,
                           fr_error *err) {
     const fr_batch_tables *t = &r->micro[op->micro];
     const int64_t all = (int64_t)t->rows_all * r->model->vocab;
+    const float *from = device;
     if (op->kind != FR_OP_GEMM_HEAD || op->sub != (t->wanted_some ? 1 : 0)) return FR_OK;
-    if (all)
-        FR_TRY(check(cudaMemcpyAsync(to + t->all_at, device, (size_t)all * 4, cudaMemcpyDeviceToHost, stream),
-                     "cudaMemcpyAsync of the logits", err));
-    if (!t->picks) return FR_OK;
-    return check(cudaMemcpyAsync(to + t->picks_at, (const float *)device + all, (size_t)t->picks * 4,
-                                 cudaMemcpyDeviceToHost, stream),
-                 "cudaMemcpyAsync of the logits", err);
+    if (all) FR_TRY(bring(to + t->all_at, from, all, stream, err));
+    return t->picks ? bring(to + t->picks_at, from + all, t->picks, stream, err) : FR_OK;
 }

@@ -1,6 +1,7 @@
 /* A forward's ops of one rank onto their streams, each once what it waits for is issued; with an event around those
  * that are timed. */
 #include "engine/cuda/exec_state.h"
+#include "kernels/words.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -262,9 +263,9 @@ fr_status fr_exec_mark_end(fr_exec *x, fr_flight *f, cudaStream_t stream, fr_err
         const size_t layers = (size_t)r->layers * (size_t)fr_rank_offsets(r);
         f->micros = r->micros;
         FR_TRY(fr_exec_check(x,
-                             cudaMemcpyAsync(f->offsets, r->offsets + (size_t)r->micro_base * layers,
-                                             (size_t)r->micros * layers * 4, cudaMemcpyDeviceToHost, stream),
-                             "cudaMemcpyAsync of the counts", err));
+                             fr_k_words(f->offsets, r->offsets + (size_t)r->micro_base * layers,
+                                        (int64_t)r->micros * (int64_t)layers, stream),
+                             "fr_k_words of the counts", err));
     }
     for (uint32_t i = 0; i < x->o.plan->lanes_count; i++) f->lane_used[i] = false;
     for (uint32_t i = 0; i < f->f->heads_count; i++) {

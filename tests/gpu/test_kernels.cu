@@ -7,6 +7,7 @@
  * 2U. Sums of K products in fp32 on the tensor cores add A = 2^-18 of the sum of absolute products: they accumulate
  * with truncation, about 2^-23 a step of 16, K <= 4096.
  */
+#include "kernels/words.h"
 #include "tests/gpu/check.h"
 
 /* ---- rows: embedding, norms, logits ---- */
@@ -32,6 +33,30 @@ static void test_embedding() {
         if (ids[t] >= 0 && ids[t] < vocab)
             std::copy_n(&table[static_cast<size_t>(ids[t]) * H], H, &want[static_cast<size_t>(t) * H]);
     equal("embedding", got, want);
+}
+
+/* From and to pinned memory: numbers of words and places that are multiples of 16 bytes and others, and more than all
+ * threads take in one round. */
+static void test_words() {
+    for (int n : {1, 4, 1023, 4096, 262147, 2100004})
+        for (int at : {0, 1}) {
+            Random r(static_cast<uint64_t>(n));
+            int32_t *host = nullptr;
+            CUDA(cudaHostAlloc(&host, static_cast<size_t>(2 * n + 2) * 4, cudaHostAllocDefault));
+            for (int i = 0; i < 2 * n + 2; i++) host[i] = i < n + 1 ? static_cast<int32_t>(r.next()) : -7;
+            Dev<int32_t> out(static_cast<size_t>(n));
+            char name[96];
+            snprintf(name, sizeof name, "%d words from %d", n, at);
+            auto got = twice(name, out, [&] { return fr_k_words(out.p, host + at, n, 0); });
+            equal(name, got, std::vector<int32_t>(host + at, host + at + n));
+            int32_t *back = host + n + 1;
+            CUDA(fr_k_words(back, out.p, n, 0));
+            CUDA(cudaDeviceSynchronize());
+            snprintf(name, sizeof name, "%d words to the host", n);
+            equal(name, std::vector<int32_t>(back, back + n), got);
+            verdict(back[n] == -7, name, "wrote behind the end");
+            CUDA(cudaFreeHost(host));
+        }
 }
 
 static void test_norms() {
@@ -882,21 +907,14 @@ int main(int argc, char **argv) {
     const struct {
         const char *name;
         void (*run)();
-    } tests[] = {{"embedding", test_embedding},
-                 {"norms", test_norms},
-                 {"logits", test_logits},
-                 {"rope", test_rope},
-                 {"router", test_router},
-                 {"route", test_route},
-                 {"permute", test_permute_combine},
-                 {"arrived", test_arrived},
-                 {"swiglu", test_swiglu},
-                 {"fill", test_fill},
-                 {"gemm", test_gemm},
-                 {"grouped", test_grouped},
-                 {"grouped-own", test_grouped_own},
-                 {"attention", test_attention},
-                 {"attention-shared", test_attention_shared}};
+    } tests[] = {{"embedding", test_embedding}, {"words", test_words},
+                 {"norms", test_norms},         {"logits", test_logits},
+                 {"rope", test_rope},           {"router", test_router},
+                 {"route", test_route},         {"permute", test_permute_combine},
+                 {"arrived", test_arrived},     {"swiglu", test_swiglu},
+                 {"fill", test_fill},           {"gemm", test_gemm},
+                 {"grouped", test_grouped},     {"grouped-own", test_grouped_own},
+                 {"attention", test_attention}, {"attention-shared", test_attention_shared}};
     for (auto &t : tests)
         if (argc < 2 || !strcmp(argv[1], t.name)) t.run();
     printf("%d passed, %d failed\n", passed, failed);
