@@ -113,6 +113,7 @@ gpu-bench: gpu-test-build engine
 	$(BUILD)/gpu/bench_kernels --out $(BUILD)/gpu-bench.txt
 	@if python3 -c 'import torch, transformers' 2>/dev/null; then python3 tests/gpu/compare_torch.py && python3 tests/tools/hf_layers.py; \
 	else echo "no PyTorch and transformers here: no comparators"; fi
+	$(BUILD)/gpu/bench_uploads
 	@[ $$(nvidia-smi -L | wc -l) -lt 2 ] || $(BUILD)/gpu/bench_pulls
 	@[ $$(nvidia-smi -L | wc -l) -lt 2 ] || bash tests/gpu/bench_ranks.sh $(BUILD)/forerun-cuda
 
