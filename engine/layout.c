@@ -286,8 +286,22 @@ static fr_status check_keep(const fr_layout *l, const fr_model *m, fr_error *err
     return FR_OK;
 }
 
+/* More pulls a layer than ops of a kind have ids (micro and sub, engine/plan/plan.h), or than memory holds over all
+ * layers and ranks, are a slip of the keyboard. */
+#define MOST_PULLS 16384
+
+static fr_status check_chunk(const fr_layout *l, const fr_model *m, fr_error *err) {
+    const int64_t share = fr_ceil_div(m->experts, l->ep) * fr_model_expert_bytes(m, l->precision);
+    const int64_t least = fr_ceil_div(share * (l->ep - 1), MOST_PULLS);
+    if (l->gather_chunk && l->gather_chunk < least)
+        REFUSE("--gather-chunk %lld: cuts a layer's gather into more than %d pulls; expected %lld bytes or more",
+               (long long)l->gather_chunk, MOST_PULLS, (long long)least);
+    return FR_OK;
+}
+
 static fr_status check_options(const fr_layout *l, const fr_model *m, fr_error *err) {
     FR_TRY(check_transfer_options(l, err));
+    FR_TRY(check_chunk(l, m, err));
     FR_TRY(check_keep(l, m, err));
     const char *name = fr_expert_split_name(l->experts);
     if (l->overlap_stages && l->overlap != FR_OVERLAP_EXPERT_GROUPS)

@@ -13,7 +13,8 @@
 
 const fr_option cmd_simulate_options[] = {
     {"json", NULL, NULL, "one JSON object"},
-    {"why", NULL, NULL, "critical path of every layer by resource (tables of equal batches show its summary anyway)"},
+    {"why", NULL, NULL,
+     "critical path of every layer by resource (tables of up to 256 equal batches show its summary anyway)"},
     {"db", "FILE", NULL, "store the run with its forwards, requests and timeline (SQLite)"},
     {"perfetto", "FILE", NULL, "write the timeline for Perfetto or chrome://tracing (JSON)"},
     {"csv", "FILE", NULL, "write the timeline as CSV"},
@@ -118,7 +119,9 @@ static fr_status keep(const play *p, const cli_args *a, fr_error *err) {
 static fr_status simulate(play *p, const cli_args *a, fr_error *err) {
     bool json = cli_value(a, "json") || a->json_file, batch = p->setup.experiment.trace[0] == 0;
     bool files = cli_keeps(a);
-    bool show_why = cli_value(a, "why") || (batch && !json);
+    /* the path needs every op's span in memory: of long streams only where it is asked for */
+    enum { SHORT_STREAM = 256 };
+    bool show_why = cli_value(a, "why") || (batch && !json && p->setup.experiment.forwards <= SHORT_STREAM);
     if (!p->setup.fits && !p->setup.experiment.ignore_memory) {
         if (json) {
             FR_TRY(print_json(p, a, false, NULL, NULL, err));

@@ -14,6 +14,7 @@ refuse --route --strategy tp --route prefix
 refuse --tokens --strategy tp --trace azure-code   # $small says --tokens
 refuse --gather --strategy ep --gather nccl
 refuse --gather-chunk --strategy tp --gather-chunk 1M
+refuse --gather-chunk --strategy asyncep --gather-chunk 1
 refuse --wait --strategy tp --wait moe
 refuse --ep-exchange --strategy asyncep --ep-exchange agrs
 refuse --overlap --strategy tp --overlap tbo
