@@ -1,102 +1,123 @@
 #!/usr/bin/env python3
-"""Predictions beside what was measured on four GPUs: the tables of README.md and the data of throughput.gp.
+"""Four GPUs: what was measured beside what was predicted: the tables of README.md and the data of throughput.gp.
 
-    experiments/large/compare.py OUT predictions-1.jsonl [predictions-1b.jsonl predictions-2.jsonl ...]
+    experiments/large/compare.py DATA.dat predictions-1.jsonl predictions-1b.jsonl -- results-1.jsonl results-2.jsonl ...
 
-OUT holds NAME.json of run.sh. A cell's first line in an earlier file is its oldest prediction, in the last file its newest."""
+A line of results holds the prediction that was committed before it ran; the first files have the oldest predictions. A cell that was
+measured more than once counts with its last measurement."""
 import json
-import math
-import os
 import statistics
 import sys
 
-PEAK = {"bf16": 989.5e12, "fp8": 1979e12}
+PEAK_LAYERS = 94  # of the whole model; cells have 12 (dp: 8)
+GROUPS = (("sequences of 256", ("-256",)), ("4K tokens a GPU", ("-4k",)), ("16K tokens a GPU", ("-16k",)), ("32K tokens a GPU", ("-32k",)),
+          ("one sequence of 32K", ("-seq32k",)), ("16K in fp8", ("-16k-fp8",)), ("16K, skewed", ("-16k-skew",)), ("16K, a hot expert", ("-16k-hot",)),
+          ("the knee", ("-knee", "-yield", "slices", "-8k", "streams")))
 
 
 def quantile(values, q):
     values = sorted(values)
-    return values[max(0, min(len(values) - 1, math.ceil(q * len(values)) - 1))]
+    return values[max(0, min(len(values) - 1, -(-int(q * 1000) * len(values) // 1000) - 1))]
 
 
-def rate(name, r):
-    """Thousand tokens/s a GPU x layers."""
-    return r["tokens_per_s"] / 4 * (8 if name.startswith("dp-") else 12) / 1e3
+def rate(name, tokens_per_s):
+    """Tokens/s a GPU, as 94 layers would have it."""
+    return tokens_per_s / 4 * (8 if name.startswith("dp-") else 12) / PEAK_LAYERS
 
 
-def ranking(names, said, got, gap):
-    """Pairs whose measured rates differ by more than gap: how many are ordered alike."""
+def group_of(name):
+    for title, ends in GROUPS[:-1]:
+        if name.endswith(ends):
+            return title
+    return GROUPS[-1][0] if any(e in name for e in GROUPS[-1][1]) else "others"
+
+
+def error(line):
+    return line["predicted"]["forward_s"] / line["forward_s"] - 1
+
+
+def statistics_of(title, lines):
+    errors = {l["name"]: error(l) for l in lines}
+    size = [abs(e) for e in errors.values()]
+    if not size:
+        return
+    inside = sum(l["predicted"]["low_s"] <= l["forward_s"] <= l["predicted"]["high_s"] for l in lines)
+    width = sum((l["predicted"]["high_s"] - l["predicted"]["low_s"]) / 2 / l["predicted"]["forward_s"] for l in lines) / len(lines)
+    worst = max(errors, key=lambda n: abs(errors[n]))
+    print(f"{title}: {len(size)} cells: median absolute error {100 * statistics.median(size):.1f} %, p95 {100 * quantile(size, .95):.1f} %, worst "
+          f"{100 * max(size):.1f} % ({worst}), bias {100 * sum(errors.values()) / len(size):+.1f} %; {inside} inside, half-width {100 * width:.1f} %")
+
+
+def ranking(lines, gap=0.03):
+    """Pairs under one load whose measured rates differ by more than gap: how many are ordered alike."""
     alike, all_, wrong = 0, 0, []
-    for i, a in enumerate(names):
-        for b in names[i + 1:]:
-            if abs(got[a] / got[b] - 1) <= gap and abs(got[b] / got[a] - 1) <= gap:
+    for i, a in enumerate(lines):
+        for b in lines[i + 1:]:
+            said = rate(a["name"], a["predicted"]["tokens_per_s"]) / rate(b["name"], b["predicted"]["tokens_per_s"])
+            got = rate(a["name"], a["tokens_per_s"]) / rate(b["name"], b["tokens_per_s"])
+            if max(got, 1 / got) <= 1 + gap:
                 continue
             all_ += 1
-            if (said[a] > said[b]) == (got[a] > got[b]):
+            if (said > 1) == (got > 1):
                 alike += 1
             else:
-                wrong.append(f"{a} / {b}")
+                wrong.append(f"{a['name']} / {b['name']}")
     return alike, all_, wrong
 
 
 def main():
-    out, files = sys.argv[1], sys.argv[2:]
-    first, last, order = {}, {}, []
-    for f in files:
-        for p in map(json.loads, open(f, encoding="ascii")):
-            if p["part"] != "four":
-                continue
-            if p["name"] not in first:
-                first[p["name"]] = p
-                order.append(p["name"])
-            last[p["name"]] = p
-    got = {n: json.load(open(os.path.join(out, n + ".json"), encoding="utf-8")) for n in order
-           if os.path.exists(os.path.join(out, n + ".json"))}
-    names = [n for n in order if n in got]
-    for title, said in (("oldest prediction", first), ("newest prediction", last)):
-        errors, inside, width = {}, 0, 0.0
-        for n in names:
-            errors[n] = said[n]["forward_s"] / got[n]["forward_s"] - 1
-            inside += said[n]["low_s"] <= got[n]["forward_s"] <= said[n]["high_s"]
-            width += (said[n]["high_s"] - said[n]["low_s"]) / 2 / said[n]["forward_s"]
-        size = [abs(e) for e in errors.values()]
-        if size:
-            print(f"{title}: {len(size)} cells: median absolute error {100 * statistics.median(size):.1f} %, p95 {100 * quantile(size, .95):.1f} %, worst "
-                  f"{100 * max(size):.1f} % ({max(errors, key=lambda n: abs(errors[n]))}), bias {100 * sum(errors.values()) / len(size):+.1f} %; "
-                  f"{inside} inside, half-width {100 * width / len(size):.1f} %")
-    print("\n| cell | measured ms | k tokens/s a GPU x layers | MFU | oldest prediction | error | newest | error |\n|---|---|---|---|---|---|---|---|")
-    for n in names:
-        m, a, b = got[n], first[n], last[n]
-
-        def cell(p):
-            e, hit = p["forward_s"] / m["forward_s"] - 1, p["low_s"] <= m["forward_s"] <= p["high_s"]
-            return f"{1e3 * p['forward_s']:.2f} | {100 * e:+.1f} %{'' if hit else ' **out**'}"
-        print(f"| {n} | {1e3 * m['forward_s']:.2f} | {rate(n, m):,.0f} | {100 * m['mfu']:.1f} % | {cell(a)} | {cell(b)} |")
-    group = {}
-    for n in names:
-        load = next((k for k in ("-16k-fp8", "-16k-skew", "-seq32k", "-256", "-32k", "-16k", "-4k") if n.endswith(k)), None)
-        if load:
-            group.setdefault(load, []).append(n)
-    print()
+    data, cut = sys.argv[1], sys.argv.index("--")
+    oldest, last, rounds = {}, {}, {}
+    for p in (json.loads(l) for f in sys.argv[2:cut] for l in open(f, encoding="ascii")):
+        if p["part"] == "four":
+            oldest.setdefault(p["name"], p)
+    for f in sys.argv[cut + 1:]:
+        lines = [l for l in map(json.loads, open(f, encoding="ascii")) if l["part"] == "four" and l["predicted"]]
+        statistics_of(f.rsplit("/", 1)[-1], lines)
+        for l in lines:
+            rounds.setdefault(l["name"], []).append(l)
+            last[l["name"]] = l
+    first = [{**l, "predicted": oldest[n]} for n, l in last.items() if n in oldest]
+    statistics_of("against the oldest predictions", first)
+    statistics_of("every cell, last measurement", list(last.values()))
+    groups = {}
+    for n, l in last.items():
+        groups.setdefault(group_of(n), []).append(l)
+    order = [t for t, _ in GROUPS] + ["others"]
+    print("\n| | cell | measured ms | tokens/s a GPU, as 94 layers | MFU | predicted | error | |\n|---|---|---|---|---|---|---|---|")
+    for title in order:
+        for l in sorted(groups.get(title, ()), key=lambda l: -rate(l["name"], l["tokens_per_s"])):
+            p = l["predicted"]
+            hit = "" if p["low_s"] <= l["forward_s"] <= p["high_s"] else "out"
+            print(f"| {title} | {l['name']} | {1e3 * l['forward_s']:.2f} | {rate(l['name'], l['tokens_per_s']):,.0f} | {100 * l['mfu']:.1f} % | "
+                  f"{1e3 * p['forward_s']:.2f} | {100 * error(l):+.1f} % | {hit} |")
+            title = ""
+    print("\nmeasured more than once:")
+    for n, l in rounds.items():
+        if len(l) > 1:
+            ms = [1e3 * x["forward_s"] for x in l]
+            print(f"  {n}: {', '.join(f'{m:.2f}' for m in ms)} ms: {100 * (max(ms) / min(ms) - 1):.1f} %")
     alike = all_ = 0
-    for load, members in group.items():
-        said, r = {n: rate(n, last[n]) for n in members}, {n: rate(n, got[n]) for n in members}
-        a, b, wrong = ranking(members, said, r, 0.03)
+    for title in order[:-2]:
+        a, b, wrong = ranking(groups.get(title, []))
         alike, all_ = alike + a, all_ + b
-        print(f"ranking {load}: {a} of {b} pairs" + (f"; not {', '.join(wrong)}" if wrong else ""))
-    print(f"ranking, all loads: {alike} of {all_} pairs with a measured gap above 3 %")
-    print("\n| length | asyncep / ep | asyncep / tp | asyncep / pp | predicted |\n|---|---|---|---|---|")
-    for load in ("-256", "-16k", "-32k", "-seq32k"):
-        if "asyncep" + load not in got:
+        print(f"ranking, {title}: {a} of {b} pairs" + (f"; not {', '.join(wrong)}" if wrong else ""))
+    print(f"ranking: {alike} of {all_} pairs with a measured gap above 3 %")
+    print("\n| | asyncep / ep | / tp | / pp | predicted |\n|---|---|---|---|---|")
+    for load in ("-256", "-4k", "-16k", "-32k", "-seq32k", "-16k-fp8", "-16k-skew", "-16k-hot"):
+        own = last.get("asyncep" + load)
+        if not own:
             continue
-        own = [f"{rate('asyncep' + load, got['asyncep' + load]) / rate(o + load, got[o + load]):.2f}" if o + load in got else "-"
-               for o in ("ep", "tp", "pp")]
-        was = [f"{rate('x', last['asyncep' + load]) / rate('x', last[o + load]):.2f}" for o in ("ep", "tp", "pp")]
-        print(f"| {load[1:]} | {' | '.join(own)} | {' '.join(was)} |")
-    with open(os.path.join(out, "throughput.dat"), "w", encoding="ascii") as f:
-        for n in names:
-            p, low, high = last[n], 0, 0
-            low, high = (p["forward_s"] / p["high_s"], p["forward_s"] / p["low_s"])
-            f.write(f'"{n}" {rate(n, got[n]):.1f} {rate(n, p):.1f} {rate(n, p) * low:.1f} {rate(n, p) * high:.1f}\n')
+        others = [last.get(o + load) for o in ("ep", "tp", "pp")]
+        got = [f"{o['forward_s'] / own['forward_s']:.2f}" if o else "" for o in others]
+        said = [f"{o['predicted']['forward_s'] / own['predicted']['forward_s']:.2f}" if o else "-" for o in others]
+        print(f"| {load[1:]} | {' | '.join(got)} | {' / '.join(said)} |")
+    with open(data, "w", encoding="ascii") as f:
+        for title in order:
+            for l in sorted(groups.get(title, ()), key=lambda l: -rate(l["name"], l["tokens_per_s"])):
+                p, r = l["predicted"], rate(l["name"], l["predicted"]["tokens_per_s"])
+                f.write(f"{l['name']}\t{title}\t{rate(l['name'], l['tokens_per_s']):.1f}\t{r:.1f}\t{r * p['forward_s'] / p['high_s']:.1f}\t"
+                        f"{r * p['forward_s'] / p['low_s']:.1f}\n")
 
 
 main()

@@ -3,7 +3,7 @@
 # (OUT/NAME.json each, OUT/PART.db with timelines and routing; cells that are there already are left out).
 #   experiments/large/run.sh ENGINE four|eight OUT [SECONDS]
 # ONLY="NAME...": these cells, in this order; CALIBRATE=no: no anchors, no rows; WARMUP=S: back to back before the clock, 1;
-# EXTRA="NAME | FLAGS" (lines): more cells, of options that only a live run has; ROUNDS=N: corrections of the routing before, 4; DB="NAME...": only these cells' timelines are kept (a cell has some 1 MB)
+# EXTRA="NAME | FLAGS" (lines): more cells, of options that only a live run has; ROUNDS=N: corrections of the routing before, 4; TIMEOUT=S: of a cell that hangs, 20; DB="NAME...": only these cells' timelines are kept (a cell has some 1 MB)
 set -u
 here=$(cd "$(dirname "$0")" && pwd) engine=$1 part=$2 out=$3 limit=${4:-500}
 . "$here/../validate/cells.sh"
@@ -27,11 +27,15 @@ asked() { # of the set, those that are asked for
     for name in $ONLY; do grep "^$name | " <<<"$all" || echo "no cell $name in part $part" >&2; done
 }
 asked >"$out/cells.txt"
-# a cell that hangs ends by its own --timeout; a device that does not answer ends the process: once more for the rest
-for try in 1 2; do
+# a cell that hangs ends by its own --timeout; a device that does not answer ends the process: once more for the rest, without those that failed
+for try in 1 2 3; do
     room=$((limit - SECONDS))
     [ $room -lt 10 ] && break
+    [ $try -gt 1 ] && sed 's/ *FAILED:.*//;t;d' "$out/cells.log" | while read -r name; do sed -i "/^$name | /d" "$out/cells.txt"; done
     # shellcheck disable=SC2086
-    timeout -k 10 $((room + 25)) "$engine" run --machine "$(machine "$part")" --warmup "${WARMUP:-1}" --timeout 20 --no-predict $anchors \
-        --fit-rounds "${ROUNDS:-4}" --cells "$out/cells.txt" --results "$out" --limit $((room - 8)) && break
+    timeout -k 10 $((room + 25)) "$engine" run --machine "$(machine "$part")" --warmup "${WARMUP:-1}" --timeout "${TIMEOUT:-20}" --no-predict $anchors \
+        --fit-rounds "${ROUNDS:-4}" --cells "$out/cells.txt" --results "$out" --limit $((room - 8)) >"$out/cells.log"
+    ended=$?
+    cat "$out/cells.log"
+    [ $ended = 0 ] && break
 done

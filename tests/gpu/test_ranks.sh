@@ -277,6 +277,9 @@ if has four; then
     twin dwdp4-keep 4 $t --seqs $quarters -- --strategy dwdp --gather-keep 3
     twin asyncep4-keep 4 $t --seqs $quarters -- --strategy asyncep --gather-keep 9 --gather-chunk 300001
     twin asyncep4-one-stream 4 $t --seqs $quarters -- --strategy asyncep --gather-streams 1
+    twin asyncep4-yield 4 $t --seqs $quarters -- --strategy asyncep --gather-order yield --gather-chunk 300001
+    twin asyncep4-yield-turns 4 $t --seqs "1,37//64x2/8;/512/3/700;;5/5/5/2000" -- --strategy asyncep --gather-order yield
+    twin dwdp4-yield 4 $t --seqs $quarters -- --strategy dwdp --gather-order yield --wait moe
     twin asyncep4-chunks 4 $t --seqs $quarters -- --strategy asyncep --gather-chunk 300001
     twin asyncep4-nccl 4 $t --seqs $quarters -- --strategy asyncep --gather nccl
     twin asyncep4-hot 4 $t --seqs $quarters --skew hot:4 -- --strategy asyncep --wait moe

@@ -3,10 +3,16 @@
 #include "engine/world/shared.h"
 
 #include <cuda.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
 #define RELEASED FR_GATE_IDLE
+
+/* A gather that does not go on for so long is not waited for: its rank's thread may be held up by what waits (the first
+ * launch of a kernel loads it, and takes its turn behind the streams of all threads). No pull takes as long. */
+enum { PATIENCE_MS = 25 };
 
 struct fr_gates {
     fr_gates_options o;
@@ -17,6 +23,8 @@ struct fr_gates {
     uint32_t *met;   /* [groups]: how often this end has */
     uint32_t **peer; /* [ranks]: their words as streams see them, NULL = none that this rank meets here */
     void **shared;   /* [ranks]: the same as mapped here, where ranks are processes */
+    pthread_t watch; /* with gathers: gives up those that stand still */
+    atomic_bool watching;
     CUresult (*write)(CUstream, CUdeviceptr, cuuint32_t, unsigned int);
     CUresult (*wait)(CUstream, CUdeviceptr, cuuint32_t, unsigned int);
 };
@@ -90,6 +98,27 @@ static fr_status open_processes(fr_gates *g, fr_error *err) {
     return s;
 }
 
+static void *watch(void *of) {
+    fr_gates *g = of;
+    uint32_t *word = &g->words[g->groups], seen = FR_GATE_IDLE;
+    const struct timespec tick = {.tv_nsec = 1000000};
+    for (int still = 0; atomic_load(&g->watching); nanosleep(&tick, NULL)) {
+        uint32_t now = __atomic_load_n(word, __ATOMIC_ACQUIRE);
+        still = now == seen ? still + 1 : 0;
+        seen = now;
+        if (now == FR_GATE_IDLE || still < PATIENCE_MS) continue;
+        __atomic_compare_exchange_n(word, &now, FR_GATE_IDLE, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
+    }
+    return NULL;
+}
+
+static fr_status watch_gather(fr_gates *g, fr_error *err) {
+    atomic_store(&g->watching, true);
+    if (pthread_create(&g->watch, NULL, watch, g) == 0) return FR_OK;
+    atomic_store(&g->watching, false);
+    return fr_fail(err, FR_FAILED, "rank %d: no thread for its gathers", g->o.rank);
+}
+
 fr_status fr_gates_open(const fr_gates_options *o, fr_gates **out, fr_error *err) {
     fr_gates *g = fr_alloc(sizeof *g);
     g->o = *o;
@@ -101,6 +130,7 @@ fr_status fr_gates_open(const fr_gates_options *o, fr_gates **out, fr_error *err
     fr_status s = find(g, "cuStreamWriteValue32", &g->write, err);
     if (s == FR_OK) s = find(g, "cuStreamWaitValue32", &g->wait, err);
     if (s == FR_OK) s = g->threads ? open_threads(g, err) : open_processes(g, err);
+    if (s == FR_OK && o->gathers) s = watch_gather(g, err);
     if (s != FR_OK) {
         fr_gates_close(g, true); /* a peer's stream may know the words */
         g = NULL;
@@ -111,6 +141,7 @@ fr_status fr_gates_open(const fr_gates_options *o, fr_gates **out, fr_error *err
 
 void fr_gates_close(fr_gates *g, bool lost) {
     if (!g) return;
+    if (atomic_exchange(&g->watching, false)) pthread_join(g->watch, NULL);
     for (int q = 0; g->shared && !lost && q < g->ranks; q++) {
         if (g->peer[q]) cudaHostUnregister(g->shared[q]);
         fr_shared_close(g->shared[q], bytes_of(g));
