@@ -389,8 +389,8 @@ static void collectives(void **state) {
     assert_true(g.ns < x.ns);
     s.ranks = 2;
     fr_cost two = cost(c, s, NULL);
-    double bus = 0.5 * (double)s.bytes / (double)two.ns; /* GB/s; the raw row: 1 GiB in 1.832 ms */
-    assert_true(fabs(bus / 293 - 1) < 0.01);
+    double bus = 0.5 * (double)s.bytes / (double)two.ns; /* GB/s; the raw row, three arrays: 1 GiB in 1.965 ms */
+    assert_true(fabs(bus / 273 - 1) < 0.01);
     /* over hosts never faster than on one */
     fr_machine m = machine("h200");
     m.network_rate = 50e9;
@@ -409,14 +409,17 @@ static void collectives(void **state) {
     fr_cost_close(c);
 }
 
-/* Two ranks were measured to pull from each other at once. More of them rest on a stated law: said, and +-25 %. */
+/* Two and four ranks were measured to pull from each other at once. More of them rest on a stated law: said, and +-25
+ * %. */
 static void pulls_beyond_the_measured_ranks(void **state) {
     (void)state;
     fr_cost_model *c = h200(FR_BURST);
-    fr_shape two = {.kind = FR_OP_PULL, .bytes = INT64_C(1) << 30, .ranks = 2}, eight = two, push = two;
+    fr_shape two = {.kind = FR_OP_PULL, .bytes = INT64_C(1) << 30, .ranks = 2}, four = two, eight = two, push = two;
+    four.ranks = 4;
     eight.ranks = push.ranks = 8;
     push.kind = FR_OP_PUSH;
-    fr_cost a = cost(c, two, NULL), b = cost(c, eight, NULL), d = cost(c, push, NULL);
+    fr_cost a = cost(c, four, NULL), b = cost(c, eight, NULL), d = cost(c, push, NULL);
+    assert_int_equal(cost(c, two, NULL).provenance, FR_FROM_MEASURED);
     assert_int_equal(a.provenance, FR_FROM_MEASURED);
     assert_int_equal(b.provenance, FR_FROM_EXTRAPOLATED);
     assert_int_equal(d.provenance, FR_FROM_EXTRAPOLATED);
