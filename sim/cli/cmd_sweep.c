@@ -91,6 +91,16 @@ static fr_status export_cells(fr_store *store, const char *path, fr_error *err) 
     return status;
 }
 
+/* A file of refused cells alone, from now or before, is wrong input: misspelt names, degrees that fit nowhere. */
+static fr_status refuse_nothing_played(fr_store *store, const char *db, fr_error *err) {
+    fr_text others = {0};
+    fr_status status = fr_store_csv(store, "SELECT 1 FROM cells WHERE status<>'refused' LIMIT 1", &others, err);
+    if (status == FR_OK && others.length == 0)
+        status = fr_fail(err, FR_BAD_INPUT, "every cell was refused: the reasons are in the table above and in %s", db);
+    fr_text_free(&others);
+    return status;
+}
+
 static fr_status sweep(const cli_args *a, const fr_grid *grid, const char *db, fr_error *err) {
     int64_t jobs = 0, top = 12;
     if (cli_value(a, "jobs")) FR_TRY(fr_parse_int(cli_value(a, "jobs"), 1, 4096, false, "--jobs", &jobs, err));
@@ -116,8 +126,7 @@ static fr_status sweep(const cli_args *a, const fr_grid *grid, const char *db, f
     if (status == FR_OK && fr_grid_title(grid)[0]) printf("%s\n", fr_grid_title(grid));
     if (status == FR_OK) status = print_ranking(store, top, err);
     if (status == FR_OK && cli_value(a, "csv")) status = export_cells(store, cli_value(a, "csv"), err);
-    if (status == FR_OK && t.cells && t.refused == t.cells)
-        status = fr_fail(err, FR_BAD_INPUT, "every cell was refused: the reasons are in the table above and in %s", db);
+    if (status == FR_OK) status = refuse_nothing_played(store, db, err);
     free(exe);
     fr_store_close(store);
     return status;
