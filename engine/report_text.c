@@ -35,7 +35,8 @@ void fr_report_layout(const fr_setup *s, fr_text *out) {
                 e->what_if);
     add_degrees(l, out);
     if (e->trace[0])
-        fr_text_add(out, "\nworkload   trace %s, budget %" PRId64 " tokens per GPU and forward", e->trace, e->budget);
+        fr_text_add(out, "\nworkload   trace %s, budget %" PRId64 " tokens per GPU and forward, routing %s", e->trace,
+                    e->budget, e->routing);
     else
         fr_text_add(out,
                     "\nworkload   %d forwards of %" PRId64 " tokens per GPU in sequences of %" PRId64 "%s, routing %s",
@@ -89,11 +90,14 @@ static void add_parts(const fr_setup *s, const fr_result *r, fr_text *out) {
 static void add_provenance(const fr_result *r, fr_text *out) {
     int64_t sum = 0;
     for (int i = 0; i < FR_FROM_KINDS; i++) sum += r->provenance.ns[i];
-    fr_text_add(out, "costs behind it ");
-    for (int i = 0; i < FR_FROM_KINDS; i++)
-        if (r->provenance.ns[i])
-            fr_text_add(out, " %s %.1f %%", fr_provenance_name((fr_provenance)i),
-                        100.0 * (double)r->provenance.ns[i] / (double)sum);
+    fr_text_add(out, "costs behind it  ");
+    const char *before = "";
+    for (int i = 0; i < FR_FROM_KINDS; i++) {
+        if (!r->provenance.ns[i]) continue;
+        fr_text_add(out, "%s%.1f %% %s", before, 100.0 * (double)r->provenance.ns[i] / (double)sum,
+                    fr_provenance_name((fr_provenance)i));
+        before = ", ";
+    }
     fr_text_add(out, "\n");
 }
 
@@ -101,7 +105,7 @@ static void add_provenance(const fr_result *r, fr_text *out) {
 static void add_audit(const fr_audit *a, fr_text *out) {
     enum { SHOWN = 8 };
     if (!a->count || a->ns <= 0) return;
-    fr_text_add(out, "never measured, share of the ops' time\n");
+    fr_text_add(out, "shapes that were never measured, share of the ops' time\n");
     for (int i = 0; i < a->count && i < SHOWN; i++) {
         char text[128];
         fr_audit_text(&a->rows[i], text);
@@ -125,7 +129,7 @@ void fr_report_result(const fr_setup *s, const fr_result *r, fr_text *out) {
     fr_text_add(
         out, "MFU              %.1f %%  (model FLOPs, causal attention counted once; of the datasheet dense %s peak)\n",
         100 * r->mfu, fr_precision_name(s->experiment.layout.precision));
-    fr_text_add(out, "forward          %s, between %s and %s%s\n", time_text(r->forward_s, a),
+    fr_text_add(out, "forward          %s, interval %s to %s%s\n", time_text(r->forward_s, a),
                 time_text(r->forward_low_s, b), time_text(r->forward_high_s, c),
                 batch ? " (mean of a stream)" : " (mean)");
     if (batch) fr_text_add(out, "single forward   %s\n", time_text(r->single_forward_s, a));
@@ -142,10 +146,10 @@ void fr_report_result(const fr_setup *s, const fr_result *r, fr_text *out) {
     add_parts(s, r, out);
     add_provenance(r, out);
     add_audit(&r->audit, out);
-    fr_text_add(out,
-                "ops              %" PRId64 " played, %" PRId64 " folded, %" PRId64 " skipped, %" PRId64
-                " bandwidth solves",
-                r->ops_played, r->ops_folded, r->ops_skipped, r->solves);
+    fr_text_add(out, "simulation       %" PRId64 " ops", r->ops_played);
+    if (r->ops_folded) fr_text_add(out, ", %" PRId64 " more of ranks like these", r->ops_folded);
+    if (r->ops_skipped) fr_text_add(out, ", %" PRId64 " of size 0", r->ops_skipped);
+    fr_text_add(out, ", %" PRId64 " bandwidth solves", r->solves);
     if (r->wall_s > 0)
         fr_text_add(out, ", %.2f s, %.1f million ops/s", r->wall_s, (double)r->ops_played / r->wall_s / 1e6);
     fr_text_add(out, "\n");
