@@ -40,7 +40,7 @@ r = json.load(open(sys.argv[1]))
 name = os.path.basename(sys.argv[1])[:-5]
 text = f"{name:<28} forward {r['forward_s']*1e3:9.3f} ms, MFU {r['mfu']*100:5.2f} %"
 text += "".join(f", {k} {r[k+'_s']*1e3:.3f}" for k in ("compute", "exposed_comm", "wait", "bubble", "idle"))
-text += ", " + "; ".join(f"{x['sm_mhz']:.0f} MHz {x['watts']:.0f} W" for x in r.get("ranks", []))
+text += "".join(f"; {x['sm_mhz']:.0f} MHz {x['watts']:.0f} W" for x in r.get("ranks", []))
 text += f"; {max(x['memory_bytes'] for x in r['ranks'])*1e-9:.2f} GB (layout {r['memory_per_gpu_bytes']*1e-9:.2f})" if r.get("ranks") else ""
 if sys.argv[2] and os.path.exists(sys.argv[2]):
     d = json.load(open(sys.argv[2]))
@@ -77,7 +77,7 @@ for t in sys.argv[3:]:
     c = d / 16
     closed = 15 * max(c, gather) + c
     print(f"knee {t:>3}: layer {c*1e3:.3f} ms, gather {gather*1e3:.3f} ms, closed form {closed*1e3:.2f} ms, measured {a*1e3:.2f} ms ({100*(a/closed-1):+.1f} %)")
-    mhz = [sum(x["sm_mhz"] for x in r["ranks"]) / len(r["ranks"]) for r in (dp, asyncep)]
+    mhz = [r["clock_mhz"] for r in (dp, asyncep)]
     busy = ", ".join(f"{k} {100*(asyncep['busy_s'][k]/v-1):+.1f} %" for k, v in dp["busy_s"].items() if v and k != "host")
     print(f"          dp {mhz[0]:.0f} MHz, asyncep {mhz[1]:.0f} ({100*(mhz[0]/mhz[1]-1):+.1f} % of time); a kind of op takes longer by: {busy}")
 PY
