@@ -92,6 +92,13 @@ void fr_text_free(fr_text *t);
 static inline int64_t fr_min_i64(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
+/* fmin and fmax of numbers (not NaN) where the compiler sees them. */
+static inline double fr_least(double a, double b) {
+    return a < b ? a : b;
+}
+static inline double fr_most(double a, double b) {
+    return a > b ? a : b;
+}
 static inline int64_t fr_max_i64(int64_t a, int64_t b) {
     return a > b ? a : b;
 }

@@ -87,6 +87,31 @@ static void draw_large(const fr_routing *r, fr_routing_rng *g, int layer, int64_
 }
 
 /*
+ * A binomial of small mean by inversion (Kachitvichyanukul and Schmeiser, CACM 31, 1988, algorithm BINV), number for
+ * number what gsl_ran_binomial makes of the same stream; GSL's own where the mean is larger, or too many steps say that
+ * rounding has run away.
+ */
+#define SMALL_MEAN 14
+#define STEPS      110
+static int64_t draw_binomial(fr_routing_rng *g, double p, unsigned n) {
+    if (n == 0 || p > 0.5 || n * p >= SMALL_MEAN) return gsl_ran_binomial(&g->rng, p, n);
+    const uint32_t before[3] = {g->word[0], g->word[1], g->word[2]};
+    const double q = 1 - p, s = p / q;
+    double u = fr_routing_next(g->word) / 4294967296.0, f = 1, power = q;
+    for (unsigned left = n; left; left >>= 1, power *= power) { /* q^n; no processor guesses the bits of n */
+        const double factor[2] = {1, power};
+        f *= factor[left & 1];
+    }
+    for (unsigned x = 0; x <= STEPS; x++) {
+        if (u < f) return x;
+        u -= f;
+        f *= s * (n - x) / (x + 1);
+    }
+    memcpy(g->word, before, sizeof before);
+    return gsl_ran_binomial(&g->rng, p, n);
+}
+
+/*
  * Multinomial by conditional binomials, each kept within what a token's k distinct experts allow: at most `tokens`, and
  * no less than what the experts left could not take.
  */
@@ -101,7 +126,7 @@ static void draw(const fr_routing *r, fr_routing_rng *g, int layer, int64_t toke
     for (int e = 0; e < r->experts; e++) {
         int64_t others = r->experts - e - 1;
         double p = mass > 0 ? share[e] / mass : 1;
-        int64_t n = others == 0 || p >= 1 ? left : (int64_t)gsl_ran_binomial(&g->rng, p, (unsigned)left);
+        int64_t n = others == 0 || p >= 1 ? left : draw_binomial(g, p, (unsigned)left);
         n = fr_min_i64(fr_max_i64(n, left - tokens * others), fr_min_i64(tokens, left));
         counts[e] = (int32_t)n;
         left -= n;

@@ -37,10 +37,20 @@ typedef struct {
     uint32_t word[3];
 } fr_routing_rng;
 
+/* The three words of the generator one step on. */
+static inline uint32_t fr_routing_first(uint32_t w) {
+    return (w & 0xfffffffeu) << 12 ^ (w << 13 ^ w) >> 19;
+}
+static inline uint32_t fr_routing_second(uint32_t w) {
+    return (w & 0xfffffff8u) << 4 ^ (w << 2 ^ w) >> 25;
+}
+static inline uint32_t fr_routing_third(uint32_t w) {
+    return (w & 0xfffffff0u) << 17 ^ (w << 3 ^ w) >> 11;
+}
 static inline uint32_t fr_routing_next(uint32_t w[3]) {
-    w[0] = (w[0] & 0xfffffffeu) << 12 ^ (w[0] << 13 ^ w[0]) >> 19;
-    w[1] = (w[1] & 0xfffffff8u) << 4 ^ (w[1] << 2 ^ w[1]) >> 25;
-    w[2] = (w[2] & 0xfffffff0u) << 17 ^ (w[2] << 3 ^ w[2]) >> 11;
+    w[0] = fr_routing_first(w[0]);
+    w[1] = fr_routing_second(w[1]);
+    w[2] = fr_routing_third(w[2]);
     return w[0] ^ w[1] ^ w[2];
 }
 void fr_ziggurat_open(fr_ziggurat *z);

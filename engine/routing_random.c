@@ -91,21 +91,22 @@ void fr_ziggurat_open(fr_ziggurat *z) {
 }
 
 double fr_routing_normals(const fr_ziggurat *z, fr_routing_rng *g, const double *scale, int count, double *out) {
-    uint32_t now[3] = {g->word[0], g->word[1], g->word[2]};
+    uint32_t a = g->word[0], b = g->word[1], c = g->word[2]; /* in registers */
     double sum = 0;
     for (int i = 0; i < count; i++) {
-        uint32_t after[3] = {now[0], now[1], now[2]};
-        const uint32_t word = fr_routing_next(after), j = word >> 8;
-        double x = j * z->width[word & 255];
-        if (j >= z->inside[word & 127]) {
-            memcpy(g->word, now, sizeof now);
-            x = gsl_ran_gaussian_ziggurat(&g->rng, 1);
-            memcpy(after, g->word, sizeof after);
+        const uint32_t x = fr_routing_first(a), y = fr_routing_second(b), w = fr_routing_third(c);
+        const uint32_t word = x ^ y ^ w, j = word >> 8;
+        double normal = j * z->width[word & 255];
+        if (j < z->inside[word & 127]) {
+            a = x, b = y, c = w;
+        } else {
+            g->word[0] = a, g->word[1] = b, g->word[2] = c;
+            normal = gsl_ran_gaussian_ziggurat(&g->rng, 1);
+            a = g->word[0], b = g->word[1], c = g->word[2];
         }
-        memcpy(now, after, sizeof now);
-        out[i] = scale[i] * x;
+        out[i] = scale[i] * normal;
         sum += out[i];
     }
-    memcpy(g->word, now, sizeof now);
+    g->word[0] = a, g->word[1] = b, g->word[2] = c;
     return sum;
 }

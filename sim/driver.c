@@ -372,12 +372,13 @@ static void fill_result(drive *d, fr_result *out) {
     out->joules_per_mtoken = m->watts > 0 && million > 0 ? gpu_seconds * m->watts / million : NAN;
 }
 
-static fr_status open_drive(drive *d, fr_setup *s, bool batch) {
+static fr_status open_drive(drive *d, fr_setup *s, bool batch, bool bare) {
     fr_experiment *e = &s->experiment;
     /* Without sharing, pulls in flight would each have the whole link: one at a time is what the link can carry. */
     if (!e->sharing && e->layout.gather_streams == 0) e->layout.gather_streams = 1;
     FR_TRY(fr_setup_planner(s, e->fold && batch && !e->spans && !d->options->cards && deal_is_even(e), &d->planner,
                             d->err));
+    fr_planner_plan(d->planner)->bare = bare;
     d->units = fr_planner_units(d->planner);
     d->slots = fr_planner_slots(d->planner);
     d->traffic = fr_alloc((size_t)fr_planner_plan(d->planner)->ranks * sizeof *d->traffic);
@@ -463,7 +464,7 @@ fr_status fr_drive(const fr_setup *setup, const fr_drive_options *options, fr_re
     out->memory = sized.memory;
     out->fits = sized.fits;
     memcpy(out->reason, sized.reason, sizeof out->reason);
-    if (status == FR_OK) status = open_drive(&d, &sized, batch);
+    if (status == FR_OK) status = open_drive(&d, &sized, batch, !options->spans);
     if (status == FR_OK) status = batch ? play_batches(&d, &out->idle_ranks) : play_trace(&d, trace);
     if (status == FR_OK) fill_result(&d, out);
     if (status == FR_OK && options->requests) {
@@ -496,7 +497,7 @@ fr_status fr_drive_plan(const fr_setup *setup, fr_planner **planner, fr_fragment
     fr_drive_options quiet = {0};
     fr_setup copy = *setup;
     drive d = {.setup = &copy, .options = &quiet, .err = err};
-    fr_status status = open_drive(&d, &copy, true);
+    fr_status status = open_drive(&d, &copy, true, false);
     if (status == FR_OK) {
         deal(&d);
         *fragments = fr_alloc((size_t)d.units * sizeof **fragments);

@@ -340,7 +340,7 @@ static void fill(fr_fluid *f, int64_t now, unsigned level) {
         double t = INFINITY;
         for (uint32_t k = 0; k < f->part_resources.n; k++) {
             const work_area *a = &f->areas[f->part_resources.v[k]];
-            if (a->weights > 0) t = fmin(t, a->left / (double)a->weights);
+            if (a->weights > 0) t = fr_least(t, a->left / (double)a->weights);
         }
         bool capped = false;
         for (uint32_t i = 0; i < f->part.n; i++) {

@@ -82,23 +82,50 @@ fr_player *fr_player_new(const fr_plan *plan, const fr_player_options *options) 
     return p;
 }
 
-static void free_run(fr_run *run) {
+static fr_run *new_run(fr_player *p, fr_fragment *f) {
+    fr_run *run = p->spare ? p->spare : fr_alloc(sizeof *run);
+    if (p->spare) p->spare = run->next;
+    FR_GROW(run->shares, run->shares_cap, f->heads_count);
+    FR_GROW(run->links, run->links_cap, f->heads_count);
+    FR_GROW(run->prices, run->prices_cap, f->shapes_count);
+    *run = (fr_run){.f = f,
+                    .start = -1,
+                    .shares = run->shares,
+                    .links = run->links,
+                    .prices = run->prices,
+                    .shares_cap = run->shares_cap,
+                    .links_cap = run->links_cap,
+                    .prices_cap = run->prices_cap};
+    f->executor = run;
+    return run;
+}
+
+static void done_with(fr_player *p, fr_run *run) {
     run->f->executor = NULL;
-    free(run->shares);
-    free(run->links);
-    free(run->prices);
-    free(run);
+    run->next = p->spare;
+    p->spare = run;
+}
+
+static void free_runs(fr_run *run) {
+    for (fr_run *next; run; run = next) {
+        next = run->next;
+        free(run->shares);
+        free(run->links);
+        free(run->prices);
+        free(run);
+    }
 }
 
 void fr_player_free(fr_player *p) {
     if (!p) return;
     /* Fragments still in play are the caller's; their runs are found through lanes, items and the waiting list. */
-    for (uint32_t i = 0; i < p->later_n; i++) free_run(p->later[i].run);
+    for (uint32_t i = 0; i < p->later_n; i++) done_with(p, p->later[i].run);
     while (p->runs) {
         fr_run *run = p->runs;
         p->runs = run->next;
-        free_run(run);
+        done_with(p, run);
     }
+    free_runs(p->spare);
     for (uint32_t i = 0; i < p->lanes_count; i++) free(p->lanes[i].items);
     for (uint32_t i = 0; i < p->plan_groups; i++) free(p->groups[i].open);
     for (uint32_t i = 0; i < p->plan_buffers; i++) {
@@ -116,12 +143,11 @@ void fr_player_free(fr_player *p) {
 /* Shares: one per rank that the fragment touches, in order of first mention. */
 static void open_shares(fr_player *p, fr_run *run) {
     const fr_fragment *f = run->f;
-    run->shares = fr_alloc((f->heads_count + 1) * sizeof *run->shares);
     for (uint32_t h = 0; h < f->heads_count; h++) {
         int16_t rank = p->plan->lanes[f->heads[h].lane].rank;
         uint32_t s = 0;
         while (s < run->shares_count && run->shares[s].rank != rank) s++;
-        if (s == run->shares_count) run->shares[run->shares_count++].rank = rank;
+        if (s == run->shares_count) run->shares[run->shares_count++] = (fr_share){.rank = rank};
         run->shares[s].left += f->heads[h].ops;
         run->left += f->heads[h].ops;
         run->links[h] = (fr_link){.run = run, .share = &run->shares[s], .first = f->heads[h].first};
@@ -138,12 +164,7 @@ static void open_shares(fr_player *p, fr_run *run) {
 }
 
 void fr_player_append(fr_player *p, fr_fragment *f, int64_t now) {
-    fr_run *run = fr_alloc(sizeof *run);
-    run->f = f;
-    run->start = -1;
-    run->links = fr_alloc((f->heads_count + 1) * sizeof *run->links);
-    run->prices = fr_alloc((f->shapes_count + 1) * sizeof *run->prices);
-    f->executor = run;
+    fr_run *run = new_run(p, f);
     open_shares(p, run);
     fr_play_prices(p, run);
     if (now <= p->now) {
@@ -166,7 +187,7 @@ static void finish(fr_player *p, fr_run *run) {
     else
         p->runs = run->next;
     if (run->next) run->next->previous = run->previous;
-    free_run(run);
+    done_with(p, run);
     if (p->o.finished) p->o.finished(p->o.context, f, &record);
 }
 

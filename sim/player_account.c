@@ -46,7 +46,7 @@ void fr_play_record(const fr_player *p, const fr_run *run, fr_forward_record *ou
     out->parts = last->parts;
     if (last->x.ns <= 0) return;
     double common = p->o.price ? 0 : CARD; /* stated prices are no GPU's */
-    out->low = llround((double)out->low * fmax(0, 1 - together(last->x.less, last->x.ns, common)));
+    out->low = llround((double)out->low * fr_most(0, 1 - together(last->x.less, last->x.ns, common)));
     out->high = llround((double)out->high * (1 + together(last->x.more, last->x.ns, common)));
 }
 
@@ -60,7 +60,7 @@ void fr_play_span(fr_player *p, fr_play_lane *l, const fr_op *op, const fr_price
                                      .ready = ready,
                                      .start = start,
                                      .end = end,
-                                     .bytes = price->bytes,
+                                     .bytes = (double)fr_op_shape(l->run->f, op)->bytes,
                                      .flops = fr_op_shape(l->run->f, op)->flops,
                                      .cause = cause,
                                      .unit = l->run->f->unit,

@@ -92,7 +92,7 @@ static inline double choose(const fr_power *w, const fr_clock *c, const fr_price
     double x = fr_power_clock(w, cap + FR_POWER_GAIN * (cap - c->heat), c->base + own * price->base,
                               c->slope + own * price->slope);
     double steps = (double)(int)(x * w->full_mhz / STEP_MHZ + 0.5);
-    return fmin(1, steps * STEP_MHZ / w->full_mhz);
+    return fr_least(1, steps * STEP_MHZ / w->full_mhz);
 }
 
 static inline double speed(const fr_price *price, double x) {
@@ -108,13 +108,13 @@ static double follow(const fr_player *p, const fr_clock *from, const fr_price *p
     fr_clock c = *from;
     double step = 0.5 * LONG * p->power->window_ns, keep = fade(0.5 * LONG), left = (double)price->work, t = 0, sum = 0;
     for (int i = 0; i < 256 && left > 0; i++) {
-        double at = choose(p->power, &c, price), v = speed(price, at), dt = fmin(step, left / v);
+        double at = choose(p->power, &c, price), v = speed(price, at), dt = fr_least(step, left / v);
         if (i == 255) dt = left / v; /* long settled */
         left -= v * dt;
         t += dt;
         sum += at * dt;
         average(&c, keep, 1e-3 * (double)c.base_mw + price->base, 1e-3 * (double)c.slope_mw + price->slope,
-                p->power->idle + 1e-3 * (double)c.draw_mw + watts(price, fmin(at, price->full)));
+                p->power->idle + 1e-3 * (double)c.draw_mw + watts(price, fr_least(at, price->full)));
     }
     *x = sum / t;
     return (double)price->work / t;
@@ -141,7 +141,7 @@ double fr_play_clock_start(fr_player *p, fr_play_lane *l) {
         own = *price;
         own.slope *= (float)card->draw;
         own.work = fr_round((double)own.work * time);
-        own.full = (float)fmin(1, price->full / time);
+        own.full = (float)fr_least(1, price->full / time);
         price = &own;
     }
     advance(p, c);
@@ -153,7 +153,7 @@ double fr_play_clock_start(fr_player *p, fr_play_lane *l) {
         x = c->x;
         v = speed(price, x);
     }
-    x = fmin(x, price->full);
+    x = fr_least(x, price->full);
     l->base_mw = milliwatts(price->base);
     l->slope_mw = milliwatts(price->slope);
     l->draw_mw = l->base_mw + milliwatts(price->slope * x * x);
@@ -221,7 +221,7 @@ void fr_play_clock_begin(fr_player *p, const fr_run *run) {
             c->since = 0;
             continue;
         }
-        c->base = base / busy + fmin(moved / busy, p->power->transfer[FR_AGGRESSOR_PULL]);
+        c->base = base / busy + fr_least(moved / busy, p->power->transfer[FR_AGGRESSOR_PULL]);
         c->slope = slope / busy;
         c->weight = 1;
         for (int64_t left = p->o.pause_ns; left > 0;) { /* a fade is good for up to a window */

@@ -202,7 +202,7 @@ void fr_play_prices(fr_player *p, fr_run *run) {
     for (uint32_t i = 0; i < f->shapes_count; i++) {
         const fr_shape *s = &f->shapes[i];
         fr_price *out = &run->prices[i];
-        *out = (fr_price){.none = s->kind == FR_OP_NONE, .bytes = (double)s->bytes};
+        *out = (fr_price){.none = s->kind == FR_OP_NONE};
         if (s->kind == FR_OP_NONE || s->kind == FR_OP_FENCE) continue;
         fr_cost c = {0};
         if (p->o.price)

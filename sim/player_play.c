@@ -222,6 +222,7 @@ static void start_pulls(fr_player *p) {
 }
 
 static void complete(fr_player *p, fr_play_lane *l);
+static bool skip(fr_player *p, fr_play_lane *l);
 
 /* Starts the op of l; true when it has ended at once. */
 static inline bool begin(fr_player *p, fr_play_lane *l) {
@@ -328,7 +329,7 @@ static void advance(fr_player *p, fr_play_lane *l) {
             meet(p, l);
             return;
         }
-        if (!begin(p, l)) return;
+        if (!skip(p, l) && !begin(p, l)) return;
     }
 }
 
@@ -395,24 +396,10 @@ static inline void count_down(fr_player *p, fr_play_lane *l, const fr_op *op) {
     if (run->left == 0) call(p, 2, run, share->rank);
 }
 
-/* The op on l has ended: S3. Leaves the lane free, at its next op. */
-static void complete(fr_player *p, fr_play_lane *l) {
+/* What comes after the op on l: those that it releases, and its lane's next op. */
+static inline void pass_on(fr_player *p, fr_play_lane *l, const fr_price *price) {
     const fr_op *op = l->op;
     const fr_fragment *f = l->run->f;
-    const fr_price *price = &l->run->prices[op->shape];
-    close_accounts(p, l);
-    if (l->press) {
-        fr_play_press(p, l, -1);
-        l->press = 0;
-    }
-    if (l->draws) fr_play_clock_end(p, l);
-    if (l->flows) {
-        fr_fluid_end(p->fluid, l->index);
-        l->flows = false;
-        if (p->class_of[op->kind] == FR_CLASS_COPY) fr_play_pull_end(p, l);
-        start_pulls(p);
-    }
-    count_op(p, l, op, l->ready, l->start, p->now, true);
     leave_done(p, l, price);
     l->run_end = p->now;
     const fr_ref *signals = fr_op_signals(f, op);
@@ -427,6 +414,39 @@ static void complete(fr_player *p, fr_play_lane *l) {
     }
     l->op = NULL;
     if (op->next == FR_NONE && !l->first_ready) l->queue = l->queue->next;
+}
+
+/* The op on l has ended: S3. Leaves the lane free, at its next op. */
+static void complete(fr_player *p, fr_play_lane *l) {
+    const fr_op *op = l->op;
+    const fr_price *price = &l->run->prices[op->shape];
+    close_accounts(p, l);
+    if (l->press) {
+        fr_play_press(p, l, -1);
+        l->press = 0;
+    }
+    if (l->draws) fr_play_clock_end(p, l);
+    if (l->flows) {
+        fr_fluid_end(p->fluid, l->index);
+        l->flows = false;
+        if (p->class_of[op->kind] == FR_CLASS_COPY) fr_play_pull_end(p, l);
+        start_pulls(p);
+    }
+    count_op(p, l, op, l->ready, l->start, p->now, true);
+    pass_on(p, l, price);
+}
+
+/* An op of size 0 on a lane whose rank is accounted up to now begins and ends in one step: most ops of a rank without
+ * tokens. False: it is not one. */
+static bool skip(fr_player *p, fr_play_lane *l) {
+    const fr_price *price = &l->run->prices[l->op->shape];
+    if (!price->none || l->transfer || l->op->kind == FR_OP_FENCE || l->run->start < 0) return false;
+    if (l->compute && p->now > p->ranks[l->rank].covered) return false;
+    l->start = p->now;
+    l->chain = 1;
+    p->stats.skipped++;
+    pass_on(p, l, price);
+    return true;
 }
 
 void fr_play_ended(fr_player *p, uint32_t lane) {

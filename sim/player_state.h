@@ -13,9 +13,8 @@
 /* Cost of one shape of a fragment, ready to play. */
 typedef struct {
     int64_t ns, low, high;
-    int64_t work;      /* what is played: at the clock of a burst where the clock is followed, else ns */
-    int64_t hbm, link; /* bytes/s at full rate */
-    double bytes;
+    int64_t work;                  /* what is played: at the clock of a burst where the clock is followed, else ns */
+    int64_t hbm, link;             /* bytes/s at full rate */
     float base, slope, full, flex; /* fr_draw; slope 0 = keeps its time under any clock */
     uint8_t provenance;
     bool none; /* size 0: the op is skipped */
@@ -52,6 +51,7 @@ typedef struct fr_run {
     fr_share *shares;
     fr_link *links;
     fr_price *prices;
+    uint32_t shares_cap, links_cap, prices_cap; /* kept for the next fragment */
 } fr_run;
 
 typedef enum {
@@ -180,7 +180,7 @@ struct fr_player {
     fr_later *later;
     uint32_t later_n, later_cap;
     uint32_t *of_plan_lane;
-    fr_run *runs;
+    fr_run *runs, *spare; /* in play; done with */
     int64_t open_runs;
     uint32_t plan_groups, plan_buffers; /* as they were when the player was made */
     fr_capacity capacity;

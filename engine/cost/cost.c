@@ -222,7 +222,7 @@ static void set_ceilings(fr_cost_model *c) {
  * ran all the time, and the simulator slows it too. 0 where the row doesn't say. */
 static double held_back(const fr_row *r) {
     if (r->aggressor != FR_AGGRESSOR_NCCL || r->rate <= 0 || r->rate_alone <= 0) return 0;
-    return fmax(0, r->rate_alone / r->rate - 1);
+    return fr_most(0, r->rate_alone / r->rate - 1);
 }
 
 /*
@@ -233,10 +233,10 @@ static double held_back(const fr_row *r) {
  */
 static double row_slowdown(const fr_row *r, double hbm) {
     double speed = r->overlap > 0 && held_back(r) <= 0 ? 1 - (r->beside - r->alone) / r->overlap : r->alone / r->beside;
-    double slow = 1 / fmax(speed, 0.05) - 1;
+    double slow = 1 / fr_most(speed, 0.05) - 1;
     if (r->victim == FR_CLASS_MEMORY && r->hbm_traffic > 0 && r->hbm_traffic < hbm / 2)
         slow = (1 + slow) * (hbm - r->hbm_traffic) / hbm - 1;
-    return fmax(0, slow);
+    return fr_most(0, slow);
 }
 
 /* The first table that has the rows for it. Sources before it that were measured in both regimes say themselves what
@@ -347,8 +347,8 @@ static void host_cost(const fr_cost_model *c, const fr_shape *s, fr_estimate *e)
 }
 
 static void widen(fr_estimate *e, double least) {
-    e->low = fmin(e->low, e->ns * (1 - least));
-    e->high = fmax(e->high, e->ns * (1 + least));
+    e->low = fr_least(e->low, e->ns * (1 - least));
+    e->high = fr_most(e->high, e->ns * (1 + least));
 }
 
 static void scale(fr_estimate *e, double by) {
@@ -414,12 +414,12 @@ void fr_cost_op(const fr_cost_model *c, const fr_shape *shape, const fr_pair *pa
     }
     apply_power(c, &s, &base, &e, out);
     out->ns = fr_max_i64(1, fr_round(e.ns));
-    out->low = fr_min_i64(out->ns, fr_round(fmax(0, e.low)));
+    out->low = fr_min_i64(out->ns, fr_round(fr_most(0, e.low)));
     out->high = fr_max_i64(out->ns, fr_round(e.high));
     out->provenance = e.provenance;
     /* An op that moves its bytes faster than HBM does found part of them in L2 (the copy of a row that permute gathered
      * before): only what HBM can have carried counts for sharing, or it would slow down when alone. */
-    out->hbm_bytes = fmin(base.hbm_bytes, c->capacity.hbm * 1e-9 * (double)out->burst_ns);
+    out->hbm_bytes = fr_least(base.hbm_bytes, c->capacity.hbm * 1e-9 * (double)out->burst_ns);
     out->link_bytes = base.link_bytes;
 }
 
@@ -502,7 +502,7 @@ static void leave_out(const fr_cost_model *c, const fr_source *src, const fr_row
         double error = fabs(e.ns / r->ns - 1);
         k->rows++;
         k->sum += error;
-        k->worst = fmax(k->worst, error);
+        k->worst = fr_most(k->worst, error);
     }
     fr_family_free(&set);
 }

@@ -90,18 +90,22 @@ typedef struct {
     uint64_t all, padded, active;
 } expert_rows;
 
-/* Without branches: which experts are small or empty, no processor guesses. */
+/* Asked for every layer's experts: where the tile is a power of two, as they are, without branches (which experts are
+ * small or empty no processor guesses) and divisions. */
 static expert_rows count_rows(uint32_t tile_m, const fr_pair *v, uint32_t count) {
-    const uint32_t mask = tile_m - 1;
-    const bool whole = (tile_m & mask) == 0; /* a power of two: no division for every expert */
+    const uint32_t mask = tile_m - 1, less = tile_m - TILE_M_SMALL;
     expert_rows n = {0};
     for (uint32_t i = 0; i < count; i++) {
-        const uint32_t r = v[i].queries > 0 ? (uint32_t)v[i].queries : 0, any = r > 0;
-        const uint32_t up = whole ? (r + mask) & ~mask : (r + mask) / tile_m * tile_m;
+        const uint32_t r = v[i].queries > 0 ? (uint32_t)v[i].queries : 0;
         n.all += r;
-        n.active += any;
-        n.padded += r <= TILE_M_SMALL ? any * (TILE_M / 2) : up;
+        n.active += (r + INT32_MAX) >> 31;
+        n.padded += ((r + mask) & ~mask) - (r - 1 < TILE_M_SMALL ? less : 0);
     }
+    if (tile_m >= TILE_M_SMALL && (tile_m & mask) == 0) return n;
+    n.padded = 0;
+    for (uint32_t i = 0; i < count; i++)
+        if (v[i].queries > 0)
+            n.padded += v[i].queries <= TILE_M_SMALL ? TILE_M_SMALL : ((uint32_t)v[i].queries + mask) / tile_m * tile_m;
     return n;
 }
 

@@ -118,7 +118,7 @@ static double regime_ratio(const fr_source *sources, int count, fr_op_class clas
             }
         }
     }
-    double sustained = pairs ? exp(fmax(0, sum / pairs)) : 1;
+    double sustained = pairs ? exp(fr_most(0, sum / pairs)) : 1;
     return regime == FR_SUSTAINED ? sustained : 1 / sustained;
 }
 
@@ -170,12 +170,12 @@ static void add_sample(item_list *list, const fr_source *src, const fr_row *r, d
     double t = r->ns * scale, high = r->p90 > 0 ? r->p90 : r->ns;
     /* Bursts of the older benches reached into the power limit, and p90 shows it; the clock model knows of that. */
     if (r->regime == FR_BURST && r->clock_mhz <= 0 && src->table->clock_max_mhz > 0 && base.flops > 0)
-        high = fmin(high, (1 + HOT_SPREAD) * r->ns);
+        high = fr_least(high, (1 + HOT_SPREAD) * r->ns);
     it->sample =
         (fr_sample){.row = r,
                     .b = base.ns,
                     .feature = base.feature,
-                    .clock = src->table->clock_max_mhz > 0 ? fmin(1, r->clock_mhz / src->table->clock_max_mhz) : 0,
+                    .clock = src->table->clock_max_mhz > 0 ? fr_least(1, r->clock_mhz / src->table->clock_max_mhz) : 0,
                     .t = t,
                     .low = (r->p10 > 0 ? r->p10 : r->ns) * scale,
                     .high = high * scale,
@@ -417,48 +417,79 @@ static const pick *find_pick(const fr_family_set *set, const fr_family_key *want
     return made;
 }
 
-/* Weighted sums over the families of a key. */
+/* What the families of a key say: means by weight, and by how much they differ. */
 typedef struct {
-    double weight, y, yy, low, high, error, beyond, nearest, clock, clock_weight;
+    double y, variance, low, high, error, beyond, nearest, clock;
     double below, above; /* of one family between two points: factors on T; 0 = not so */
     uint8_t provenance;
     bool inside, at_row, other_precision;
     const fr_family *best;
-} blend;
+} answer;
 
-static void blend_add(blend *b, const fr_family *f, double log_b, double feature, double d, double weight) {
+/* Most keys have one family. */
+static void ask_one(const fr_family *f, double log_b, double feature, double d, answer *out) {
     fr_curve_value v;
     fr_curve_eval(&f->curve, log_b, feature, &v);
-    b->weight += weight;
-    b->y += weight * v.y;
-    b->yy += weight * v.y * v.y;
-    b->low += weight * v.low;
-    b->high += weight * v.high;
-    b->error += weight * f->curve.error;
-    if (v.clock > 0) {
-        b->clock += weight * v.clock;
-        b->clock_weight += weight;
-    }
-    b->beyond += weight * v.beyond;
-    if (v.provenance > b->provenance) b->provenance = v.provenance;
-    b->below = !b->best && v.segment >= 0 ? f->curve.below[v.segment] : 0;
-    b->above = !b->best && v.segment >= 0 ? f->curve.above[v.segment] : 0;
-    if (!b->best || d < b->nearest) {
-        b->best = f;
-        b->nearest = d;
-        b->inside = v.inside;
-        b->at_row = v.at_row;
-    }
+    const bool between = v.segment >= 0;
+    *out = (answer){.y = v.y,
+                    .low = v.low,
+                    .high = v.high,
+                    .error = f->curve.error,
+                    .beyond = v.beyond,
+                    .nearest = d,
+                    .clock = v.clock,
+                    .below = between ? f->curve.below[v.segment] : 0,
+                    .above = between ? f->curve.above[v.segment] : 0,
+                    .provenance = v.provenance,
+                    .inside = v.inside,
+                    .at_row = v.at_row,
+                    .best = f};
 }
 
-static bool blend_families(const fr_family_set *set, const fr_family_key *want, const fr_base *base, blend *out) {
+static void ask_all(const pick *p, double log_b, double feature, answer *out) {
+    double weight = 0, yy = 0, clocked = 0;
+    *out = (answer){0};
+    for (int i = 0; i < p->count; i++) {
+        const double w = p->of[i].weight;
+        answer v;
+        ask_one(p->of[i].family, log_b, feature, p->of[i].distance, &v);
+        weight += w;
+        out->y += w * v.y;
+        yy += w * v.y * v.y;
+        out->low += w * v.low;
+        out->high += w * v.high;
+        out->error += w * v.error;
+        out->beyond += w * v.beyond;
+        if (v.clock > 0) {
+            out->clock += w * v.clock;
+            clocked += w;
+        }
+        if (v.provenance > out->provenance) out->provenance = v.provenance;
+        if (out->best && v.nearest >= out->nearest) continue;
+        out->best = v.best;
+        out->nearest = v.nearest;
+        out->inside = v.inside;
+        out->at_row = v.at_row;
+    }
+    out->y /= weight;
+    out->variance = fr_most(0, yy / weight - out->y * out->y);
+    out->low /= weight;
+    out->high /= weight;
+    out->error /= weight;
+    out->beyond /= weight;
+    if (clocked > 0) out->clock /= clocked;
+}
+
+static bool ask_families(const fr_family_set *set, const fr_family_key *want, const fr_base *base, answer *out) {
     const double log_b = log(base->ns);
     bool kept;
     const pick *p = find_pick(set, want, &kept);
-    *out = (blend){.other_precision = p->other_precision};
-    for (int i = 0; i < p->count; i++)
-        blend_add(out, p->of[i].family, log_b, base->feature, p->of[i].distance, p->of[i].weight);
     const bool any = p->count > 0;
+    if (p->count == 1)
+        ask_one(p->of[0].family, log_b, base->feature, p->of[0].distance, out);
+    else if (any)
+        ask_all(p, log_b, base->feature, out);
+    out->other_precision = p->other_precision;
     if (!kept) free((void *)p);
     return any;
 }
@@ -507,13 +538,12 @@ void fr_family_list(const fr_family_set *set, fr_text *out) {
 bool fr_family_estimate(const fr_family_set *set, const fr_ceilings *ceilings, const fr_shape *s, const fr_base *base,
                         uint8_t ways, fr_estimate *out) {
     fr_family_key want = key_of(s, ways, false), other;
-    blend b;
+    answer b;
     bool alias = false;
-    if (!blend_families(set, &want, base, &b)) {
-        if (!stand_in(&want, &other) || !blend_families(set, &other, base, &b)) return false;
+    if (!ask_families(set, &want, base, &b)) {
+        if (!stand_in(&want, &other) || !ask_families(set, &other, base, &b)) return false;
         alias = true;
     }
-    double y = b.y / b.weight, variance = fmax(0, b.yy / b.weight - y * y);
     bool law = false;
     double extra = base->extra;
     if (want.class == FR_CLASS_COLLECTIVE && b.best->key.class == FR_CLASS_COLLECTIVE) {
@@ -530,17 +560,23 @@ bool fr_family_estimate(const fr_family_set *set, const fr_ceilings *ceilings, c
     if (p < b.provenance) p = b.provenance;
     /* Between rows: the fit's leave-one-out error; past the end 5 % more for every factor of two; blends: how far the
      * families are apart. At a row: the row's own spread. */
-    double spread = exact && b.at_row ? 0 : b.error / b.weight + 0.05 * b.beyond / b.weight / log(2) + sqrt(variance);
-    if (b.other_precision) spread += 0.10;
-    out->ns = fmax(1, exp(y) + extra);
-    out->clock = b.clock_weight > 0 ? b.clock / b.clock_weight : 0;
-    const bool plain = b.below > 0 && !b.other_precision && !(exact && b.at_row); /* the factors are known then */
-    out->low = out->ns * (plain ? b.below : exp(b.low / b.weight - spread));
-    out->high = out->ns * (plain ? b.above : exp(b.high / b.weight + spread));
+    out->ns = fr_most(1, exp(b.y) + extra);
+    out->clock = b.clock;
+    if (exact && b.at_row) {
+        out->low = out->ns * exp(b.low);
+        out->high = out->ns * exp(b.high);
+    } else if (b.below > 0 && !b.other_precision) {
+        out->low = out->ns * b.below;
+        out->high = out->ns * b.above;
+    } else {
+        const double spread = b.error + 0.05 * b.beyond / log(2) + sqrt(b.variance) + (b.other_precision ? 0.10 : 0);
+        out->low = out->ns * exp(b.low - spread);
+        out->high = out->ns * exp(b.high + spread);
+    }
     if (law) {
         double least = want.hosts > 1 ? 0.40 : 0.25;
-        out->low = fmin(out->low, out->ns * (1 - least));
-        out->high = fmax(out->high, out->ns * (1 + least));
+        out->low = fr_least(out->low, out->ns * (1 - least));
+        out->high = fr_most(out->high, out->ns * (1 + least));
         if (p == FR_FROM_SEEDED) p = FR_FROM_EXTRAPOLATED; /* the law is what it rests on, not the row's origin */
     }
     out->provenance = p;

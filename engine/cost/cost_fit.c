@@ -41,8 +41,8 @@ static void add_point(fr_curve *c, double x, double y, const fr_sample *s, int c
     c->x[i] = x;
     c->y[i] = y;
     for (int k = 0; k < count; k++) {
-        c->low[i] = fmin(c->low[i], log(s[k].low) - y);
-        c->high[i] = fmax(c->high[i], log(s[k].high) - y);
+        c->low[i] = fr_least(c->low[i], log(s[k].low) - y);
+        c->high[i] = fr_most(c->high[i], log(s[k].high) - y);
         if (s[k].provenance > c->provenance[i]) c->provenance[i] = s[k].provenance;
     }
 }
@@ -69,8 +69,8 @@ static int octaves(const fr_sample *s, int count, fr_sample *trend) {
         t.t = t.low = t.high = exp(x / (j - i) + y / (j - i));
         double low = 0, high = 0; /* widest relative spread of the rows */
         for (int k = i; k < j; k++) {
-            low = fmin(low, log(s[k].low / s[k].t));
-            high = fmax(high, log(s[k].high / s[k].t));
+            low = fr_least(low, log(s[k].low / s[k].t));
+            high = fr_most(high, log(s[k].high / s[k].t));
         }
         t.low *= exp(low);
         t.high *= exp(high);
@@ -182,8 +182,8 @@ void fr_curve_fit(fr_curve *c, fr_sample *samples, int count, bool featured) {
     }
     if (featured) fit_residuals(c, samples, count);
     for (int i = 0; i + 1 < c->points; i++) {
-        c->below[i] = exp(fmin(c->low[i], c->low[i + 1]) - c->error);
-        c->above[i] = exp(fmax(c->high[i], c->high[i + 1]) + c->error);
+        c->below[i] = exp(fr_least(c->low[i], c->low[i + 1]) - c->error);
+        c->above[i] = exp(fr_most(c->high[i], c->high[i + 1]) + c->error);
     }
 }
 
@@ -225,11 +225,11 @@ static void eval_curve(const fr_curve *c, double x, fr_curve_value *out) {
     out->y = left ? c->y[i] : right ? c->y[i + 1] : gsl_interp_eval(c->spline, c->x, c->y, x, &here);
     if (!out->at_row) out->segment = i;
     int a = right ? i + 1 : i, b = left ? i : i + 1;
-    out->low = fmin(c->low[a], c->low[b]);
-    out->high = fmax(c->high[a], c->high[b]);
+    out->low = fr_least(c->low[a], c->low[b]);
+    out->high = fr_most(c->high[a], c->high[b]);
     double f = a == b ? 0 : (x - c->x[a]) / (c->x[b] - c->x[a]);
     bool both = c->clock[a] > 0 && c->clock[b] > 0;
-    out->clock = both ? c->clock[a] + f * (c->clock[b] - c->clock[a]) : fmax(c->clock[a], c->clock[b]);
+    out->clock = both ? c->clock[a] + f * (c->clock[b] - c->clock[a]) : fr_most(c->clock[a], c->clock[b]);
     out->provenance = c->provenance[a] > c->provenance[b] ? c->provenance[a] : c->provenance[b];
 }
 

@@ -25,17 +25,17 @@ static double correction(const fr_power *p, fr_op_kind kind, fr_precision precis
 
 void fr_power_draw(const fr_power *p, fr_op_kind kind, fr_precision precision, double math, double memory, double clock,
                    fr_draw *out) {
-    double share = fmin(1, memory), hbm = p->memory * share, cores = p->math[precision] * math;
+    double share = fr_least(1, memory), hbm = p->memory * share, cores = p->math[precision] * math;
     double full = clock > 0 ? clock : burst_clock(p, cores, share), active = p->active;
     fr_op_class class = fr_op_class_of(kind);
     /* products overlap their loads: all of them waits for memory or none; elsewhere what memory doesn't explain */
     if (class == FR_CLASS_MEMORY) {
         active = p->streaming;
-        out->flex = fmax(0, 1 - share / FR_STREAMS);
+        out->flex = fr_most(0, 1 - share / FR_STREAMS);
     } else {
-        out->flex = p->flex[class] * fmin(1, fmax(0, (FR_STREAMS - share) / (FR_STREAMS - FR_FLEX_ALL)));
+        out->flex = p->flex[class] * fr_least(1, fr_most(0, (FR_STREAMS - share) / (FR_STREAMS - FR_FLEX_ALL)));
     }
-    out->full = fmin(1, fmax(0.5, full));
+    out->full = fr_least(1, fr_most(0.5, full));
     /* what HBM draws goes down with the op's speed: about as x^2 over the range that limits move it */
     out->base = hbm * (1 - out->flex);
     out->slope = active + cores / out->full + hbm * out->flex / (out->full * out->full);
@@ -43,7 +43,7 @@ void fr_power_draw(const fr_power *p, fr_op_kind kind, fr_precision precision, d
 }
 
 double fr_power_alone(const fr_power *p, const fr_draw *d) {
-    return fmin(d->full, fr_power_clock(p, p->cap, d->base, d->slope));
+    return fr_least(d->full, fr_power_clock(p, p->cap, d->base, d->slope));
 }
 
 void fr_power_describe(const fr_power *p, fr_text *out) {

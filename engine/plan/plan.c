@@ -172,6 +172,14 @@ uint32_t fr_shape_add(fr_fragment *f, const fr_shape *s, const fr_pair *vector, 
     return f->shapes_count++;
 }
 
+uint32_t fr_shape_like(fr_fragment *f, const fr_shape *s, uint32_t other) {
+    const fr_shape *vector = &f->shapes[other];
+    const uint32_t first = vector->vector, count = vector->vector_count, index = fr_shape_add(f, s, NULL, 0);
+    f->shapes[index].vector = first;
+    f->shapes[index].vector_count = count;
+    return index;
+}
+
 static struct fr_lane_head *new_head(fr_fragment *f, uint32_t lane) {
     FR_GROW(f->heads, f->heads_cap, f->heads_count + 1);
     f->heads[f->heads_count] = (struct fr_lane_head){.lane = lane, .first = f->ops_count, .last = FR_NONE, .ops = 0};
@@ -240,16 +248,19 @@ static void add_use(fr_fragment *f, fr_use use, uint32_t target, uint32_t value)
 
 void fr_use_buffer(fr_fragment *f, fr_use use, uint32_t buffer, uint32_t hold) {
     assert(use <= FR_USE_FREE && buffer < f->plan->buffers_count);
+    if (f->plan->bare && use != FR_USE_ACQUIRE && use != FR_USE_FREE) return;
     add_use(f, use, buffer, hold);
 }
 
 void fr_fill_table(fr_fragment *f, uint32_t table) {
     assert(table < f->plan->tables_count);
+    if (f->plan->bare) return;
     add_use(f, FR_USE_FILL, table, 0);
 }
 
 void fr_read_table(fr_fragment *f, uint32_t table) {
     assert(table < f->plan->tables_count);
+    if (f->plan->bare) return;
     add_use(f, FR_USE_READ_TABLE, table, 0);
 }
 
@@ -261,6 +272,7 @@ void fr_meet(fr_fragment *f, uint32_t group, uint32_t seq) {
 
 void fr_late(fr_fragment *f, uint32_t table, uint32_t bound_shape) {
     assert(table < f->plan->tables_count && bound_shape < f->shapes_count);
+    if (f->plan->bare) return;
     last_op(f)->late = table;
     last_op(f)->bound = bound_shape;
 }

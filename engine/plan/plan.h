@@ -168,6 +168,9 @@ typedef struct fr_plan {
     fr_lane *lanes;
     uint32_t lanes_count, lanes_cap;
     bool crowded; /* more than FR_MOST_LANES lanes were asked for: it cannot be used */
+    /* Fragments are for an executor that looks at pools alone (the simulator): what else is read, written, filled, and
+     * how large a late op can be, is left out of them. Set before the first; not for fr_plan_check. */
+    bool bare;
     fr_event *events;
     uint32_t events_count, events_cap;
     fr_buffer *buffers;
@@ -208,6 +211,7 @@ fr_fragment *fr_fragment_new(fr_plan *p, int unit);
 void fr_fragment_free(fr_fragment *f); /* its arrays go back to the plan and serve the next fragment */
 uint32_t fr_shape_add(fr_fragment *f, const fr_shape *s, const fr_pair *vector,
                       uint32_t count); /* copies both; returns its index */
+uint32_t fr_shape_like(fr_fragment *f, const fr_shape *s, uint32_t other); /* with the vector of another shape */
 fr_op *fr_emit(fr_fragment *f, uint32_t lane, fr_op_kind kind, uint32_t shape,
                int layer); /* valid until the next fr_emit */
 void fr_wait(fr_fragment *f, uint32_t event, uint32_t at_least);

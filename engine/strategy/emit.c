@@ -157,7 +157,7 @@ void fr_expert_shapes(fr_walk *w, const int32_t *counts, int experts, int split,
     s.n = m->hidden;
     s.k = (int32_t)width;
     s.flops = flops;
-    *down = fr_shape_add(w->f, &s, p->pairs, (uint32_t)experts);
+    *down = fr_shape_like(w->f, &s, *up);
 }
 
 /* FP8 activations: one byte an element and one fp32 scale per 128 of a row (the 1 x 128 groups of DeepSeek-V3,

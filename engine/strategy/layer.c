@@ -93,14 +93,16 @@ static uint32_t kv_buffer(fr_planner *p, fr_rank *r, int32_t handle) {
     return *at - 1;
 }
 
-#define USES_LIMIT 240 /* an op holds at most 255 */
+#define USES_LIMIT 240 /* of KV; an op holds at most 255 in all */
 
-static void kv_use(fr_walk *w, fr_rank *r, fr_use use, int32_t handle, int *fences) {
-    if (w->f->ops[w->f->ops_count - 1].uses >= USES_LIMIT) {
+static void kv_use(fr_walk *w, fr_rank *r, fr_use use, int32_t handle, int *uses, int *fences) {
+    if (*uses == USES_LIMIT) {
         fr_shape s = {.kind = FR_OP_FENCE};
         fr_put(w, r, FR_LANE_COMPUTE, FR_OP_FENCE, fr_intern_shape(w, &s), (*fences)++);
         r->launches--;
+        *uses = 0;
     }
+    ++*uses;
     fr_use_buffer(w->f, use, kv_buffer(w->p, r, handle), 0);
 }
 
@@ -110,15 +112,15 @@ static void kv_use(fr_walk *w, fr_rank *r, fr_use use, int32_t handle, int *fenc
  */
 static void kv_uses(fr_walk *w, fr_rank *r, bool write) {
     fr_work *work = fr_work_of(w, r);
-    int fences = write ? 0 : 512;
+    int uses = 0, fences = write ? 0 : 512;
     if (!w->p->layout.kv_cache || !w->first_layer) return;
     for (int32_t i = 0; i < work->count; i++) {
         const fr_sequence *s = &work->sequences[i];
-        if (write && s->kv >= 0) kv_use(w, r, FR_USE_WRITE, s->kv, &fences);
-        if (!write && s->kv >= 0) kv_use(w, r, FR_USE_READ, s->kv, &fences);
+        if (write && s->kv >= 0) kv_use(w, r, FR_USE_WRITE, s->kv, &uses, &fences);
+        if (!write && s->kv >= 0) kv_use(w, r, FR_USE_READ, s->kv, &uses, &fences);
         bool again = i > 0 && s->kv_prefix == s[-1].kv_prefix; /* siblings mostly stand together */
         if (!write && s->kv_prefix >= 0 && s->kv_prefix != s->kv && !again)
-            kv_use(w, r, FR_USE_READ, s->kv_prefix, &fences);
+            kv_use(w, r, FR_USE_READ, s->kv_prefix, &uses, &fences);
     }
 }
 
