@@ -24,7 +24,7 @@ do for [row = 1:2] {
         set title (row == 1 ? word(titles, k) : "") offset 0, -0.6
         set ylabel (k > 1 ? "" : row == 1 ? "takes longer by, %" : "SM clock, MHz") offset 1, 0
         if (row == 1) { set yrange [-2:34] } else { set yrange [1150:2030] }
-        if (row == 1 && k == 1) { set key top left } else { unset key }
+        if (row == 1 && k == 2) { set key top left } else { unset key }
         plot for [i = 1:3] rows(v, word(aggressors, i), "sustained") using 5:(row == 1 ? column(8) : column(12)) \
                  with linespoints lw 1.6 dt d(i - 1) pt s(i - 1) ps 0.9 lc rgb c(i - 1) title word(names, i), \
              for [i = 1:3] rows(v, word(aggressors, i), "burst") using (1.1):(row == 1 ? column(8) : column(12)) \
