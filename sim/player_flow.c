@@ -312,9 +312,14 @@ void fr_play_press_waiting(fr_player *p, fr_play_lane *l) {
     fr_play_press(p, l, 1);
 }
 
-/* As whose watts a transfer counts; one on a compute lane presses on nobody. */
-static fr_aggressor moved_by(const fr_play_lane *l) {
-    return l->press ? (fr_aggressor)(l->press - 1) : FR_AGGRESSOR_NCCL;
+fr_mover fr_play_mover(uint8_t kind) {
+    const bool own = kind == FR_OP_ALLTOALL || kind == FR_OP_ALLTOALL_BACK || kind == FR_OP_COUNTS;
+    return own ? FR_MOVES_EXCHANGE : FR_MOVES_NCCL;
+}
+
+/* A collective on a compute lane presses on nobody and has no kernel beside it. */
+static fr_mover moved_by(const fr_play_lane *l) {
+    return l->press ? (fr_mover)(l->press - 1) : fr_play_mover(l->op->kind);
 }
 
 int64_t fr_play_flow_start(fr_player *p, fr_play_lane *l, int64_t work, bool group) {

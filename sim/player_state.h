@@ -209,10 +209,13 @@ void fr_play_press(fr_player *p, const fr_play_lane *l, int delta);
 void fr_play_press_waiting(fr_player *p, fr_play_lane *l);
 
 /* player_clock.c: power and clock; all but _open and _mhz only where p->clocks is set */
+/* As whose watts a transfer counts: an fr_aggressor's beside kernels, or a collective's of its own. */
+typedef enum { FR_MOVES_NCCL = FR_AGGRESSORS, FR_MOVES_EXCHANGE, FR_MOVERS } fr_mover;
+fr_mover fr_play_mover(uint8_t op_kind); /* of a collective with nothing beside it */
 void fr_play_clock_open(fr_player *p);
 void fr_play_clock_begin(fr_player *p, const fr_run *run);
 double fr_play_clock_start(fr_player *p, fr_play_lane *l); /* a kernel begins: its speed relative to a burst */
-void fr_play_clock_transfer(fr_player *p, fr_play_lane *l, fr_aggressor kind);
+void fr_play_clock_transfer(fr_player *p, fr_play_lane *l, fr_mover kind);
 void fr_play_clock_end(fr_player *p, fr_play_lane *l);
 double fr_play_clock_mhz(const fr_player *p); /* mean over kernels; NaN = not followed */
 

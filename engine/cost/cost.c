@@ -7,6 +7,7 @@
  */
 #include "engine/cost/cost.h"
 #include "engine/cost/cost_card.h"
+#include "engine/cost/cost_chain.h"
 #include "engine/cost/cost_family.h"
 #include "engine/cost/cost_packed.h"
 #include "engine/cost/cost_tile.h"
@@ -56,6 +57,7 @@ struct fr_cost_model {
     bool fp8_attention;
     fr_power power;
     fr_packed packed;
+    fr_chain chain;
     fr_card mean; /* of the cards of this kind, over the table's */
     double spread[FR_CLASS_COUNT];
     double own_ratio[FR_CLASS_COUNT]; /* of rows that outrank the power model's table: sustained over burst */
@@ -297,6 +299,31 @@ static void set_capacity(fr_cost_model *c) {
 
 /* ---- public ------------------------------------------------------------------------------------------------------ */
 
+/* Sorting is three kernels (kernels/kernels.h: fr_k_route). */
+static double gap_of(const fr_cost_model *c, fr_op_kind kind, bool timed) {
+    return c->gap[0] * (kind == FR_OP_SORT ? 3 : 1) + (timed ? c->gap[1] - c->gap[0] : 0);
+}
+
+/* From the first of the GPU's own tables that has rows of chains. */
+static void set_chain(fr_cost_model *c) {
+    for (int s = 0; s < c->source_count && c->chain.points == 0; s++) {
+        const fr_table *t = c->sources[s].table;
+        for (uint32_t i = 0; i < t->count && c->sources[s].cap < FR_FROM_TRANSFERRED; i++) {
+            const fr_row *r = &t->rows[i];
+            const fr_op_kind kind = (fr_op_kind)r->shape.kind;
+            const fr_op_class class = fr_op_class_of(kind);
+            fr_base base;
+            fr_estimate e;
+            if (!fr_chain_row(r) || c->power.full_mhz <= 0) continue;
+            fr_cost_base(&t->ceilings, &r->shape, t->pairs, &base);
+            if (!fr_family_estimate(&c->set, &c->ceilings, &r->shape, &base, 1, &e)) continue;
+            fr_chain_add(&c->chain, kind, base.ns, e.ns * c->mean.time[class],
+                         class == FR_CLASS_MEMORY || e.clock <= 0 ? 1 : e.clock / c->mean.time[class],
+                         r->ns - gap_of(c, kind, true), r->clock_mhz / c->power.full_mhz);
+        }
+    }
+}
+
 fr_status fr_cost_open(const fr_machine *machine, const fr_cost_options *options, fr_cost_model **out, fr_error *err) {
     *out = NULL;
     if (machine->peak_flops[FR_BF16] <= 0 || machine->hbm_rate <= 0)
@@ -327,6 +354,7 @@ fr_status fr_cost_open(const fr_machine *machine, const fr_cost_options *options
         fr_cost_close(c);
         return status;
     }
+    set_chain(c);
     *out = c;
     return FR_OK;
 }
@@ -360,6 +388,9 @@ static void scale(fr_estimate *e, double by) {
 /* From a burst to the regime that was asked for: the op back to back at the clock that the limit leaves it. */
 static void apply_power(const fr_cost_model *c, const fr_shape *s, const fr_base *base, fr_estimate *e, fr_cost *out) {
     fr_op_class class = fr_op_class_of((fr_op_kind)s->kind);
+    double warm = 1, flex = 0;
+    const bool chained = fr_chain_at(&c->chain, (fr_op_kind)s->kind, base->ns, &warm, &flex);
+    if (chained) scale(e, warm);
     out->burst_ns = fr_max_i64(1, fr_round(e->ns));
     if (!c->power.known || class < FR_CLASS_MEMORY || class > FR_CLASS_GROUPED) return;
     double own = c->own_ratio[class];
@@ -367,6 +398,7 @@ static void apply_power(const fr_cost_model *c, const fr_shape *s, const fr_base
     double peak = c->ceilings.peak[precision], rate = 1e9 / e->ns;
     fr_power_draw(&c->power, (fr_op_kind)s->kind, precision, peak > 0 ? base->flops * rate / peak : 0,
                   base->hbm_bytes * rate / c->ceilings.hbm, e->clock, &out->draw);
+    if (chained) out->draw.flex = flex;
     out->draw.slope *= c->mean.draw;
     if (own > 1) out->draw.slope = 0; /* the player keeps to the price */
     if (c->options.regime == FR_BURST) return;
@@ -449,7 +481,7 @@ const fr_power *fr_cost_power(const fr_cost_model *c) {
 double fr_cost_gap(const fr_cost_model *c, fr_op_kind kind) {
     fr_op_class class = fr_op_class_of(kind);
     if (class < FR_CLASS_MEMORY || class > FR_CLASS_GROUPED) return 0;
-    return c->gap[0] * (kind == FR_OP_SORT ? 3 : 1) + (c->timed ? c->gap[1] - c->gap[0] : 0);
+    return gap_of(c, kind, c->timed);
 }
 
 void fr_cost_time_ops(fr_cost_model *c, bool timed) {

@@ -109,16 +109,21 @@ void fr_row_print(const fr_table *t, const fr_row *r, fr_text *out) {
                                                         "attention", "grouped", "collective", "copy"};
     static const char *const aggressors[FR_AGGRESSORS] = {"pull", "nccl", "h2d"}, *const orders[FR_PULL_ORDERS] = {
                                                                                       "fixed", "round", "same"};
+    static const char *const draws[FR_DRAWS] = {"link", "nccl", "exchange"};
     fr_text_add(out, "%s", fr_row_name(r));
     if (r->type == FR_ROW_SLOWDOWN) {
         fr_text_add(out, " victim=%s aggressor=%s", classes[r->victim], aggressors[r->aggressor]);
         if (r->ways == 1) fr_text_add(out, " ways=1");
+        if (r->shape.ranks > 1) fr_text_add(out, " ranks=%d", r->shape.ranks);
+    } else if (r->type == FR_ROW_DRAW) {
+        fr_text_add(out, " of=%s", draws[r->aggressor]);
         if (r->shape.ranks > 1) fr_text_add(out, " ranks=%d", r->shape.ranks);
     } else if (r->type == FR_ROW_OP || r->type == FR_ROW_GENERIC) {
         print_shape(t, r, out);
     }
     if (r->streams) fr_text_add(out, " streams=%d order=%s", r->streams, orders[r->order]);
     if (r->by_owner) fr_text_add(out, " by=owner");
+    if (r->behind) fr_text_add(out, " behind=1");
     fr_text_add(out, " regime=%s", r->regime == FR_BURST ? "burst" : "sustained");
     if (r->duty < 1) fr_text_add(out, " duty=%.6g", r->duty);
     if (r->turn_ms) fr_text_add(out, " turn_ms=%" PRId32, r->turn_ms);

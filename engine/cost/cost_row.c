@@ -8,10 +8,15 @@ bool fr_row_kind(const char *name, fr_row *row) {
         const char *name;
         fr_row_type type;
         fr_op_kind kind;
-    } extra[] = {{"gemm", FR_ROW_GENERIC, FR_OP_GEMM_DENSE},  {"grouped", FR_ROW_GENERIC, FR_OP_EXPERT_UP},
-                 {"memory", FR_ROW_GENERIC, FR_OP_NORM},      {"kernel_floor", FR_ROW_FLOOR, FR_OP_NONE},
-                 {"event", FR_ROW_EVENT, FR_OP_NONE},         {"gap", FR_ROW_GAP, FR_OP_NONE},
-                 {"gap_timed", FR_ROW_GAP_TIMED, FR_OP_NONE}, {"slowdown", FR_ROW_SLOWDOWN, FR_OP_NONE}};
+    } extra[] = {{"gemm", FR_ROW_GENERIC, FR_OP_GEMM_DENSE},
+                 {"grouped", FR_ROW_GENERIC, FR_OP_EXPERT_UP},
+                 {"memory", FR_ROW_GENERIC, FR_OP_NORM},
+                 {"kernel_floor", FR_ROW_FLOOR, FR_OP_NONE},
+                 {"event", FR_ROW_EVENT, FR_OP_NONE},
+                 {"gap", FR_ROW_GAP, FR_OP_NONE},
+                 {"gap_timed", FR_ROW_GAP_TIMED, FR_OP_NONE},
+                 {"slowdown", FR_ROW_SLOWDOWN, FR_OP_NONE},
+                 {"draw", FR_ROW_DRAW, FR_OP_NONE}};
     for (size_t i = 0; i < sizeof extra / sizeof *extra; i++)
         if (strcmp(extra[i].name, name) == 0) {
             row->type = (uint8_t)extra[i].type;
@@ -31,6 +36,7 @@ const char *fr_row_name(const fr_row *r) {
     if (r->type == FR_ROW_GAP) return "gap";
     if (r->type == FR_ROW_GAP_TIMED) return "gap_timed";
     if (r->type == FR_ROW_SLOWDOWN) return "slowdown";
+    if (r->type == FR_ROW_DRAW) return "draw";
     if (r->type == FR_ROW_OP) return fr_op_name((fr_op_kind)r->shape.kind);
     switch (fr_op_class_of((fr_op_kind)r->shape.kind)) {
     case FR_CLASS_GEMM:
@@ -62,16 +68,18 @@ static bool shown_only(const fr_row *r) {
 
 bool fr_row_plain(const fr_row *r) {
     return (r->type == FR_ROW_OP || r->type == FR_ROW_GENERIC) && r->duty >= 1 && r->at_ms < 0 && r->gap_ms < 0 &&
-           r->tile == 0 && !r->packed && r->streams == 0 && !shown_only(r);
+           r->tile == 0 && !r->packed && !r->behind && r->streams == 0 && !shown_only(r);
 }
 
 bool fr_row_same(const fr_table *ta, const fr_row *a, const fr_table *tb, const fr_row *b, bool with_regime) {
     if (a->key != b->key || a->type != b->type || (with_regime && a->regime != b->regime)) return false;
     if (a->type == FR_ROW_FLOOR || (a->type >= FR_ROW_GAP && a->type <= FR_ROW_EVENT)) return true;
-    if (a->ways != b->ways || a->tile != b->tile || a->packed != b->packed || a->at_ms != b->at_ms ||
-        a->gap_ms != b->gap_ms || a->turn_ms != b->turn_ms || a->fill != b->fill || a->duty < b->duty ||
-        a->duty > b->duty || a->streams != b->streams || a->order != b->order || a->by_owner != b->by_owner)
+    if (a->ways != b->ways || a->tile != b->tile || a->packed != b->packed || a->behind != b->behind ||
+        a->at_ms != b->at_ms || a->gap_ms != b->gap_ms || a->turn_ms != b->turn_ms || a->fill != b->fill ||
+        a->duty < b->duty || a->duty > b->duty || a->streams != b->streams || a->order != b->order ||
+        a->by_owner != b->by_owner)
         return false;
+    if (a->type == FR_ROW_DRAW) return a->aggressor == b->aggressor && a->shape.ranks == b->shape.ranks;
     if (a->type == FR_ROW_SLOWDOWN)
         return a->victim == b->victim && a->aggressor == b->aggressor && a->shape.ranks == b->shape.ranks;
     const fr_shape *x = &a->shape, *y = &b->shape;
@@ -101,7 +109,7 @@ uint64_t fr_row_key(const fr_table *t, const fr_row *r) {
         s->kind,         s->precision, s->m,         s->n,        s->k,          s->bytes,
         s->ranks,        s->hosts,     s->transport, s->head_dim, s->v_head_dim, s->window,
         s->vector_count, r->tile,      r->packed,    r->gap_ms,   r->turn_ms,    r->fill,
-        r->streams,      r->order,     r->by_owner};
+        r->streams,      r->order,     r->by_owner,  r->behind};
     uint64_t h = fr_hash(fields, sizeof fields, FR_HASH_SEED);
     return s->vector_count ? fr_hash(t->pairs + s->vector, s->vector_count * sizeof *t->pairs, h) : h;
 }

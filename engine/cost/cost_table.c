@@ -68,6 +68,8 @@ typedef enum {
     F_ORDER,
     F_CARD,
     F_BY,
+    F_OF,
+    F_BEHIND,
     F_COUNT
 } field_id;
 
@@ -77,7 +79,7 @@ static const char *const field_names[F_COUNT] = {
     "ways",      "victim",   "aggressor",  "alone",       "beside",      "overlap",    "hbm_traffic", "ns",
     "p10",       "p90",      "samples",    "clock_mhz",   "watts",       "provenance", "duty",        "at_ms",
     "capped",    "rate",     "rate_alone", "clock_alone", "watts_alone", "tile",       "packed",      "gap_ms",
-    "turn_ms",   "fill",     "streams",    "order",       "card",        "by"};
+    "turn_ms",   "fill",     "streams",    "order",       "card",        "by",         "of",          "behind"};
 
 #define BIT(f) (UINT64_C(1) << (f))
 #define TIMED  (BIT(F_REGIME) | BIT(F_NS))
@@ -232,6 +234,7 @@ static fr_status read_field(const reader *r, fr_row *row, field_id f, char *text
     static const char *const precisions[] = {"bf16", "fp8"}, *const regimes[] = {"burst", "sustained"},
                              *const transports[] = {"ce", "nccl", "nccl-ce"}, *const origins[] = {"measured", "seeded"},
                              *const orders[] = {"fixed", "round", "same"},
+                             *const draws[] = {"link", "nccl", "exchange"},
                              *const aggressors[] = {"pull", "nccl", "h2d"}, *const victims[] = {"other",      "host",
                                                                                                 "memory",     "gemm",
                                                                                                 "attention",  "grouped",
@@ -255,6 +258,8 @@ static fr_status read_field(const reader *r, fr_row *row, field_id f, char *text
         return read_name(r, name, text, victims, FR_CLASS_COUNT, &row->victim);
     case F_AGGRESSOR:
         return read_name(r, name, text, aggressors, FR_AGGRESSORS, &row->aggressor);
+    case F_OF:
+        return read_name(r, name, text, draws, FR_DRAWS, &row->aggressor);
     case F_M:
         return read_int(r, name, text, 1, INT32_MAX, &s->m);
     case F_BYTES:
@@ -318,6 +323,9 @@ static fr_status read_field(const reader *r, fr_row *row, field_id f, char *text
     case F_PACKED:
         row->packed = true;
         return read_int(r, name, text, 1, 1, &v);
+    case F_BEHIND:
+        row->behind = true;
+        return read_int(r, name, text, 1, 1, &v);
     case F_TILE:
         for (int i = 0; i < FR_TILES; i++) tiles[i] = fr_tile_name((fr_tile)i);
         FR_TRY(read_name(r, name, text, tiles, FR_TILES, &row->tile));
@@ -376,6 +384,11 @@ static void row_fields(const fr_row *row, uint64_t *need, uint64_t *may) {
                BIT(F_RATE_ALONE) | BIT(F_CLOCK_ALONE) | BIT(F_WATTS_ALONE) | BIT(F_RANKS);
         return;
     }
+    if (row->type == FR_ROW_DRAW) {
+        *need = BIT(F_REGIME) | BIT(F_OF) | BIT(F_WATTS) | BIT(F_WATTS_ALONE);
+        *may = BIT(F_TURN_MS) | BIT(F_RANKS);
+        return;
+    }
     *may = BIT(F_DUTY) | BIT(F_AT_MS) | BIT(F_GAP_MS) | BIT(F_TURN_MS) | BIT(F_FILL);
     switch (fr_op_class_of((fr_op_kind)row->shape.kind)) {
     case FR_CLASS_HOST:
@@ -384,11 +397,12 @@ static void row_fields(const fr_row *row, uint64_t *need, uint64_t *may) {
         break;
     case FR_CLASS_MEMORY:
         *need = TIMED | BIT(F_BYTES);
-        *may |= BIT(F_M) | BIT(F_N);
+        *may |= BIT(F_M) | BIT(F_N) | BIT(F_BEHIND);
         if (row->shape.kind == FR_OP_PERMUTE) *may |= BIT(F_K);
         break;
     case FR_CLASS_GEMM:
         *need = TIMED | BIT(F_PRECISION) | BIT(F_M) | BIT(F_N) | BIT(F_K);
+        if (row->shape.kind == FR_OP_GEMM_ROUTER) *may |= BIT(F_BEHIND);
         break;
     case FR_CLASS_GROUPED:
         *need = TIMED | BIT(F_PRECISION) | BIT(F_ROWS) | BIT(F_N) | BIT(F_K);
@@ -452,11 +466,14 @@ static fr_status check_row(const reader *r, fr_row *row, uint64_t seen) {
     if (row->type == FR_ROW_SLOWDOWN && !(seen & BIT(F_WAYS))) row->ways = 2;
     if (row->type != FR_ROW_SLOWDOWN && row->duty < 1 && row->regime != FR_SUSTAINED)
         return bad(r, "duty", "a pause between launches belongs to regime=sustained");
+    if (row->behind && (row->regime != FR_SUSTAINED || row->clock_mhz <= 0))
+        return bad(r, "behind", "needs regime=sustained and clock_mhz: of kernels under the power limit");
     if (row->at_ms >= 0 && row->regime != FR_BURST) return bad(r, "at_ms", "belongs to regime=burst");
     if (row->gap_ms >= 0 && row->regime != FR_BURST) return bad(r, "gap_ms", "belongs to regime=burst");
     if (row->fill && row->gap_ms < 0) return bad(r, "fill", "says what ran in the pause: needs gap_ms");
     if (row->order && !row->streams) return bad(r, "order", "needs streams: of how many pulls in flight");
-    if (row->turn_ms && row->duty >= 1) return bad(r, "turn_ms", "needs duty: without a pause there are no turns");
+    if (row->turn_ms && row->duty >= 1 && row->type != FR_ROW_DRAW)
+        return bad(r, "turn_ms", "needs duty: without a pause there are no turns");
     fr_op_class class = fr_op_class_of((fr_op_kind)row->shape.kind);
     if (class == FR_CLASS_COLLECTIVE || class == FR_CLASS_COPY) {
         if (r->t->ceilings.link <= 0 && r->t->ceilings.pcie <= 0)

@@ -15,7 +15,12 @@ typedef enum {
     FR_ROW_GAP,       /* "gap": what a kernel takes beyond its own back to back, in a chain of different ones */
     FR_ROW_GAP_TIMED, /* "gap_timed": the same with an event behind each that takes its time */
     FR_ROW_EVENT,     /* "event": from a kernel's end to the start of one on another stream that waits for it */
+    FR_ROW_DRAW,      /* "draw": watts of a GPU on which nothing but one kind of transfer goes on */
 } fr_row_type;
+
+/* What a draw row is of: links that are awake (a small pull now and then), collectives by NCCL's kernels and by our own
+ * (kernels/exchange.h) with nothing beside them. */
+typedef enum { FR_DRAW_LINK = 0, FR_DRAW_NCCL, FR_DRAW_EXCHANGE, FR_DRAWS } fr_draw_of;
 
 /* Of several pulls in flight on one of P GPUs: each stream keeps to a source of its own, or goes on to the next source
  * with every pull (all GPUs begin at the one behind them), or all GPUs read the same source at a time. */
@@ -27,8 +32,9 @@ typedef struct {
     uint8_t provenance; /* FR_FROM_MEASURED, or FR_FROM_SEEDED where the table or the row says so */
     uint8_t ways;       /* copies: 1 = one direction busy, 2 = both at once */
     uint8_t victim;     /* slowdown: fr_op_class */
-    uint8_t aggressor;  /* slowdown: fr_aggressor */
+    uint8_t aggressor;  /* slowdown: fr_aggressor; draw: fr_draw_of */
     bool packed;        /* attention: equal short lengths through the graph of varied ones (cost_packed.h) */
+    bool behind;        /* between products, behind the kernel whose result it reads (cost_chain.h) */
     uint8_t tile;       /* grouped: 1 + the fr_tile that was forced; 0 = the one that the engine takes */
     uint8_t file;       /* which of the tables that were read */
     uint8_t streams;    /* pulls, pushes: how many were in flight on a GPU; 0 = two, what curves are made of */
@@ -48,7 +54,7 @@ typedef struct {
     bool fill;       /* gap_ms: streaming kernels ran in the pause */
     double alone, beside, overlap, hbm_traffic; /* slowdown: ns, ns, ns (0 = all the time), bytes/s of the aggressor */
     double rate, rate_alone;                    /* slowdown: bytes/s that the aggressor moved, beside and alone */
-    double clock_alone, watts_alone;            /* slowdown: of the victim alone */
+    double clock_alone, watts_alone;            /* slowdown: of the victim alone; draw: watts before it */
 } fr_row;
 
 /* Datasheet figures of the GPU that was measured: the ceilings under which its rows are efficiencies. */

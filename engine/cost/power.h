@@ -17,7 +17,7 @@
 #ifndef FR_POWER_H
 #define FR_POWER_H
 
-#include "engine/cost/cost.h"
+#include "engine/cost/cost_table.h"
 
 #include <math.h>
 
@@ -36,7 +36,10 @@ struct fr_power {
     double idle, cap, peak, active, streaming, memory; /* W; streaming: busy SMs of memory-bound kernels */
     double math[FR_PRECISIONS];      /* W, tensor cores at the peak of that precision; without rows of it as in bf16 */
     double flex[FR_CLASS_COUNT];     /* share of an op's time that goes with the clock, but for HBM's part */
-    double transfer[FR_AGGRESSORS];  /* W while one of the kind moves at full rate, on its rank */
+    double transfer[FR_AGGRESSORS];  /* W while one of the kind moves at full rate, on its rank; NCCL's beside kernels,
+                                        whose SMs it takes: less than nothing where those drew more */
+    double alone[FR_DRAWS];          /* W while a collective runs with nothing beside it; link: while links are awake */
+    double awake_ns;                 /* for how long they are after a transfer */
     double window_ns;                /* over which the limit averages */
     double full_mhz;                 /* SM clock at x = 1 */
     fr_power_row row[FR_POWER_ROWS]; /* kinds of kernels differ by some per cent: rows near an op correct it */
@@ -55,10 +58,11 @@ struct fr_power {
 #define FR_STREAMS  0.87
 
 /*
- * A second, slower hand: for 0.82 s after a rest an H200 is held to some 725 W, then once cut to 520 W and back within
- * 0.2 s; then 725 W again, and every 0.9 s a weaker cut: 0.25 s at some 640 W and 0.3 s until the 725 are back, which
- * makes the mean over a period the limit of sustained load. Rests of 80 ms and more start it anew, 20 ms do not
- * (kernels/measured/raw/h200-clock-2026-11-22.csv: every launch of loads and pauses, power beside).
+ * A second, slower hand looks at the mean power over some 0.9 s. For 0.82 s after a rest an H200 is held to some 725 W,
+ * then, if it drew them, once cut to 520 W and back within 0.2 s; then 725 W again, and every 0.9 s a weaker cut: 0.25
+ * s at some 640 W and 0.3 s until the 725 are back, which makes the mean over a period the limit of sustained load.
+ * Loads of 75 % duty, whose mean is near that limit, are cut little or not at all. Rests of 80 ms and more start it
+ * anew, 20 ms do not (kernels/measured/raw/h200-clock-2026-11-22.csv: every launch of loads and pauses, power beside).
  */
 #define FR_POWER_FRESH_NS   820000000
 #define FR_POWER_CUT_NS     200000000
@@ -68,16 +72,24 @@ struct fr_power {
 #define FR_POWER_RECOVER_NS 300000000
 #define FR_POWER_REST_NS    80000000
 #define FR_POWER_SETTLED_NS 1000000000000000 /* nobody knows when it began: the mean */
-/* The limit so long after load began anew. */
-static inline double fr_power_limit(const fr_power *p, int64_t ns) {
+/* The period that the load is in so long after it began anew: 0 = before the first cut. */
+static inline int64_t fr_power_period(int64_t ns) {
+    return ns < FR_POWER_FRESH_NS ? 0 : 1 + (ns - FR_POWER_FRESH_NS) / FR_POWER_CYCLE_NS;
+}
+/* The limit then. `excess`: 1 = the period before drew all that it was allowed to; 0 = less, by at least what it was
+ * allowed beyond the sustained limit. */
+static inline double fr_power_limit(const fr_power *p, int64_t ns, double excess) {
     if (p->fresh <= p->cap || ns >= FR_POWER_SETTLED_NS) return p->cap;
-    ns -= FR_POWER_FRESH_NS;
-    if (ns < 0) return p->fresh;
-    if (ns < FR_POWER_CUT_NS) return p->cap * (FR_POWER_CUT + (1 - FR_POWER_CUT) * (double)ns / FR_POWER_CUT_NS);
-    if (ns < FR_POWER_CYCLE_NS) return p->fresh;
-    ns = ns % FR_POWER_CYCLE_NS - FR_POWER_WEAK_NS;
-    const double lack = (p->fresh - p->cap) * FR_POWER_CYCLE_NS / (FR_POWER_WEAK_NS + FR_POWER_RECOVER_NS / 2);
-    return p->fresh - lack * fmin(1, fmax(0, 1 - (double)ns / FR_POWER_RECOVER_NS));
+    const int64_t period = fr_power_period(ns);
+    if (period == 0) return p->fresh;
+    ns = (ns - FR_POWER_FRESH_NS) % FR_POWER_CYCLE_NS;
+    double lack = 0;
+    if (period == 1 && ns < FR_POWER_CUT_NS)
+        lack = p->fresh - p->cap * (FR_POWER_CUT + (1 - FR_POWER_CUT) * (double)ns / FR_POWER_CUT_NS);
+    else if (period > 1)
+        lack = (p->fresh - p->cap) * FR_POWER_CYCLE_NS / (FR_POWER_WEAK_NS + FR_POWER_RECOVER_NS / 2) *
+               fmin(1, fmax(0, 1 - (double)(ns - FR_POWER_WEAK_NS) / FR_POWER_RECOVER_NS));
+    return p->fresh - excess * lack;
 }
 
 /* What the average lacks of the limit is spent so many times a window (sim/player_clock.c): the limit is met after

@@ -255,6 +255,44 @@ static double pulls_alone(const fr_table *t, const fr_power *p) {
     return n ? fmax(0, sum / n) : 0;
 }
 
+/* What links that are awake draw, and for how long they stay so: up to the longest pause between small pulls that left
+ * nine tenths of it. */
+static void fit_links(const fr_table *t, fr_power *p) {
+    const fr_row *first = NULL;
+    for (uint32_t i = 0; i < t->count; i++) {
+        const fr_row *r = &t->rows[i];
+        if (r->type == FR_ROW_DRAW && r->aggressor == FR_DRAW_LINK && (!first || r->turn_ms < first->turn_ms))
+            first = r;
+    }
+    if (!first) return;
+    p->alone[FR_DRAW_LINK] = fmax(0, first->watts - first->watts_alone);
+    for (uint32_t i = 0; i < t->count; i++) {
+        const fr_row *r = &t->rows[i];
+        if (r->type != FR_ROW_DRAW || r->aggressor != FR_DRAW_LINK) continue;
+        if (r->watts - r->watts_alone >= 0.9 * p->alone[FR_DRAW_LINK])
+            p->awake_ns = fmax(p->awake_ns, 1e6 * r->turn_ms);
+    }
+}
+
+/* Collectives with nothing beside them; what they and pulls draw beyond links that are awake. */
+static void fit_draws(const fr_table *t, fr_power *p) {
+    fit_links(t, p);
+    const double awake = p->alone[FR_DRAW_LINK];
+    for (int of = FR_DRAW_NCCL; of < FR_DRAWS; of++) {
+        double sum = 0;
+        int n = 0;
+        for (uint32_t i = 0; i < t->count; i++) {
+            const fr_row *r = &t->rows[i];
+            if (r->type != FR_ROW_DRAW || r->aggressor != of) continue;
+            sum += r->watts - r->watts_alone;
+            n++;
+        }
+        p->alone[of] = (n ? sum / n : p->transfer[FR_AGGRESSOR_NCCL]) - awake;
+    }
+    p->transfer[FR_AGGRESSOR_PULL] -= awake;
+    p->transfer[FR_AGGRESSOR_NCCL] -= awake;
+}
+
 /*
  * Watts of an aggressor: what its victim gives up of the power above idle, (cap - idle) (1 - (clock beside / alone)^2).
  * The clocks' ratio is as measured; without clocks, for pulls, which take nothing but power, it is that of the times,
@@ -281,6 +319,7 @@ static void fit_transfers(const fr_table *t, fr_power *p) {
     }
     const double alone = pulls_alone(t, p);
     if (alone > 0) p->transfer[FR_AGGRESSOR_PULL] = alone;
+    fit_draws(t, p);
 }
 
 /* What the least squares leave: factors on the x^2 coefficient of rows under the limit, with the shares that their work

@@ -19,11 +19,11 @@ static fr_table table(const char *rows) {
     fr_table t = {0};
     fr_error err = {0};
     fr_text text = {0};
-    fr_text_add(
-        &text,
-        "# gpu: toy\n# sms: 100\n# peak_bf16: 1000e12\n# peak_fp8: 2000e12\n# hbm_rate: 4e12\n# link_rate: 400e9\n# pcie_rate: 50e9\n"
-        "# power_limit_w: 700\n# idle_w: 100\n# clock_max_mhz: 2000\n%s",
-        rows);
+    fr_text_add(&text,
+                "# gpu: toy\n# sms: 100\n# peak_bf16: 1000e12\n# peak_fp8: 2000e12\n# hbm_rate: 4e12\n# link_rate: "
+                "400e9\n# pcie_rate: 50e9\n"
+                "# power_limit_w: 700\n# idle_w: 100\n# clock_max_mhz: 2000\n%s",
+                rows);
     if (fr_table_parse(text.text, text.length, "t", &t, &err)) fail_msg("%s", err.text);
     fr_text_free(&text);
     return t;
@@ -148,20 +148,45 @@ static void slow_hand(void **state) {
     fr_power p;
     fr_power_fit(&t, &p);
     assert_true(p.known && near(p.fresh, 100 + 600 * 1.05 * 1.05, 1e-6));
-    assert_true(near(fr_power_limit(&p, 0), p.fresh, 1e-9) && near(fr_power_limit(&p, 800000000), p.fresh, 1e-9));
-    assert_true(near(fr_power_limit(&p, 820000000), 0.75 * p.cap, 1e-6));
-    assert_true(near(fr_power_limit(&p, 920000000), 0.875 * p.cap, 1e-6));
-    assert_true(near(fr_power_limit(&p, 1020000000), p.fresh, 1e-9));
+    assert_true(near(fr_power_limit(&p, 0, 1), p.fresh, 1e-9) && near(fr_power_limit(&p, 800000000, 1), p.fresh, 1e-9));
+    assert_true(near(fr_power_limit(&p, 820000000, 1), 0.75 * p.cap, 1e-6));
+    assert_true(near(fr_power_limit(&p, 920000000, 1), 0.875 * p.cap, 1e-6));
+    assert_true(near(fr_power_limit(&p, 1020000000, 1), p.fresh, 1e-9));
     double sum = 0; /* from 1.72 s on weaker cuts, which make the mean of a period that of sustained load */
-    for (int64_t ms = 1720; ms < 1720 + 900; ms++) sum += fr_power_limit(&p, ms * 1000000);
+    for (int64_t ms = 1720; ms < 1720 + 900; ms++) sum += fr_power_limit(&p, ms * 1000000, 1);
     assert_true(near(sum / 900 / p.cap, 1, 1e-3));
-    assert_true(near(fr_power_limit(&p, 1720000000), fr_power_limit(&p, 2620000000), 1e-9));
-    assert_true(fr_power_limit(&p, 1720000000) < 0.95 * p.cap && near(fr_power_limit(&p, 2300000000), p.fresh, 1e-9));
-    assert_true(near(fr_power_limit(&p, FR_POWER_SETTLED_NS), p.cap, 1e-9));
+    assert_true(near(fr_power_limit(&p, 1720000000, 1), fr_power_limit(&p, 2620000000, 1), 1e-9));
+    assert_true(fr_power_limit(&p, 1720000000, 1) < 0.95 * p.cap &&
+                near(fr_power_limit(&p, 2300000000, 1), p.fresh, 1e-9));
+    assert_true(near(fr_power_limit(&p, FR_POWER_SETTLED_NS, 1), p.cap, 1e-9));
     fr_table_free(&t);
     t = table(THREE);
     fr_power_fit(&t, &p);
-    assert_true(p.known && near(p.fresh, p.cap, 1e-9) && near(fr_power_limit(&p, 900000000), p.cap, 1e-9));
+    assert_true(p.known && near(p.fresh, p.cap, 1e-9) && near(fr_power_limit(&p, 900000000, 1), p.cap, 1e-9));
+    fr_table_free(&t);
+}
+
+/* What links and collectives draw by themselves; pulls and NCCL beside kernels are counted beyond awake links. */
+static void draws(void **state) {
+    (void)state;
+    fr_table t = table(THREE "draw of=link regime=sustained turn_ms=1 watts=140 watts_alone=100\n"
+                             "draw of=link regime=sustained turn_ms=20 watts=138 watts_alone=100\n"
+                             "draw of=link regime=sustained turn_ms=300 watts=110 watts_alone=100\n"
+                             "draw of=nccl ranks=2 regime=sustained watts=260 watts_alone=100\n"
+                             "draw of=exchange regime=sustained watts=300 watts_alone=100\n");
+    fr_power p;
+    fr_power_fit(&t, &p);
+    assert_true(near(p.alone[FR_DRAW_LINK], 40, 1e-9) && near(p.awake_ns, 20e6, 1));
+    assert_true(near(p.alone[FR_DRAW_NCCL], 120, 1e-9) && near(p.alone[FR_DRAW_EXCHANGE], 160, 1e-9));
+    assert_true(near(p.transfer[FR_AGGRESSOR_PULL], -40, 1e-9)); /* no row of pulls: they draw nothing */
+    fr_text printed = {0};
+    fr_row_print(&t, &t.rows[t.count - 1], &printed);
+    assert_string_equal(printed.text, "draw of=exchange regime=sustained watts=300 watts_alone=100");
+    fr_text_free(&printed);
+    fr_table_free(&t);
+    t = table(THREE);
+    fr_power_fit(&t, &p);
+    assert_true(p.alone[FR_DRAW_LINK] <= 0 && p.awake_ns <= 0 && p.alone[FR_DRAW_NCCL] <= 0);
     fr_table_free(&t);
 }
 
@@ -286,9 +311,11 @@ static void cards(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(coefficients),     cmocka_unit_test(precisions), cmocka_unit_test(window),
-        cmocka_unit_test(slow_hand),        cmocka_unit_test(mean_card),  cmocka_unit_test(unknown),
-        cmocka_unit_test(pulls_cost_clock), cmocka_unit_test(cards),
+        cmocka_unit_test(coefficients), cmocka_unit_test(precisions),
+        cmocka_unit_test(window),       cmocka_unit_test(slow_hand),
+        cmocka_unit_test(draws),        cmocka_unit_test(mean_card),
+        cmocka_unit_test(unknown),      cmocka_unit_test(pulls_cost_clock),
+        cmocka_unit_test(cards),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

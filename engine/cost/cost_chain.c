@@ -1,0 +1,36 @@
+#include "engine/cost/cost_chain.h"
+
+#include <math.h>
+
+/* Sizes nearer than some 20 % count alike. */
+#define NEAR 0.05
+
+bool fr_chain_row(const fr_row *r) {
+    return r->type == FR_ROW_OP && r->behind && r->clock_mhz > 0;
+}
+
+void fr_chain_add(fr_chain *c, fr_op_kind kind, double base_ns, double alone, double full, double taken, double clock) {
+    if (c->points == FR_CHAIN_POINTS || base_ns <= 0 || alone <= 0 || taken <= 0) return;
+    fr_chain_point *p = &c->point[c->points++];
+    const double ratio = taken / alone, slower = full / fmin(clock, full) - 1;
+    *p = (fr_chain_point){.kind = (uint8_t)kind, .log_b = log(base_ns), .warm = 1};
+    if (ratio > 1 && slower > 0) p->flex = fmin(1, (ratio - 1) / slower);
+    p->warm = ratio / (1 + p->flex * slower);
+}
+
+bool fr_chain_at(const fr_chain *c, fr_op_kind kind, double base_ns, double *warm, double *flex) {
+    double sum = 0, w = 0, f = 0;
+    const double at = base_ns > 0 ? log(base_ns) : 0;
+    for (int i = 0; i < c->points; i++) {
+        const fr_chain_point *p = &c->point[i];
+        if (p->kind != kind) continue;
+        const double d = p->log_b - at, weight = 1 / (d * d + NEAR);
+        sum += weight;
+        w += weight * p->warm;
+        f += weight * p->flex;
+    }
+    if (sum <= 0) return false;
+    *warm = w / sum;
+    *flex = f / sum;
+    return true;
+}
