@@ -7,6 +7,7 @@
 #include <cmocka.h>
 
 #include "engine/cost/cost.h"
+#include "engine/cost/cost_chain.h"
 #include "engine/cost/cost_table.h"
 
 #include <math.h>
@@ -508,6 +509,37 @@ static void slowdowns(void **state) {
 }
 
 /* What shows clock and power stands beside the rows that curves are made of, and changes none of them. */
+/* What a kernel takes in a chain: less than back to back where L2 helps, more where it follows the clock. */
+static void chains(void **state) {
+    (void)state;
+    fr_chain c = {0};
+    double warm, flex;
+    assert_false(fr_chain_at(&c, FR_OP_NORM, 1e5, &warm, &flex));
+    fr_chain_add(&c, FR_OP_NORM, 1e5, 1e5, 1, 9e4, 0.7);
+    assert_true(fr_chain_at(&c, FR_OP_NORM, 1e5, &warm, &flex));
+    assert_true(fabs(warm - 0.9) < 1e-9 && flex <= 0);
+    fr_chain_add(&c, FR_OP_TOPK, 1e5, 1e5, 1, 1.2e5, 0.8); /* a fifth longer at 1.25 of the cycles' time */
+    assert_true(fr_chain_at(&c, FR_OP_TOPK, 5e4, &warm, &flex));
+    assert_true(fabs(warm - 1) < 1e-9 && fabs(flex - 0.8) < 1e-9);
+    fr_chain_add(&c, FR_OP_NORM, 1e3, 1e3, 1, 1.1e3, 0.7); /* between two sizes, nearer to one */
+    assert_true(fr_chain_at(&c, FR_OP_NORM, 5e4, &warm, &flex) && warm > 0.9 && warm < 0.95 && flex > 0);
+    assert_false(fr_chain_at(&c, FR_OP_ROPE, 1e5, &warm, &flex));
+}
+
+/* A permute is priced by the rows that it reads, once each, and those that it writes. */
+static void permute_sources(void **state) {
+    (void)state;
+    fr_cost_model *c = h200(FR_BURST);
+    fr_shape s = {.kind = FR_OP_PERMUTE, .m = 32768, .n = 4096, .bytes = INT64_C(32768) * 4096 * 4};
+    const double top8 = (double)cost(c, s, NULL).ns;
+    s.k = 32768;
+    const double each = (double)cost(c, s, NULL).ns;
+    assert_true(each > 1.6 * top8 && each < 1.9 * top8); /* 2 rows moved for one written, not 1.125 */
+    s.k = 32768 / FR_PERMUTE_TOP;
+    assert_true(fabs((double)cost(c, s, NULL).ns - top8) < 2);
+    fr_cost_close(c);
+}
+
 static void power_rows(void **state) {
     (void)state;
     static const char plain[] = "gemm precision=bf16 m=4096 n=4096 k=4096 regime=burst ns=200000\n"
@@ -804,6 +836,8 @@ int main(void) {
         cmocka_unit_test(pulls_of_many_measured),
         cmocka_unit_test(what_if),
         cmocka_unit_test(slowdowns),
+        cmocka_unit_test(chains),
+        cmocka_unit_test(permute_sources),
         cmocka_unit_test(power_rows),
         cmocka_unit_test(tiles),
         cmocka_unit_test(refused),
