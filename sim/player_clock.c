@@ -195,6 +195,14 @@ double fr_play_clock_start(fr_player *p, fr_play_lane *l) {
     return v / time;
 }
 
+double fr_play_clock_collective(fr_player *p, fr_play_lane *l) {
+    const fr_price *price = &l->run->prices[l->op->shape];
+    fr_clock *c = &p->clocks[l->rank];
+    if (price->flex <= 0) return 1;
+    advance(p, c);
+    return speed(price, choose(p->power, c, price)); /* it draws little: the clock is the one that products left */
+}
+
 static double alone_of(const fr_power *w, fr_mover kind) {
     return w->alone[kind == FR_MOVES_EXCHANGE ? FR_DRAW_EXCHANGE : FR_DRAW_NCCL];
 }

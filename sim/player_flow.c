@@ -214,6 +214,10 @@ void fr_play_prices(fr_player *p, fr_run *run) {
         out->low = c.low + gap;
         out->high = c.high + gap;
         out->provenance = (uint8_t)c.provenance;
+        if (p->clocks && c.draw.slope <= 0 && c.draw.flex > 0) { /* a collective by SMs */
+            out->full = (float)c.draw.full;
+            out->flex = (float)c.draw.flex;
+        }
         if (p->clocks && c.draw.slope > 0) {
             out->work = c.burst_ns + gap;
             out->base = (float)c.draw.base;
@@ -337,6 +341,7 @@ int64_t fr_play_flow_start(fr_player *p, fr_play_lane *l, int64_t work, bool gro
             member->press = aggressor_of(p, member);
             if (member->press) fr_play_press(p, member, 1);
             if (p->clocks) fr_play_clock_transfer(p, member, moved_by(member));
+            if (p->clocks && member->compute) limit = fmin(limit, fr_play_clock_collective(p, member));
         }
     } else {
         const fr_price *price = &l->run->prices[op->shape];

@@ -58,7 +58,8 @@ struct fr_cost_model {
     fr_power power;
     fr_packed packed;
     fr_chain chain;
-    fr_card mean; /* of the cards of this kind, over the table's */
+    double follows[FR_OP_KIND_COUNT]; /* of a collective's time: the share that goes with the SM clock */
+    fr_card mean;                     /* of the cards of this kind, over the table's */
     double spread[FR_CLASS_COUNT];
     double own_ratio[FR_CLASS_COUNT]; /* of rows that outrank the power model's table: sustained over burst */
     double slowdown[FR_CLASS_COUNT][FR_AGGRESSORS];
@@ -324,6 +325,31 @@ static void set_chain(fr_cost_model *c) {
     }
 }
 
+/* NCCL's kernels copy by SMs: between products under the limit they are slower than after a rest (sustained rows, with
+ * the clock that they ran at). Small ones are latency, and what their peers' arrival leaves in the reading. */
+#define COLLECTIVE_LARGE (INT64_C(32) << 20)
+static void set_collectives(fr_cost_model *c) {
+    double sum[FR_OP_KIND_COUNT] = {0};
+    int n[FR_OP_KIND_COUNT] = {0};
+    for (int s = 0; s < c->source_count; s++) {
+        const fr_table *t = c->sources[s].table;
+        for (uint32_t i = 0; i < t->count && c->power.full_mhz > 0; i++) {
+            const fr_row *r = &t->rows[i];
+            fr_base base;
+            fr_estimate e;
+            if (r->type != FR_ROW_OP || fr_op_class_of((fr_op_kind)r->shape.kind) != FR_CLASS_COLLECTIVE ||
+                r->regime != FR_SUSTAINED || r->clock_mhz <= 0 || r->clock_mhz > 0.95 * c->power.full_mhz ||
+                r->shape.bytes < COLLECTIVE_LARGE)
+                continue;
+            fr_cost_base(&t->ceilings, &r->shape, t->pairs, &base);
+            if (!fr_family_estimate(&c->set, &c->ceilings, &r->shape, &base, 1, &e)) continue;
+            sum[r->shape.kind] += (r->ns / e.ns - 1) / (c->power.full_mhz / r->clock_mhz - 1);
+            n[r->shape.kind]++;
+        }
+    }
+    for (int k = 0; k < FR_OP_KIND_COUNT; k++) c->follows[k] = n[k] ? fmin(1, fmax(0, sum[k] / n[k])) : 0;
+}
+
 fr_status fr_cost_open(const fr_machine *machine, const fr_cost_options *options, fr_cost_model **out, fr_error *err) {
     *out = NULL;
     if (machine->peak_flops[FR_BF16] <= 0 || machine->hbm_rate <= 0)
@@ -355,6 +381,7 @@ fr_status fr_cost_open(const fr_machine *machine, const fr_cost_options *options
         return status;
     }
     set_chain(c);
+    set_collectives(c);
     *out = c;
     return FR_OK;
 }
@@ -392,6 +419,7 @@ static void apply_power(const fr_cost_model *c, const fr_shape *s, const fr_base
     const bool chained = fr_chain_at(&c->chain, (fr_op_kind)s->kind, base->ns, &warm, &flex);
     if (chained) scale(e, warm);
     out->burst_ns = fr_max_i64(1, fr_round(e->ns));
+    if (class == FR_CLASS_COLLECTIVE) out->draw = (fr_draw){.full = 1, .flex = c->follows[s->kind]};
     if (!c->power.known || class < FR_CLASS_MEMORY || class > FR_CLASS_GROUPED) return;
     double own = c->own_ratio[class];
     const fr_precision precision = s->precision < FR_PRECISIONS ? (fr_precision)s->precision : FR_BF16;
