@@ -259,7 +259,8 @@ static void pulls_cost_clock(void **state) {
         fr_cost x;
         fr_cost_op(c, &v[i].s, v[i].pairs, &x);
         double alone = fr_power_alone(p, &x.draw);
-        double beside = fr_power_clock(p, p->cap, x.draw.base + p->transfer[FR_AGGRESSOR_PULL], x.draw.slope);
+        double beside = fr_power_clock(p, p->cap, x.draw.base + p->transfer[FR_AGGRESSOR_PULL] + p->alone[FR_DRAW_LINK],
+                                       x.draw.slope);
         assert_true(near(fr_power_speed(&x.draw, alone) / fr_power_speed(&x.draw, beside), v[i].slower, 0.03));
         /* the price of the regime is the op back to back */
         assert_true(near((double)x.ns, (double)x.burst_ns / fr_power_speed(&x.draw, alone), 2));
