@@ -15,22 +15,22 @@ const fr_option cmd_list_options[] = {
 };
 
 static fr_status list_models(fr_error *err) {
-    printf("%-22s %-14s %6s %7s %5s %8s %10s %10s\n", "model", "family", "layers", "experts", "top-k", "hidden",
-           "total", "active");
+    printf("%-22s %-12s %6s %7s %5s %6s %17s %17s\n", "model", "family", "layers", "experts", "top-k", "hidden",
+           "parameters", "active per token");
     for (int i = 0; fr_model_builtin(i); i++) {
         fr_model m;
         fr_params p;
         FR_TRY(fr_model_load(fr_model_builtin(i), &m, err));
         fr_model_params(&m, &p);
-        printf("%-22s %-14s %6d %7d %5d %8d %8.1f B %8.1f B\n", m.name, m.family, m.layers, m.experts, m.top_k,
-               m.hidden, (double)p.total / 1e9, (double)p.active / 1e9);
+        printf("%-22s %-12s %6d %7d %5d %6d %9.1f billion %9.1f billion\n", m.name, m.family, m.layers, m.experts,
+               m.top_k, m.hidden, (double)p.total / 1e9, (double)p.active / 1e9);
     }
     return FR_OK;
 }
 
 static fr_status list_machines(fr_error *err) {
-    printf("%-10s %4s %5s %13s %12s %8s %10s %10s\n", "machine", "GPUs", "hosts", "bf16 TFLOP/s", "fp8 TFLOP/s",
-           "HBM GB", "HBM GB/s", "link GB/s");
+    printf("%-10s %4s %5s %13s %12s %8s %10s %23s\n", "machine", "GPUs", "hosts", "bf16 TFLOP/s", "fp8 TFLOP/s",
+           "HBM GB", "HBM GB/s", "link GB/s per direction");
     for (int i = 0; fr_machine_builtin(i); i++) {
         fr_machine m;
         FR_TRY(fr_machine_load(fr_machine_builtin(i), &m, err));
@@ -40,7 +40,7 @@ static fr_status list_machines(fr_error *err) {
             printf(" %12.0f", m.peak_flops[FR_FP8] / 1e12);
         else
             printf(" %12s", "-");
-        printf(" %8.0f %10.0f %10.0f\n", (double)m.hbm_bytes / 1e9, m.hbm_rate / 1e9,
+        printf(" %8.0f %10.0f %23.0f\n", (double)m.hbm_bytes / 1e9, m.hbm_rate / 1e9,
                (m.link_rate > 0 ? m.link_rate : m.pcie_rate) / 1e9);
     }
     return FR_OK;
