@@ -26,7 +26,6 @@ static fr_status meet(fr_call *c, meeting *m) {
     *m = (meeting){.c = {.kind = (fr_op_kind)c->op->kind,
                          .id = fr_op_id(c->plan, c->f, c->op),
                          .group = c->op->group,
-                         .sm_limit = c->op->sm_limit,
                          .peer = c->op->peer,
                          .gather = c->shape->transport,
                          .rows = m->rows}};

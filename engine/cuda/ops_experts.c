@@ -176,7 +176,6 @@ static fr_status grouped(fr_call *c, const fr_bf16 *w, const float *scale, bool 
                            .c = c->out[0],
                            .offsets = offsets(c, &s),
                            .counter = c->r->counter,
-                           .sm_limit = c->op->sm_limit,
                            .rows = rows_of(c, &s),
                            .E = s.end - s.first,
                            .N = c->shape->n,

@@ -399,7 +399,6 @@ static void print_op(const fr_plan *p, const fr_fragment *f, const fr_op *op, fr
         print_shape(f, op->bound, out);
         fr_text_add(out, ")");
     }
-    if (op->sm_limit) fr_text_add(out, " sms=%u", op->sm_limit);
     if (op->flags & FR_OP_ITEM) fr_text_add(out, " item");
     if (op->flags & FR_OP_ENTRY) fr_text_add(out, " entry");
     if (op->flags & FR_OP_ANSWER) fr_text_add(out, " answer");

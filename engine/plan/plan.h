@@ -131,11 +131,10 @@ typedef struct {
     uint32_t seq;   /* of the group: 0, 1, ... over the plan's life */
     uint32_t late;  /* table, FR_NONE = none */
     uint16_t lane;
-    uint16_t layer;    /* FR_NO_LAYER outside layers */
-    uint16_t sub;      /* expert, peer or chunk */
-    int16_t peer;      /* the other rank of copies and pairs, -1 = none */
-    uint16_t sm_limit; /* SMs that the op may use, 0 = all */
-    uint8_t kind;      /* fr_op_kind */
+    uint16_t layer; /* FR_NO_LAYER outside layers */
+    uint16_t sub;   /* expert, peer or chunk */
+    int16_t peer;   /* the other rank of copies and pairs, -1 = none */
+    uint8_t kind;   /* fr_op_kind */
     uint8_t flags;
     uint8_t micro; /* micro-batch, chunk or half of a two-batch overlap */
     uint8_t waits, signals, uses;
@@ -210,7 +209,7 @@ uint32_t fr_plan_table(fr_plan *p, int rank, const char *name, int64_t bound, fr
 fr_fragment *fr_fragment_new(fr_plan *p, int unit);
 void fr_fragment_free(fr_fragment *f); /* its arrays go back to the plan and serve the next fragment */
 uint32_t fr_shape_add(fr_fragment *f, const fr_shape *s, const fr_pair *vector,
-                      uint32_t count); /* copies both; returns its index */
+                      uint32_t count);                                     /* copies both; returns its index */
 uint32_t fr_shape_like(fr_fragment *f, const fr_shape *s, uint32_t other); /* with the vector of another shape */
 fr_op *fr_emit(fr_fragment *f, uint32_t lane, fr_op_kind kind, uint32_t shape,
                int layer); /* valid until the next fr_emit */

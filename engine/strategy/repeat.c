@@ -25,9 +25,8 @@ void fr_mark_free(fr_mark *m) {
 static bool equal_but_for_counters(const fr_op *a, const fr_op *b, int layers) {
     bool same_layer = a->layer == FR_NO_LAYER ? b->layer == FR_NO_LAYER : b->layer == a->layer + layers;
     return same_layer && a->shape == b->shape && a->bound == b->bound && a->group == b->group && a->late == b->late &&
-           a->lane == b->lane && a->sub == b->sub && a->peer == b->peer && a->sm_limit == b->sm_limit &&
-           a->kind == b->kind && a->flags == b->flags && a->micro == b->micro && a->waits == b->waits &&
-           a->signals == b->signals && a->uses == b->uses;
+           a->lane == b->lane && a->sub == b->sub && a->peer == b->peer && a->kind == b->kind && a->flags == b->flags &&
+           a->micro == b->micro && a->waits == b->waits && a->signals == b->signals && a->uses == b->uses;
 }
 
 static bool same_blocks(const fr_fragment *f, const fr_mark *a, const fr_mark *b, int layers) {

@@ -196,9 +196,8 @@ static bool bulk(const fr_exchanges *x, const fr_collective *c) {
     return x->o.layout->overlap != FR_OVERLAP_NONE || c->dispatch.tokens >= BULK_TOKENS;
 }
 
-static int blocks_of(const fr_exchanges *x, const fr_collective *c) {
-    const int most = x->o.layout->overlap == FR_OVERLAP_NONE ? PUSH_BLOCKS : PUSH_BLOCKS_OVERLAP;
-    return c->sm_limit > 0 && c->sm_limit < most ? c->sm_limit : most;
+static int blocks_of(const fr_exchanges *x) {
+    return x->o.layout->overlap == FR_OVERLAP_NONE ? PUSH_BLOCKS : PUSH_BLOCKS_OVERLAP;
 }
 
 fr_status fr_exchanges_pack(fr_exchanges *x, const fr_collective *c, cudaStream_t stream, fr_error *err) {
@@ -231,7 +230,7 @@ static fr_status dispatch(fr_exchanges *x, half *h, const fr_collective *c, cuda
                         .capacity = d->capacity,
                         .H = x->o.model->hidden,
                         .part = d->part,
-                        .blocks = blocks_of(x, c),
+                        .blocks = blocks_of(x),
                         .bulk = bulk(x, c)};
     memcpy(a.recv, h->recv_of[d->part], sizeof a.recv);
     for (int i = 0; i < h->x.ranks; i++) a.to[i] = h->unpacks ? x->peer[i] + h->unpacked[d->part] : a.recv[i];
@@ -249,7 +248,7 @@ static fr_status back(fr_exchanges *x, half *h, const fr_collective *c, cudaStre
                         .capacity = d->capacity,
                         .H = x->o.model->hidden,
                         .part = d->part,
-                        .blocks = blocks_of(x, c),
+                        .blocks = blocks_of(x),
                         .bulk = bulk(x, c)};
     memcpy(a.to, h->send_of, sizeof a.to);
     return check(fr_k_back(&h->x, &a, h->number, FR_X_ALL, stream), "fr_k_back", err);

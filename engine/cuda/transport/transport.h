@@ -100,7 +100,6 @@ typedef struct {
     fr_op_kind kind;
     uint64_t id;    /* fr_op_id, for messages */
     uint32_t group; /* of the op */
-    int sm_limit;   /* SMs that it may use, 0 = as many as serve it */
     int peer;       /* SEND, RECV, else -1: the other plan rank */
     uint8_t gather; /* fr_gather: of GATHER_WEIGHTS */
     /*
