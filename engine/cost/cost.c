@@ -487,7 +487,8 @@ double fr_cost_measured(const fr_cost_model *c, const fr_table *t, const fr_row 
     for (int s = 0; s < c->source_count && c->sources[s].cap < FR_FROM_TRANSFERRED; s++) {
         const fr_table *own = c->sources[s].table;
         for (uint32_t i = 0; i < own->count; i++)
-            if (fr_row_plain(&own->rows[i]) && fr_row_same(own, &own->rows[i], t, r, true))
+            if (own->rows[i].key == r->key && fr_row_plain(&own->rows[i]) &&
+                fr_row_same(own, &own->rows[i], t, r, true))
                 return own->rows[i].ns * (c->mean.time[fr_op_class_of((fr_op_kind)r->shape.kind)]);
     }
     return 0;

@@ -109,7 +109,7 @@ static double regime_ratio(const fr_source *sources, int count, fr_op_class clas
         const fr_table *t = sources[s].table;
         for (uint32_t i = 0; i < t->count; i++) { /* sustained rows are few */
             const fr_row *b = &t->rows[i];
-            if (!fr_row_plain(b) || b->regime != FR_SUSTAINED || class_of(&b->shape) != class) continue;
+            if (b->regime != FR_SUSTAINED || class_of(&b->shape) != class || !fr_row_plain(b)) continue;
             for (uint32_t j = 0; j < t->count; j++) {
                 const fr_row *a = &t->rows[j];
                 if (a->regime != FR_BURST || !fr_row_same(t, a, t, b, false)) continue;
@@ -129,8 +129,8 @@ double fr_family_ratio(const fr_source *sources, int count, fr_op_class class) {
 static int rows_of(const fr_table *t, fr_op_class class, int regime) {
     int n = 0;
     for (uint32_t i = 0; i < t->count; i++)
-        n += fr_row_plain(&t->rows[i]) && class_of(&t->rows[i].shape) == class &&
-             (regime < 0 || t->rows[i].regime == regime);
+        n += class_of(&t->rows[i].shape) == class && (regime < 0 || t->rows[i].regime == regime) &&
+             fr_row_plain(&t->rows[i]);
     return n;
 }
 
@@ -222,7 +222,7 @@ void fr_family_build(fr_family_set *set, const fr_source *sources, int count, fr
         for (int s = 0; s < end - first; s++)
             for (uint32_t i = 0; i < use[s].table->count; i++) {
                 const fr_row *r = &use[s].table->rows[i];
-                if (!fr_row_plain(r) || class_of(&r->shape) != (fr_op_class)c || r->regime != grid || r == skip ||
+                if (class_of(&r->shape) != (fr_op_class)c || r->regime != grid || r == skip || !fr_row_plain(r) ||
                     replaced(use, s, use[s].table, r))
                     continue;
                 add_sample(&list, &use[s], r, set->regime_ratio[c], grid == regime);

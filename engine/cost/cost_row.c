@@ -101,6 +101,11 @@ const fr_row *fr_table_burst(const fr_table *t, const fr_row *r) {
     return NULL;
 }
 
+static inline uint64_t mix(uint64_t h, uint64_t word) {
+    h = (h ^ word) * 0x9e3779b97f4a7c15u;
+    return h ^ h >> 32;
+}
+
 /* Over the same fields as fr_row_same, regime left out. */
 uint64_t fr_row_key(const fr_table *t, const fr_row *r) {
     const fr_shape *s = &r->shape;
@@ -110,6 +115,11 @@ uint64_t fr_row_key(const fr_table *t, const fr_row *r) {
         s->ranks,        s->hosts,     s->transport, s->head_dim, s->v_head_dim, s->window,
         s->vector_count, r->tile,      r->packed,    r->gap_ms,   r->turn_ms,    r->fill,
         r->streams,      r->order,     r->by_owner,  r->behind};
-    uint64_t h = fr_hash(fields, sizeof fields, FR_HASH_SEED);
-    return s->vector_count ? fr_hash(t->pairs + s->vector, s->vector_count * sizeof *t->pairs, h) : h;
+    uint64_t h = FR_HASH_SEED;
+    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) h = mix(h, (uint64_t)fields[i]);
+    for (uint32_t i = 0; i < s->vector_count; i++) {
+        const fr_pair *p = &t->pairs[s->vector + i];
+        h = mix(h, (uint64_t)(uint32_t)p->prefix << 32 | (uint32_t)p->queries);
+    }
+    return h;
 }

@@ -93,12 +93,19 @@ typedef struct {
     uint32_t size; /* a power of two, at least twice the rows */
 } row_index;
 
+/* Quantiles of the last number of experts that was dealt to. */
+typedef struct {
+    int32_t experts;
+    double z[ENTRY_LIMIT];
+} normal;
+
 typedef struct {
     const char *where;
     int line;
     fr_error *err;
     fr_table *t;
     row_index *index;
+    normal *normal;
 } reader;
 
 static fr_status bad(const reader *r, const char *field, const char *expected) {
@@ -117,13 +124,17 @@ static char *next_token(char **text, const char *separators) {
 
 static fr_status read_double(const reader *r, const char *field, const char *text, double low, double high,
                              double *out) {
-    char what[512];
+    fr_error quiet;
+    if (fr_parse_double(text, low, high, field, out, &quiet) == FR_OK) return FR_OK;
+    char what[512]; /* only where it is needed: tables have thirty thousand numbers */
     snprintf(what, sizeof what, "%.300s:%d: %s", r->where, r->line, field);
     return fr_parse_double(text, low, high, what, out, r->err);
 }
 
 static fr_status read_int(const reader *r, const char *field, const char *text, int64_t low, int64_t high,
                           int64_t *out) {
+    fr_error quiet;
+    if (fr_parse_int(text, low, high, false, field, out, &quiet) == FR_OK) return FR_OK;
     char what[512];
     snprintf(what, sizeof what, "%.300s:%d: %s", r->where, r->line, field);
     return fr_parse_int(text, low, high, false, what, out, r->err);
@@ -162,17 +173,27 @@ static fr_status push_pairs(const reader *r, const char *field, fr_shape *s, int
     return FR_OK;
 }
 
+static void quantiles(int32_t experts, double *z) {
+    for (int32_t i = 0; i < experts; i++) z[i] = gsl_cdf_ugaussian_Pinv((i + 0.5) / experts);
+}
+
 /* Expert i of E is given the quantile (i + 1/2) / E; the last one takes up the rounding. */
-void fr_even_rows(int64_t sum, int32_t experts, int32_t *rows) {
+static void deal_rows(int64_t sum, int32_t experts, const double *z, int32_t *rows) {
     const double mean = (double)sum / experts, sigma = sqrt(mean * (1 - 1 / (double)experts));
     int64_t left = sum;
     for (int32_t i = 0; i < experts; i++) {
-        const double z = gsl_cdf_ugaussian_Pinv((i + 0.5) / experts);
-        int64_t n = i + 1 == experts ? left : (int64_t)lround(fmax(0, mean + sigma * z));
+        int64_t n = i + 1 == experts ? left : fr_round(fr_most(0, mean + sigma * z[i]));
         n = fr_min_i64(n, left);
         left -= n;
         rows[i] = (int32_t)n;
     }
+}
+
+void fr_even_rows(int64_t sum, int32_t experts, int32_t *rows) {
+    double *z = fr_alloc((size_t)experts * sizeof *z);
+    quantiles(experts, z);
+    deal_rows(sum, experts, z, rows);
+    free(z);
 }
 
 static fr_status random_rows(const reader *r, fr_shape *s, char *text) {
@@ -183,7 +204,11 @@ static fr_status random_rows(const reader *r, fr_shape *s, char *text) {
     FR_TRY(read_int(r, "rows", text, 1, INT32_MAX, &sum));
     FR_TRY(read_int(r, "rows", slash + 1, 1, ENTRY_LIMIT, &experts));
     int32_t *rows = fr_alloc((size_t)experts * sizeof *rows);
-    fr_even_rows(sum, (int32_t)experts, rows);
+    if (r->normal->experts != experts) {
+        r->normal->experts = (int32_t)experts;
+        quantiles((int32_t)experts, r->normal->z);
+    }
+    deal_rows(sum, (int32_t)experts, r->normal->z, rows);
     fr_status status = FR_OK;
     for (int64_t i = 0; i < experts && status == FR_OK; i++) status = push_pairs(r, "rows", s, rows[i], 0, 1);
     free(rows);
@@ -497,16 +522,22 @@ static fr_status read_row(const reader *r, char *line) {
     char *op = next_token(&line, " \t");
     fr_row row = {.line = r->line, .ways = 1, .duty = 1, .at_ms = -1, .gap_ms = -1};
     row.provenance = (uint8_t)(r->t->seeded ? FR_FROM_SEEDED : FR_FROM_MEASURED);
-    if (!fr_row_kind(op, &row)) return bad(r, "op", "unknown op (names are those of engine/plan/op.h)");
+    const fr_row *last = r->t->count ? &r->t->rows[r->t->count - 1] : NULL; /* rows of an op mostly lie together */
+    if (op && last && strcmp(op, fr_row_name(last)) == 0) {
+        row.type = last->type;
+        row.shape.kind = last->shape.kind;
+    } else if (!fr_row_kind(op, &row))
+        return bad(r, "op", "unknown op (names are those of engine/plan/op.h)");
     uint64_t seen = 0;
     char *token;
+    int f = 0; /* fields mostly come in one order: looked for from the last one on */
     while ((token = next_token(&line, " \t"))) {
         char *value = strchr(token, '=');
         if (!value) return bad(r, token, "expected key=value");
         *value++ = 0;
-        int f = 0;
-        while (f < F_COUNT && strcmp(field_names[f], token) != 0) f++;
-        if (f == F_COUNT) return bad(r, token, "unknown field");
+        int looked = 0;
+        for (; looked < F_COUNT && strcmp(field_names[f], token) != 0; looked++) f = (f + 1) % F_COUNT;
+        if (looked == F_COUNT) return bad(r, token, "unknown field");
         if (seen & BIT(f)) return bad(r, token, "given twice");
         seen |= BIT(f);
         FR_TRY(read_field(r, &row, (field_id)f, value));
@@ -598,7 +629,7 @@ static fr_status read_line(const reader *r, char *line, uint32_t *needed, uint32
 
 fr_status fr_table_parse(const char *text, size_t length, const char *where, fr_table *t, fr_error *err) {
     row_index index = {0};
-    reader r = {.where = where, .err = err, .t = t, .index = &index};
+    reader r = {.where = where, .err = err, .t = t, .index = &index, .normal = fr_alloc(sizeof *r.normal)};
     uint32_t needed = 0, seen = 0;
     bool rows = false;
     t->seeded = false;
@@ -621,6 +652,7 @@ fr_status fr_table_parse(const char *text, size_t length, const char *where, fr_
         at += n + 1;
     }
     free(index.slots);
+    free(r.normal);
     free(line);
     r.line++;
     if (t->ceilings.grouped_tile == 0) t->ceilings.grouped_tile = 128;
