@@ -1,4 +1,4 @@
-# forerun: make test | make demo | make | make engine | make bench | make format. See README.md.
+# forerun: `make help` lists what can be made. See README.md.
 BUILD  ?= build
 CC     ?= gcc
 CSTD    = -std=c17
@@ -18,6 +18,25 @@ TESTS    := $(TEST_SRC:tests/unit/%.c=$(BUILD)/tests/%)
 include engine/builtin/builtin.mk
 
 all: $(BUILD)/forerun
+
+# what `make help` prints
+define HELP
+make              build/forerun: the simulator, no GPU or CUDA needed
+make demo         a real trace over every layout: a ranking and figures in build/demo/ (installs what is missing)
+make test         everything that needs no GPU: unit, fuzz and command-line tests (installs what is missing)
+make unit T=plan  tests/unit/test_plan.c alone;  make units: all of them
+make bench        speed of the simulator
+make man          build/forerun.1
+make mpi          build/forerun-mpi: sweeps over several hosts
+make engine       build/forerun-cuda: everything and the CUDA engine;  make engine-mpi: over several hosts
+make gpu-test     on a machine with Hopper GPUs: the engine's tests;  make gpu-bench: its figures
+make format       clang-format;  make format-check: what CI looks at
+make reference    the list of options in README.md, from the program
+make clean        removes build/
+endef
+.PHONY: help
+help:
+	$(info $(HELP))@:
 
 $(BUILD)/forerun: $(CLI_OBJ) $(BUILD)/libforerun.a
 	$(CC) $(OPT) $(EXTRA) -o $@ $(CLI_OBJ) $(BUILD)/libforerun.a $(LDLIBS)
