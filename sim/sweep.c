@@ -1,6 +1,7 @@
 #include "sim/sweep.h"
 
 #include "engine/report.h"
+#include "engine/world/world.h"
 #include "sim/driver.h"
 
 #include <inttypes.h>
@@ -183,7 +184,7 @@ static void *work(void *context) {
 /* Waits until the result at position `at` is there or a tenth of a second has passed. */
 static bool await(pool *p, int64_t at, fr_cell_result *out) {
     struct timespec until;
-    clock_gettime(CLOCK_REALTIME, &until);
+    clock_gettime(CLOCK_MONOTONIC, &until);
     until.tv_nsec += PROGRESS_NS;
     if (until.tv_nsec >= 1000000000) {
         until.tv_nsec -= 1000000000;
@@ -243,7 +244,7 @@ static fr_status run_pool(pool *p, int jobs, fr_store *store, fr_sweep_totals *t
     pthread_t *threads = fr_alloc((size_t)jobs * sizeof *threads);
     int started = 0;
     pthread_mutex_init(&p->lock, NULL);
-    pthread_cond_init(&p->ready, NULL);
+    fr_cond_open(&p->ready); /* its waits are by the monotonic clock */
     pthread_cond_init(&p->room, NULL);
     while (started < jobs && pthread_create(&threads[started], NULL, work, p) == 0) started++;
     fr_status status = started > 0 ? write_all(p, store, t, begun, err)

@@ -6,9 +6,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <unistd.h>
 
 #define MOST_BYTES ((uint64_t)1 << 34) /* beyond any message: the other side talks nonsense */
+enum { MOST_WAIT_S = 60 };             /* for the next bytes of a message under way: as --timeout's default */
 
 /* ---- payloads -----------------------------------------------------------------------------------------------------*/
 
@@ -63,15 +65,30 @@ typedef struct {
 } message_head;
 #define MAGIC 0x66725731u
 
-static fr_status gone(fr_error *err) {
+/* Of a read or a write that came to nothing. */
+static fr_status gone(ssize_t n, fr_error *err) {
+    if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
+        return fr_fail(err, FR_FAILED, "the other process neither takes nor sends anything: has it been stopped?");
     return fr_fail(err, FR_FAILED, "the other process has ended");
+}
+
+/* A process that stands still in the middle of a message, or reads no more, must not hold this one for ever. A limit
+ * that the socket has already is kept. */
+static void limit_waits(int fd) {
+    static const int ways[] = {SO_SNDTIMEO, SO_RCVTIMEO};
+    for (int i = 0; i < 2; i++) {
+        struct timeval t = {0};
+        socklen_t size = sizeof t;
+        if (getsockopt(fd, SOL_SOCKET, ways[i], &t, &size) == 0 && t.tv_sec == 0 && t.tv_usec == 0)
+            setsockopt(fd, SOL_SOCKET, ways[i], &(struct timeval){.tv_sec = MOST_WAIT_S}, sizeof t);
+    }
 }
 
 static fr_status write_all(int fd, const char *from, size_t bytes, fr_error *err) {
     while (bytes > 0) {
         const ssize_t n = send(fd, from, bytes, MSG_NOSIGNAL);
         if (n < 0 && errno == EINTR) continue;
-        if (n <= 0) return gone(err);
+        if (n <= 0) return gone(n, err);
         from += n;
         bytes -= (size_t)n;
     }
@@ -82,7 +99,7 @@ static fr_status read_all(int fd, char *to, size_t bytes, fr_error *err) {
     while (bytes > 0) {
         const ssize_t n = recv(fd, to, bytes, 0);
         if (n < 0 && errno == EINTR) continue;
-        if (n <= 0) return gone(err);
+        if (n <= 0) return gone(n, err);
         to += n;
         bytes -= (size_t)n;
     }
@@ -133,6 +150,7 @@ fr_wire *fr_wire_socket(int fd) {
     socket_wire *s = fr_alloc(sizeof *s);
     s->head = (fr_wire){socket_send, socket_receive, socket_close};
     s->fd = fd;
+    limit_waits(fd);
     pthread_mutex_init(&s->lock, NULL);
     return &s->head;
 }

@@ -8,8 +8,12 @@
 #include <cmocka.h>
 #include <pthread.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <sys/time.h>
 #include <time.h>
+#include <unistd.h>
 
+#include "engine/world/wire.h"
 #include "engine/world/world.h"
 
 enum { RANKS = 7, ROUNDS = 400 };
@@ -170,6 +174,35 @@ static void test_alone(void **unused) {
     fr_world_close(NULL);
 }
 
+/* A peer that reads nothing, and one that stops within a message, end a wait with a line, not never. */
+static void test_a_wire_waits_so_long(void **unused) {
+    (void)unused;
+    int pair[2];
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
+    for (int i = 0; i < 2; i++) {
+        const struct timeval t = {.tv_usec = 100000};
+        assert_int_equal(setsockopt(pair[0], SOL_SOCKET, i ? SO_SNDTIMEO : SO_RCVTIMEO, &t, sizeof t), 0);
+    }
+    fr_wire *w = fr_wire_socket(pair[0]);
+    fr_bytes large = {0};
+    fr_error err = {0};
+    char *zeros = calloc(1, 1 << 20);
+    for (int i = 0; i < 64; i++) fr_bytes_put(&large, zeros, 1 << 20); /* beyond any socket's buffer */
+    const double begun = now();
+    assert_int_equal(fr_wire_send(w, 1, &large, &err), FR_FAILED);
+    assert_non_null(strstr(err.text, "stopped"));
+    uint32_t kind;
+    fr_bytes got;
+    assert_int_equal(write(pair[1], zeros, 3), 3); /* the beginning of a head */
+    assert_int_equal(fr_wire_receive(w, 1000000000, &kind, &got, &err), FR_FAILED);
+    assert_non_null(strstr(err.text, "stopped"));
+    assert_true(now() - begun < 10);
+    free(zeros);
+    fr_bytes_free(&large);
+    fr_wire_close(w);
+    close(pair[1]);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_everybody_gets_everything),
@@ -177,6 +210,7 @@ int main(void) {
         cmocka_unit_test(test_a_failure_releases_waiters),
         cmocka_unit_test(test_different_sizes_are_refused),
         cmocka_unit_test(test_alone),
+        cmocka_unit_test(test_a_wire_waits_so_long),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
