@@ -200,7 +200,7 @@ double fr_play_clock_collective(fr_player *p, fr_play_lane *l) {
     fr_clock *c = &p->clocks[l->rank];
     if (price->flex <= 0) return 1;
     advance(p, c);
-    return speed(price, choose(p->power, c, price)); /* it draws little: the clock is the one that products left */
+    return speed(price, fmin(1, FR_POWER_LIGHT * choose(p->power, c, price)));
 }
 
 static double alone_of(const fr_power *w, fr_mover kind) {

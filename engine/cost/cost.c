@@ -9,6 +9,7 @@
 #include "engine/cost/cost_card.h"
 #include "engine/cost/cost_chain.h"
 #include "engine/cost/cost_family.h"
+#include "engine/cost/cost_follow.h"
 #include "engine/cost/cost_packed.h"
 #include "engine/cost/cost_tile.h"
 #include "engine/cost/power_fit.h"
@@ -58,8 +59,8 @@ struct fr_cost_model {
     fr_power power;
     fr_packed packed;
     fr_chain chain;
-    double follows[FR_OP_KIND_COUNT]; /* of a collective's time: the share that goes with the SM clock */
-    fr_card mean;                     /* of the cards of this kind, over the table's */
+    fr_follow follow;
+    fr_card mean; /* of the cards of this kind, over the table's */
     double spread[FR_CLASS_COUNT];
     double own_ratio[FR_CLASS_COUNT]; /* of rows that outrank the power model's table: sustained over burst */
     double slowdown[FR_CLASS_COUNT][FR_AGGRESSORS];
@@ -325,31 +326,6 @@ static void set_chain(fr_cost_model *c) {
     }
 }
 
-/* NCCL's kernels copy by SMs: between products under the limit they are slower than after a rest (sustained rows, with
- * the clock that they ran at). Small ones are latency, and what their peers' arrival leaves in the reading. */
-#define COLLECTIVE_LARGE (INT64_C(32) << 20)
-static void set_collectives(fr_cost_model *c) {
-    double sum[FR_OP_KIND_COUNT] = {0};
-    int n[FR_OP_KIND_COUNT] = {0};
-    for (int s = 0; s < c->source_count; s++) {
-        const fr_table *t = c->sources[s].table;
-        for (uint32_t i = 0; i < t->count && c->power.full_mhz > 0; i++) {
-            const fr_row *r = &t->rows[i];
-            fr_base base;
-            fr_estimate e;
-            if (r->type != FR_ROW_OP || fr_op_class_of((fr_op_kind)r->shape.kind) != FR_CLASS_COLLECTIVE ||
-                r->regime != FR_SUSTAINED || r->clock_mhz <= 0 || r->clock_mhz > 0.95 * c->power.full_mhz ||
-                r->shape.bytes < COLLECTIVE_LARGE)
-                continue;
-            fr_cost_base(&t->ceilings, &r->shape, t->pairs, &base);
-            if (!fr_family_estimate(&c->set, &c->ceilings, &r->shape, &base, 1, &e)) continue;
-            sum[r->shape.kind] += (r->ns / e.ns - 1) / (c->power.full_mhz / r->clock_mhz - 1);
-            n[r->shape.kind]++;
-        }
-    }
-    for (int k = 0; k < FR_OP_KIND_COUNT; k++) c->follows[k] = n[k] ? fmin(1, fmax(0, sum[k] / n[k])) : 0;
-}
-
 fr_status fr_cost_open(const fr_machine *machine, const fr_cost_options *options, fr_cost_model **out, fr_error *err) {
     *out = NULL;
     if (machine->peak_flops[FR_BF16] <= 0 || machine->hbm_rate <= 0)
@@ -370,6 +346,7 @@ fr_status fr_cost_open(const fr_machine *machine, const fr_cost_options *options
     set_ceilings(c);
     set_power(c);
     fr_packed_fit(c->sources, c->source_count, &c->packed);
+    fr_follow_fit(c->sources, c->source_count, &c->follow);
     fr_family_build(&c->set, c->sources, c->source_count, c->power.known ? FR_BURST : c->options.regime, NULL);
     for (int i = c->set.first[FR_CLASS_ATTENTION]; i < c->set.end[FR_CLASS_ATTENTION]; i++)
         c->fp8_attention |= c->set.families[i].key.precision == FR_FP8;
@@ -381,7 +358,6 @@ fr_status fr_cost_open(const fr_machine *machine, const fr_cost_options *options
         return status;
     }
     set_chain(c);
-    set_collectives(c);
     *out = c;
     return FR_OK;
 }
@@ -419,8 +395,9 @@ static void apply_power(const fr_cost_model *c, const fr_shape *s, const fr_base
     const bool chained = fr_chain_at(&c->chain, (fr_op_kind)s->kind, base->ns, &warm, &flex);
     if (chained) scale(e, warm);
     out->burst_ns = fr_max_i64(1, fr_round(e->ns));
-    if (class == FR_CLASS_COLLECTIVE) out->draw = (fr_draw){.full = 1, .flex = c->follows[s->kind]};
-    if (!c->power.known || class < FR_CLASS_MEMORY || class > FR_CLASS_GROUPED) return;
+    if (!c->power.known) return;
+    if (class == FR_CLASS_COLLECTIVE) out->draw = (fr_draw){.full = 1, .flex = fr_follow_flex(&c->follow, s)};
+    if (class < FR_CLASS_MEMORY || class > FR_CLASS_GROUPED) return;
     double own = c->own_ratio[class];
     const fr_precision precision = s->precision < FR_PRECISIONS ? (fr_precision)s->precision : FR_BF16;
     double peak = c->ceilings.peak[precision], rate = 1e9 / e->ns;
@@ -430,8 +407,11 @@ static void apply_power(const fr_cost_model *c, const fr_shape *s, const fr_base
     out->draw.slope *= c->mean.draw;
     if (own > 1) out->draw.slope = 0; /* the player keeps to the price */
     if (c->options.regime == FR_BURST) return;
-    double slower = own > 1 ? 1 + out->draw.flex * (own - 1)
-                            : 1 / fr_power_speed(&out->draw, fr_power_alone(&c->power, &out->draw));
+    /* rows of an own table that say both regimes: all that HBM does not bound has their ratio */
+    const double memory = base->hbm_bytes * rate / c->ceilings.hbm;
+    const double follows = class == FR_CLASS_MEMORY ? out->draw.flex : fr_power_unbound(memory);
+    double slower =
+        own > 1 ? 1 + follows * (own - 1) : 1 / fr_power_speed(&out->draw, fr_power_alone(&c->power, &out->draw));
     scale(e, slower);
     if (slower > 1 && e->provenance < FR_FROM_INTERPOLATED) e->provenance = FR_FROM_INTERPOLATED;
 }

@@ -9,22 +9,27 @@ static double burst_clock(const fr_power *p, double math, double memory) {
     return (sqrt(m * m + 4 * p->active * left) - m) / (2 * p->active);
 }
 
-/* By inverse squared distance in the two shares. NEAR: shares of a shape that two benches call the same differ by as
- * much. */
+/* What held rows of the kind say, by inverse squared distance in the two shares. NEAR: shares of a shape that two
+ * benches call the same differ by as much. *flex is -1 where none says it. */
 #define NEAR 0.03
-static double correction(const fr_power *p, fr_op_kind kind, fr_precision precision, double math, double memory) {
-    double sum = 0, weight = 0;
+static double correction(const fr_power *p, fr_op_kind kind, fr_precision precision, double math, double memory,
+                         double *flex) {
+    double sum = 0, weight = 0, follow = 0, follow_weight = 0;
     for (int i = 0; i < p->near[kind][precision].count; i++) {
         const fr_power_row *r = &p->row[p->near[kind][precision].row[i]];
         double a = r->math - math, b = r->memory - memory, w = 1 / (a * a + b * b + NEAR * NEAR);
         sum += w * r->factor;
         weight += w;
+        if (r->flex < 0) continue;
+        follow += w * r->flex;
+        follow_weight += w;
     }
+    *flex = follow_weight > 0 ? follow / follow_weight : -1;
     return weight > 0 ? sum / weight : 1;
 }
 
-void fr_power_draw(const fr_power *p, fr_op_kind kind, fr_precision precision, double math, double memory, double clock,
-                   fr_draw *out) {
+void fr_power_plain(const fr_power *p, fr_op_kind kind, fr_precision precision, double math, double memory,
+                    double clock, double flex, fr_draw *out) {
     double share = fr_least(1, memory), hbm = p->memory * share, cores = p->math[precision] * math;
     double full = clock > 0 ? clock : burst_clock(p, cores, share), active = p->active;
     fr_op_class class = fr_op_class_of(kind);
@@ -33,13 +38,20 @@ void fr_power_draw(const fr_power *p, fr_op_kind kind, fr_precision precision, d
         active = p->streaming;
         out->flex = fr_most(0, 1 - share / FR_STREAMS);
     } else {
-        out->flex = p->flex[class] * fr_least(1, fr_most(0, (FR_STREAMS - share) / (FR_STREAMS - FR_FLEX_ALL)));
+        out->flex = (flex >= 0 ? flex : p->flex[class]) * fr_power_unbound(share);
     }
     out->full = fr_least(1, fr_most(0.5, full));
     /* what HBM draws goes down with the op's speed: about as x^2 over the range that limits move it */
     out->base = hbm * (1 - out->flex);
     out->slope = active + cores / out->full + hbm * out->flex / (out->full * out->full);
-    out->slope *= correction(p, kind, precision, math, share);
+}
+
+void fr_power_draw(const fr_power *p, fr_op_kind kind, fr_precision precision, double math, double memory, double clock,
+                   fr_draw *out) {
+    double flex;
+    const double factor = correction(p, kind, precision, math, fmin(1, memory), &flex);
+    fr_power_plain(p, kind, precision, math, memory, clock, flex, out);
+    out->slope *= factor;
 }
 
 double fr_power_alone(const fr_power *p, const fr_draw *d) {

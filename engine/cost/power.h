@@ -26,6 +26,7 @@ typedef struct {
     uint8_t kind, precision;
     double math, memory; /* shares, as in fr_power_draw */
     double factor;
+    double flex; /* share of what HBM leaves of its time that follows the clock; -1 = no burst with a clock says it */
 } fr_power_row;
 
 #define FR_POWER_ROWS 48
@@ -92,9 +93,18 @@ static inline double fr_power_limit(const fr_power *p, int64_t ns, double excess
     return p->fresh - excess * lack;
 }
 
+/* SM clock of a collective between products under the limit, over that of the products: NCCL's kernels draw little
+ * (nine rows of a pair, kernels/measured/raw/h200x2-loaded-2026-11-22.raw, 1.10 to 1.12). */
+#define FR_POWER_LIGHT 1.1
+
 /* What the average lacks of the limit is spent so many times a window (sim/player_clock.c): the limit is met after
  * window / (1 + gain). Two keeps kernels of a third of a window from overshooting. */
 #define FR_POWER_GAIN 2.0
+
+/* What of a product's flex is left where HBM takes such a share of its time. */
+static inline double fr_power_unbound(double memory) {
+    return fmin(1, fmax(0, (FR_STREAMS - memory) / (FR_STREAMS - FR_FLEX_ALL)));
+}
 
 /* The work of an op that reaches these shares of the tensor cores' peak in its precision and of the HBM's datasheet
  * rate in a burst, at SM clock `clock` there (0 = not known). */
@@ -104,6 +114,10 @@ void fr_power_draw(const fr_power *p, fr_op_kind kind, fr_precision precision, d
 static inline double fr_power_watts(const fr_draw *d, double x) {
     return d->base + d->slope * x * x;
 }
+/* The same by the least squares alone, without what single rows correct; flex: as of such a row
+ * (-1: as of its class). */
+void fr_power_plain(const fr_power *p, fr_op_kind kind, fr_precision precision, double math, double memory,
+                    double clock, double flex, fr_draw *out);
 /* How fast the op runs at clock x, relative to a burst: 1 at d->full and above. */
 static inline double fr_power_speed(const fr_draw *d, double x) {
     return x >= d->full ? 1 : x / (x + d->flex * (d->full - x));

@@ -126,7 +126,7 @@ static void fit_flex(const fr_table *t, fr_power *p) {
         shares(t, r, b->ns, &math, &memory);
         if (memory > FR_FLEX_ALL) continue;
         fr_op_class class = fr_op_class_of((fr_op_kind)r->shape.kind);
-        sum[class] += (r->ns / b->ns - 1) / (fast / slow - 1);
+        sum[class] += (r->ns / b->ns - 1) / (fast / slow - 1); /* of single rows: own_flex */
         n[class]++;
     }
     for (int k = 0; k < FR_CLASS_COUNT; k++) p->flex[k] = n[k] ? fmin(1, fmax(0.5, sum[k] / n[k])) : 1;
@@ -322,10 +322,16 @@ static void fit_transfers(const fr_table *t, fr_power *p) {
     fit_draws(t, p);
 }
 
+/* How the row's own time follows the clock: some kernels of a class wait more than others. */
+static double own_flex(const fr_power *p, const fr_row *r, const fr_row *b, double memory) {
+    const double slow = clock_of(p, r), fast = clock_of(p, b);
+    if (!b || fast < 1.03 * slow || memory > FR_FLEX_ALL) return -1;
+    return fmin(1.1, fmax(0, (r->ns / b->ns - 1) / (fast / slow - 1)));
+}
+
 /* What the least squares leave: factors on the x^2 coefficient of rows under the limit, with the shares that their work
  * reaches in a burst, where there is such a row. */
 static void fit_rows(const fr_table *t, fr_power *p) {
-    const fr_power raw = *p; /* judged by the least squares alone, not by each other */
     for (uint32_t i = 0; i < t->count && p->held < FR_POWER_ROWS; i++) {
         const fr_row *r = &t->rows[i], *b;
         double x = clock_of(p, r);
@@ -334,7 +340,9 @@ static void fit_rows(const fr_table *t, fr_power *p) {
         fr_power_row row = {.kind = r->shape.kind, .precision = (uint8_t)precision_of(r)};
         fr_draw d;
         shares(t, r, b ? b->ns : r->ns, &row.math, &row.memory);
-        fr_power_draw(&raw, (fr_op_kind)row.kind, precision_of(r), row.math, row.memory, b ? clock_of(p, b) : x, &d);
+        row.flex = own_flex(p, r, b, row.memory);
+        fr_power_plain(p, (fr_op_kind)row.kind, precision_of(r), row.math, row.memory, b ? clock_of(p, b) : x, row.flex,
+                       &d);
         row.factor = (p->cap - p->idle - d.base) / (d.slope * x * x);
         if (row.factor > 0.5 && row.factor < 2) p->row[p->held++] = row;
     }

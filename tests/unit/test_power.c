@@ -7,6 +7,7 @@
 #include <cmocka.h>
 
 #include "engine/cost/cost_card.h"
+#include "engine/cost/cost_follow.h"
 #include "engine/cost/power_fit.h"
 #include "engine/machine.h"
 
@@ -88,6 +89,35 @@ static void coefficients(void **state) {
     assert_true(near(d.full, .9, 0.005));
     fr_table_free(&t);
     fr_text_free(&rows);
+}
+
+/* Of a collective's time between products under the limit, over its burst: the share that goes with the clock. */
+static void collectives_follow(void **state) {
+    (void)state;
+    fr_table t = table("allgather bytes=1048576 ranks=2 transport=nccl regime=burst ns=20000\n"
+                       "allgather bytes=1048576 ranks=2 transport=nccl regime=sustained ns=28000 clock_mhz=1600\n"
+                       "allgather bytes=1073741824 ranks=2 transport=nccl regime=burst ns=2000000\n"
+                       "allgather bytes=1073741824 ranks=2 transport=nccl regime=sustained ns=2200000 clock_mhz=1600\n"
+                       "allgather bytes=1073741824 ranks=4 transport=nccl regime=burst ns=2500000\n"
+                       "allgather bytes=1073741824 ranks=4 transport=nccl regime=sustained ns=2500000 clock_mhz=1600\n"
+                       "reducescatter bytes=1048576 ranks=2 transport=nccl regime=sustained ns=28000 clock_mhz=1600\n");
+    const fr_source source = {.table = &t};
+    fr_follow f;
+    fr_follow_fit(&source, 1, &f);
+    assert_int_equal(f.points, 3); /* the last has no burst */
+    fr_shape s = {.kind = FR_OP_ALLGATHER, .bytes = 1024, .ranks = 2};
+    assert_true(near(fr_follow_flex(&f, &s), 1.6, 1e-9)); /* 40 % longer at a clock of 0.8 */
+    s.bytes = INT64_C(1) << 25;
+    assert_true(near(fr_follow_flex(&f, &s), 1.0, 1e-9));
+    s.bytes = INT64_C(1) << 33;
+    assert_true(near(fr_follow_flex(&f, &s), 0.4, 1e-9));
+    s.ranks = 8;
+    assert_true(near(fr_follow_flex(&f, &s), 0, 1e-9));
+    s.kind = FR_OP_REDUCESCATTER;
+    assert_true(near(fr_follow_flex(&f, &s), 0, 1e-9));
+    s.kind = FR_OP_GEMM_QKV;
+    assert_true(near(fr_follow_flex(&f, &s), 0, 1e-9));
+    fr_table_free(&t);
 }
 
 /* Tensor cores draw by precision: rows of the other one say so, and change nothing of this one. Held at 1,500 MHz under
@@ -312,10 +342,9 @@ static void cards(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(coefficients), cmocka_unit_test(precisions),
-        cmocka_unit_test(window),       cmocka_unit_test(slow_hand),
-        cmocka_unit_test(draws),        cmocka_unit_test(mean_card),
-        cmocka_unit_test(unknown),      cmocka_unit_test(pulls_cost_clock),
+        cmocka_unit_test(coefficients), cmocka_unit_test(precisions), cmocka_unit_test(collectives_follow),
+        cmocka_unit_test(window),       cmocka_unit_test(slow_hand),  cmocka_unit_test(draws),
+        cmocka_unit_test(mean_card),    cmocka_unit_test(unknown),    cmocka_unit_test(pulls_cost_clock),
         cmocka_unit_test(cards),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
