@@ -109,8 +109,8 @@ static const char *overlap_names(int i) {
       layout.micro_batches, 0, 256, NULL)                                                                              \
     X("chunk-tokens", "N", "Layout", "chunked prefill: the largest chunk; 0 = whole sequences", T_LONG,                \
       layout.chunk_tokens, 0, 1ll << 30, NULL)                                                                         \
-    X("chunking", "fixed|balanced", "Layout", "chunks of equal tokens, or of equal cost", T_ENUM, layout.chunking, 0,  \
-      0, chunking_names)                                                                                               \
+    X("chunking", "fixed|balanced", "Layout", "pp: chunks of equal tokens, or of equal cost", T_ENUM, layout.chunking, \
+      0, 0, chunking_names)                                                                                            \
     X("slots", "S", "Layout", "offload: expert slots on the GPU; 0 = a layer ahead", T_INT, layout.slots, 0, 4096,     \
       NULL)                                                                                                            \
     X("window", "K", "Layout", "offload with --ep: layers that the host copies run ahead; 0 = 4", T_INT,               \

@@ -21,6 +21,7 @@ refuse --overlap --strategy tp --overlap tbo
 refuse --overlap-stages --strategy ep --overlap tbo --overlap-stages 2
 refuse --micro-batches --strategy tp --micro-batches 4
 refuse --chunking --strategy tp --chunking balanced
+expect 2 simulate --strategy pp --trace azure-code --requests 5 --chunk-tokens 1K --chunking balanced && says --chunking
 refuse --window --strategy asyncep --window 2
 refuse --ep --strategy tp --ep 4
 refuse --experts --strategy tp --experts ep
