@@ -4,8 +4,8 @@
 # data: tests/tools/interference.py TABLE
 if (!exists("folder")) folder = "plots"
 load folder."/style.gp"
-if (out[strlen(out) - 2:] eq "svg") { set terminal svg size 1200, 600 font "sans,12" background "white" } \
-else { set terminal pngcairo size 1200, 600 font "sans,10" }
+if (out[strlen(out) - 2:] eq "svg") { set terminal svg size 1500, 780 font "sans,15" background "white" } \
+else { set terminal pngcairo size 1500, 780 font "sans,12" }
 set output out
 set datafile missing "?"
 victims = "gemm grouped attention memory"
@@ -14,21 +14,22 @@ aggressors = "pull nccl h2d"
 names = "'pulls both ways' 'NCCL all-gather' 'host to device'"
 open(i) = i == 1 ? 6 : i == 2 ? 4 : 8
 rows(v, a, regime) = sprintf("< awk -F'\t' '$1 == \"%s\" && $2 == \"%s\" && $3 == 2 && $4 == \"%s\"' %s", v, a, regime, data)
-set xrange [-0.06:1.2]
 set xtics ("0" 0, "25 %%" 0.25, "50 %%" 0.5, "75 %%" 0.75, "100 %%" 1)
-set multiplot layout 2, 4 margins 0.06, 0.99, 0.07, 0.87 spacing 0.04, 0.1 \
-    title "Compute beside transfers, 2 x H200, sustained (open points: bursts), by the share of time that transfers run"
+set xrange [-0.06:1.24]
+set multiplot layout 2, 4 margins 0.065, 0.99, 0.15, 0.88 spacing 0.03, 0.08 \
+    title "Compute beside transfers, 2 x H200, sustained (open points at the right: bursts)"
 do for [row = 1:2] {
     do for [k = 1:4] {
         v = word(victims, k)
         set title (row == 1 ? word(titles, k) : "") offset 0, -0.6
         set ylabel (k > 1 ? "" : row == 1 ? "takes longer by, %" : "SM clock, MHz") offset 1, 0
-        if (row == 1) { set yrange [-2:34] } else { set yrange [1150:2030] }
-        if (row == 1 && k == 2) { set key top left } else { unset key }
+        if (row == 1) { set yrange [-2:34]; set ytics 5 } else { set yrange [1150:2030]; set ytics 200 }
+        set xlabel (row == 2 ? "share of time that transfers run" : "")
+        if (row == 2 && k == 1) { set key at screen 0.5, 0.03 center vertical maxrows 1 } else { unset key }
         plot for [i = 1:3] rows(v, word(aggressors, i), "sustained") using 5:(row == 1 ? column(8) : column(12)) \
-                 with linespoints lw 1.6 dt d(i - 1) pt s(i - 1) ps 0.9 lc rgb c(i - 1) title word(names, i), \
+                 with linespoints lw 2 dt d(i - 1) pt s(i - 1) ps 1.2 lc rgb c(i - 1) title word(names, i), \
              for [i = 1:3] rows(v, word(aggressors, i), "burst") using (1.1):(row == 1 ? column(8) : column(12)) \
-                 with points pt open(i) ps 1.1 lw 1.4 lc rgb c(i - 1) notitle, \
+                 with points pt open(i) ps 1.4 lw 1.6 lc rgb c(i - 1) notitle, \
              rows(v, "pull", "sustained") using (0):(row == 1 ? 0 : column(11)) with points pt 1 lc rgb "#444444" notitle
     }
 }
