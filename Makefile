@@ -84,7 +84,8 @@ FUZZ     := $(FUZZ_SRC:tests/fuzz/%.c=$(BUILD)/fuzz/%)
 
 $(BUILD)/fuzz/%: tests/fuzz/%.c tests/fuzz/standalone.c $(BUILD)/libforerun.a
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) -MF $@.d -o $@ $< tests/fuzz/standalone.c $(BUILD)/libforerun.a $(LDLIBS)
+	$(CC) $(CFLAGS) -MF $@.d -o $@ $(filter %.c %.o,$^) $(BUILD)/libforerun.a $(LDLIBS)
+$(BUILD)/fuzz/fuzz_cells: $(BUILD)/sim/cli/args.o $(BUILD)/sim/cli/cells.o
 
 .PHONY: all unit units clean format format-check test check test-programs engine-check demo bench man
 unit: $(BUILD)/tests/test_$(T)

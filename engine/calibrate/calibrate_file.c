@@ -103,34 +103,36 @@ static int by_shape(const void *a, const void *b) {
     return 0;
 }
 
+/* The next line before the first row, its end in *end; empty ones are left out. NULL at the first row. */
+static const char *next_header(const char *at, const char *stop, const char **end) {
+    for (; at < stop && (*end = memchr(at, '\n', (size_t)(stop - at))); at = *end + 1) {
+        if (*at == '#') return at;
+        if (at + strspn(at, " \t\r") < *end) return NULL;
+    }
+    return NULL;
+}
+
 /* The value of a header line, or an empty text. */
 static void header_value(const char *text, size_t length, const char *key, char *out, size_t room) {
     const size_t n = strlen(key);
+    const char *end;
     out[0] = 0;
-    for (const char *at = text; at && at < text + length && at[0] == '#';) {
-        const char *end = memchr(at, '\n', (size_t)(text + length - at));
-        if (!end) return;
-        if (strncmp(at, "# ", 2) == 0 && strncmp(at + 2, key, n) == 0 && at[2 + n] == ':') {
-            const size_t skip = 4 + n, have = (size_t)(end - at);
-            snprintf(out, room, "%.*s", have > skip ? (int)(have - skip) : 0, at + skip);
-            return;
-        }
-        at = end + 1;
+    for (const char *at = text; (at = next_header(at, text + length, &end)); at = end + 1) {
+        const size_t have = (size_t)(end - at), skip = 4 + n;
+        if (have < skip || strncmp(at, "# ", 2) != 0 || strncmp(at + 2, key, n) != 0 || at[2 + n] != ':') continue;
+        snprintf(out, room, "%.*s", (int)(have - skip), at + skip);
+        return;
     }
 }
 
 /* The first journal's header, with everybody's uuid and the sources in place of its own. */
 static void merge_header(const char *const *texts, const size_t *lengths, const char *const *names, int count,
                          fr_text *out) {
-    const char *at = texts[0], *stop = texts[0] + lengths[0];
-    while (at < stop && at[0] == '#') {
-        const char *end = memchr(at, '\n', (size_t)(stop - at));
-        if (!end) break;
+    const char *end;
+    for (const char *at = texts[0]; (at = next_header(at, texts[0] + lengths[0], &end)); at = end + 1)
         if (at[1] != '#' && strncmp(at, "# uuid:", 7) != 0 && strncmp(at, "# source:", 9) != 0 &&
             strncmp(at, "# mode:", 7) != 0)
             fr_text_add(out, "%.*s\n", (int)(end - at), at);
-        at = end + 1;
-    }
     fr_text uuids = {0};
     for (int i = 0; i < count; i++) {
         char uuid[1024]; /* of FR_CAL_DEVICES GPUs */

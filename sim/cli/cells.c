@@ -113,6 +113,11 @@ static fr_status take_all(cells *c, const char *list, bool check, fr_error *err)
     return s;
 }
 
+fr_status cli_cells_check(const cli_args *a, const char *path, const char *list, fr_error *err) {
+    cells c = {.a = a, .path = path, .folder = "."};
+    return take_all(&c, list, true, err);
+}
+
 fr_status cli_cells(const cli_args *a, cli_cell *one, fr_error *err) {
     const char *limit = cli_value(a, "limit");
     cells c = {.a = a,
@@ -128,7 +133,7 @@ fr_status cli_cells(const cli_args *a, cli_cell *one, fr_error *err) {
         return fr_fail(err, FR_BAD_INPUT, "--results %s: expected a folder to write to: %s", c.folder, strerror(errno));
     if (limit) FR_TRY(fr_parse_double(limit, 0, 1e9, "--limit", &c.limit, err));
     FR_TRY(fr_read_file(c.path, LIST_LIMIT, &list, &length, err));
-    fr_status s = take_all(&c, list, true, err);
+    fr_status s = cli_cells_check(a, c.path, list, err);
     if (s == FR_OK) s = take_all(&c, list, false, err);
     free(list);
     FR_TRY(s);

@@ -55,6 +55,9 @@ fr_status cli_experiment(const cli_args *a, fr_experiment *out, fr_error *err);
  */
 typedef fr_status cli_cell(const cli_args *cell, bool *stop, fr_error *err);
 fr_status cli_cells(const cli_args *a, cli_cell *one, fr_error *err);
+/* Its first step: reads all lines of a list (`path` names it in messages), so that a mistake in the last one is found
+ * before the first one runs. */
+fr_status cli_cells_check(const cli_args *a, const char *path, const char *list, fr_error *err);
 /* A result in JSON: to its file, or to stdout. */
 fr_status cli_put_json(const cli_args *a, const char *text, fr_error *err);
 

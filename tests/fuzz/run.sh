@@ -5,7 +5,10 @@ dir=${FUZZ_DIR:-build/asan/fuzz} seconds=${FUZZ_SECONDS:-2} passed=0 failed=0
 for source in tests/fuzz/fuzz_*.c; do
     name=$(basename "$source" .c)
     corpus="tests/fuzz/corpus/${name#fuzz_}"
-    [ -d "$corpus" ] || corpus="tests/fuzz/corpus/$name"
+    case $name in # what ships are the seeds
+    fuzz_config) corpus=engine/builtin/models ;;
+    fuzz_machine) corpus=engine/builtin/machines ;;
+    esac
     if out=$(timeout $((seconds * 10 + 20)) "$dir/$name" "$corpus" "$seconds" 2>&1); then
         passed=$((passed + 1))
         echo "$name: $out"

@@ -105,6 +105,10 @@ int main(int argc, char **argv) {
     state = argc > 3 ? strtoull(argv[3], NULL, 10) | 1 : 88172645463325252ull;
     static input inputs[MAX_INPUTS];
     int n = load(argv[1], inputs);
+    if (n == 0) { /* mutants of nothing find nothing */
+        fprintf(stderr, "%s: no seeds\n", argv[1]);
+        return 2;
+    }
     static uint8_t scratch[MAX_SIZE];
     static const input none = {(uint8_t *)"", 0};
     for (int i = 0; i < n; i++) LLVMFuzzerTestOneInput(inputs[i].bytes, inputs[i].size);
@@ -115,8 +119,8 @@ int main(int argc, char **argv) {
     long runs = 0;
     do {
         for (int i = 0; i < 64; i++, runs++) {
-            const input *from = n ? &inputs[next_random() % (uint64_t)n] : &none;
-            const input *other = n ? &inputs[next_random() % (uint64_t)n] : &none;
+            const input *from = &inputs[next_random() % (uint64_t)n];
+            const input *other = &inputs[next_random() % (uint64_t)n];
             size_t size = mutate(from, other, scratch);
             if (fd >= 0 && (ftruncate(fd, 0) != 0 || pwrite(fd, scratch, size, 0) < 0)) fd = -1;
             LLVMFuzzerTestOneInput(scratch, size);
