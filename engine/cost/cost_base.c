@@ -163,6 +163,7 @@ static void attention(const fr_ceilings *c, const fr_shape *s, const fr_pair *pa
         useful += pairs_seen;
         queries += v.queries;
         double seen = (double)v.prefix + v.queries;
+        out->cached |= v.prefix > 0;
         keys += s->window > 0 && seen > s->window + v.queries ? s->window + v.queries : seen;
     }
     if (queries <= 0) return;

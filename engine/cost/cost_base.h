@@ -14,6 +14,7 @@ typedef struct {
     double feature; /* log of what tells shapes of equal ns apart: key blocks a query tile sees */
     double hbm_bytes, link_bytes;
     double flops; /* useful ones; 0 where none are done on tensor cores */
+    bool cached;  /* attention: over keys from the cache, which are gathered first */
 } fr_base;
 
 void fr_cost_base(const fr_ceilings *c, const fr_shape *s, const fr_pair *pairs, fr_base *out);

@@ -161,6 +161,7 @@ static void add_sample(item_list *list, const fr_source *src, const fr_row *r, d
     item *it = &list->items[list->count++];
     memset(it, 0, sizeof *it);
     it->key = key_of(&r->shape, r->ways, r->type == FR_ROW_GENERIC);
+    it->key.cached = base.cached;
     /* The other regime differs by the clock, which HBM does not follow (facts: 1 GiB streamed at 1,980 MHz and 550 W,
      * not throttled): what spends most of its time there keeps it. */
     if (base.hbm_bytes / src->table->ceilings.hbm * 1e9 > HBM_BOUND * r->ns) scale = 1;
@@ -263,7 +264,8 @@ static double distance(const fr_family_key *f, const fr_family_key *want) {
     case FR_CLASS_GROUPED:
         return log_distance(f->n, want->n) + log_distance(f->k, want->k);
     case FR_CLASS_ATTENTION:
-        return log_distance(f->n, want->n) + log_distance(f->k, want->k) + (f->windowed != want->windowed ? 1 : 0);
+        return log_distance(f->n, want->n) + log_distance(f->k, want->k) + (f->windowed != want->windowed ? 1 : 0) +
+               (f->cached != want->cached ? 1 : 0);
     case FR_CLASS_MEMORY:
         if (f->kind != want->kind) return f->kind == FR_OP_NONE ? 50 : 100;
         return log_distance(f->n, want->n) + log_distance(f->k, want->k);
@@ -518,7 +520,10 @@ void fr_family_list(const fr_family_set *set, fr_text *out) {
             break;
         case FR_CLASS_ATTENTION:
             snprintf(name, sizeof name, "attention %s head_dim=%d/%d%s", fr_precision_name((fr_precision)k->precision),
-                     (int)k->n, (int)k->k, k->windowed ? " windowed" : "");
+                     (int)k->n, (int)k->k,
+                     k->windowed ? " windowed"
+                     : k->cached ? " over a cache"
+                                 : "");
             break;
         case FR_CLASS_COLLECTIVE:
             snprintf(name, sizeof name, "%s ranks=%d hosts=%d", fr_op_name((fr_op_kind)k->kind), k->ranks, k->hosts);
@@ -538,6 +543,7 @@ void fr_family_list(const fr_family_set *set, fr_text *out) {
 bool fr_family_estimate(const fr_family_set *set, const fr_ceilings *ceilings, const fr_shape *s, const fr_base *base,
                         uint8_t ways, fr_estimate *out) {
     fr_family_key want = key_of(s, ways, false), other;
+    want.cached = base->cached;
     answer b;
     bool alias = false;
     if (!ask_families(set, &want, base, &b)) {

@@ -12,7 +12,7 @@ typedef struct {
     uint8_t kind;  /* memory, host, collective, copy; FR_OP_NONE = generic memory; 0 where the kind does not matter */
     uint8_t precision; /* gemm, grouped, attention */
     uint8_t ways, transport, hosts, windowed;
-    uint8_t none; /* no padding: keys are compared byte by byte */
+    uint8_t cached; /* attention: keys are gathered from the cache first (keys are compared byte by byte: no padding) */
     int16_t ranks, nil;
     int32_t n, k; /* gemm, grouped: n and k; attention: head_dim and v_head_dim */
 } fr_family_key;
