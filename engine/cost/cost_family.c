@@ -534,6 +534,11 @@ void fr_family_list(const fr_family_set *set, fr_text *out) {
         }
         const fr_curve *c = &f->curve;
         int last = c->points - 1;
+        if (f->rows == 1) { /* nothing to leave out: the error is assumed */
+            fr_text_add(out, "  %-34s   1 row,  %.3g us, error taken as %.0f %%\n", name, exp(c->y[0]) / 1e3,
+                        100 * c->error);
+            continue;
+        }
         fr_text_add(out, "  %-34s %3d rows, ideal %.3g..%.3g us, reached %.3f..%.3f, error %.1f %%\n", name, f->rows,
                     exp(c->x[0]) / 1e3, exp(c->x[last]) / 1e3, exp(c->x[0] - c->y[0]), exp(c->x[last] - c->y[last]),
                     100 * c->error);

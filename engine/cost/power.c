@@ -65,13 +65,12 @@ void fr_power_describe(const fr_power *p, fr_text *out) {
     }
     fr_text_add(out,
                 "power: idle %.0f W, limit %.0f W averaged over %.0f ms, bursts up to %.0f W; full clock %.0f MHz\n"
-                "  busy SMs %.0f W at full clock (%.0f where they only move data), tensor cores at peak %.0f W (fp8 "
-                "%.0f), HBM at "
-                "peak %.0f W (rms %.0f W over %d "
-                "rows); follow the clock: GEMM %.2f, grouped %.2f, attention %.2f; beside compute: pulls %.0f W, NCCL "
-                "%.0f W, host copies %.0f W\n",
-                p->idle, p->cap, p->window_ns / 1e6, p->peak, p->full_mhz, p->active, p->streaming, p->math[FR_BF16],
-                p->math[FR_FP8], p->memory, p->error, p->rows, p->flex[FR_CLASS_GEMM], p->flex[FR_CLASS_GROUPED],
+                "  busy SMs %.0f W at full clock (%.0f where they only move data), HBM at peak %.0f W,\n"
+                "  tensor cores at peak %.0f W (fp8 %.0f); rms error %.0f W over %d rows\n"
+                "  follow the clock: GEMM %.2f, grouped %.2f, attention %.2f\n"
+                "  beside compute: pulls %.0f W, NCCL %.0f W, host copies %.0f W\n",
+                p->idle, p->cap, p->window_ns / 1e6, p->peak, p->full_mhz, p->active, p->streaming, p->memory,
+                p->math[FR_BF16], p->math[FR_FP8], p->error, p->rows, p->flex[FR_CLASS_GEMM], p->flex[FR_CLASS_GROUPED],
                 p->flex[FR_CLASS_ATTENTION], p->transfer[FR_AGGRESSOR_PULL], p->transfer[FR_AGGRESSOR_NCCL],
                 p->transfer[FR_AGGRESSOR_H2D]);
 }
