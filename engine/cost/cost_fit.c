@@ -115,7 +115,7 @@ static double without(const fr_curve *c, int i) {
 
 /* Half an octave. Less lets the sum of curve and residuals fall where a new tile moves a batch in the second coordinate
  * (by 4 % at 0.05), and predicts left-out rows no better (8.3 % at 0.05 to 0.30); rows are met within 3 %. */
-#define NEAR 0.10
+#define NEAR 0.30
 
 /*
  * Deviation at (x, f) from rows other than `skip`: Shepard's inverse distances, power 4, against a prior of no
