@@ -508,6 +508,7 @@ static double family_extra(const fr_ceilings *c, const fr_shape *s, const fr_fam
 }
 
 void fr_family_list(const fr_family_set *set, fr_text *out) {
+    static const char *const transports[] = {"ours", "nccl", "nccl-ce"};
     for (int i = 0; i < set->count; i++) {
         const fr_family *f = &set->families[i];
         const fr_family_key *k = &f->key;
@@ -526,11 +527,14 @@ void fr_family_list(const fr_family_set *set, fr_text *out) {
                                  : "");
             break;
         case FR_CLASS_COLLECTIVE:
-            snprintf(name, sizeof name, "%s ranks=%d hosts=%d", fr_op_name((fr_op_kind)k->kind), k->ranks, k->hosts);
+            snprintf(name, sizeof name, "%s %s ranks=%d%s", fr_op_name((fr_op_kind)k->kind),
+                     transports[k->transport < 3 ? k->transport : 0], k->ranks, k->hosts > 1 ? " over hosts" : "");
             break;
         default:
             snprintf(name, sizeof name, "%s%s", k->kind == FR_OP_NONE ? "memory" : fr_op_name((fr_op_kind)k->kind),
                      k->ways == 2 ? " both ways" : "");
+            if (k->n) snprintf(name + strlen(name), sizeof name - strlen(name), " n=%d", (int)k->n);
+            if (k->n && k->k) snprintf(name + strlen(name), sizeof name - strlen(name), ", %d bytes each", (int)k->k);
         }
         const fr_curve *c = &f->curve;
         int last = c->points - 1;
