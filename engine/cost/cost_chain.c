@@ -1,6 +1,7 @@
 #include "engine/cost/cost_chain.h"
 
 #include <math.h>
+#include <string.h>
 
 /* Sizes nearer than some 20 % count alike. */
 #define NEAR 0.05
@@ -11,7 +12,9 @@ bool fr_chain_row(const fr_row *r) {
 
 void fr_chain_add(fr_chain *c, fr_op_kind kind, double base_ns, double alone, double full, double taken, double clock) {
     if (c->points == FR_CHAIN_POINTS || base_ns <= 0 || alone <= 0 || taken <= 0) return;
-    fr_chain_point *p = &c->point[c->points++];
+    fr_chain_point *p = &c->point[c->end[kind]];
+    memmove(p + 1, p, (size_t)(c->points++ - c->end[kind]) * sizeof *p);
+    for (int k = (int)kind; k < FR_OP_KIND_COUNT; k++) c->end[k]++;
     const double ratio = taken / alone, slower = full / fmin(clock, full) - 1;
     *p = (fr_chain_point){.kind = (uint8_t)kind, .log_b = log(base_ns), .warm = 1};
     if (ratio > 1 && slower > 0) p->flex = fmin(1, (ratio - 1) / slower);
@@ -20,10 +23,11 @@ void fr_chain_add(fr_chain *c, fr_op_kind kind, double base_ns, double alone, do
 
 bool fr_chain_at(const fr_chain *c, fr_op_kind kind, double base_ns, double *warm, double *flex) {
     double sum = 0, w = 0, f = 0;
+    const int first = kind > 0 ? c->end[kind - 1] : 0, end = c->end[kind];
+    if (first == end) return false;
     const double at = base_ns > 0 ? log(base_ns) : 0;
-    for (int i = 0; i < c->points; i++) {
+    for (int i = first; i < end; i++) {
         const fr_chain_point *p = &c->point[i];
-        if (p->kind != kind) continue;
         const double d = p->log_b - at, weight = 1 / (d * d + NEAR);
         sum += weight;
         w += weight * p->warm;

@@ -19,8 +19,9 @@ typedef struct {
 } fr_chain_point;
 
 typedef struct {
-    fr_chain_point point[FR_CHAIN_POINTS];
+    fr_chain_point point[FR_CHAIN_POINTS]; /* by kind, then as they were added */
     int points;
+    uint8_t end[FR_OP_KIND_COUNT]; /* of a kind's */
 } fr_chain;
 
 bool fr_chain_row(const fr_row *r); /* a row of a chain */

@@ -30,8 +30,9 @@ static int nearest_ranks(const fr_follow *f, const fr_shape *s) {
     double least = INFINITY;
     int ranks = 0;
     for (int i = 0; i < f->points; i++) {
+        if (f->point[i].kind != s->kind) continue;
         const double d = fabs(log((double)f->point[i].ranks / (s->ranks > 1 ? s->ranks : 2)));
-        if (f->point[i].kind != s->kind || d >= least) continue;
+        if (d >= least) continue;
         least = d;
         ranks = f->point[i].ranks;
     }
@@ -41,6 +42,7 @@ static int nearest_ranks(const fr_follow *f, const fr_shape *s) {
 double fr_follow_flex(const fr_follow *f, const fr_shape *s) {
     if (!collective(s)) return 0;
     const int ranks = nearest_ranks(f, s);
+    if (ranks == 0) return 0;
     const double at = log((double)s->bytes);
     double x[2] = {-INFINITY, INFINITY}, y[2] = {0, 0};
     for (int i = 0; i < f->points; i++) {

@@ -1,25 +1,41 @@
 #!/usr/bin/env bash
-# make bench, whole jobs: seconds, memory, ops per second of what a user does. One run each, on an idle machine; figures go to the README.
+# make bench, whole jobs: seconds, CPU seconds, memory, ops per second of what a user does, each the best of ROUNDS runs. Figures go to the README.
 # FORERUN_MOONCAKE = the full conversation trace (12,031 requests; shipped is its first 1,000).
+# FORERUN_BEFORE = another build of the program: it does every job too, the two in turns, and its figures stand beside.
 set -u
-forerun=${FORERUN:-build/forerun}
+forerun=${FORERUN:-build/forerun} before=${FORERUN_BEFORE:-} rounds=${ROUNDS:-1}
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
-job() { # NAME COMMAND...
-    local name=$1
+run() { # PROGRAM WHERE ARGUMENTS...: one round; keeps the one of least CPU time in WHERE.best
+    local program=$1 where=$2
+    shift 2
+    rm -f "$tmp"/sweep.db*
+    /usr/bin/time -f '%e %U %S %M' -o "$where.time" "$program" "$@" >"$where.out" 2>"$where.err" || return 1
+    awk '{ printf "%.2f %.2f %.1f\n", $1, $2 + $3, $4 / 1024 }' "$where.time" >"$where.now"
+    if [ ! -f "$where.best" ] || [ "$(awk '{ print $2 }' "$where.now")" \< "$(awk '{ print $2 }' "$where.best")" ]; then mv "$where.now" "$where.best"; fi
+}
+job() { # NAME ARGUMENTS...
+    local name=$1 i
     shift
-    /usr/bin/env bash -c 'TIMEFORMAT=%R; time "$@" >'"$tmp/out"' 2>'"$tmp/err" bash "$@" 2>"$tmp/time" || { echo "$name: failed: $(tail -n 1 "$tmp/err")"; return; }
+    rm -f "$tmp"/*.best
+    for ((i = 0; i < rounds; i++)); do
+        run "$forerun" "$tmp/now" "$@" || { echo "$name: failed: $(tail -n 1 "$tmp/now.err")"; return; }
+        [ -z "$before" ] || run "$before" "$tmp/old" "$@" || { echo "$name: before: failed: $(tail -n 1 "$tmp/old.err")"; return; }
+    done
     local ops
-    ops=$(grep -E '^ops |cells in' "$tmp/out" | sed -E 's/ +/ /g' | cut -c1-140)
-    printf '%-64s %7s s   %s\n' "$name" "$(tail -n 1 "$tmp/time")" "$ops"
+    ops=$(grep -E '^ops |cells in' "$tmp/now.out" | sed -E 's/ +/ /g' | cut -c1-120)
+    printf '%-64s %6s s, CPU %6s s, %5s MiB' "$name" $(cat "$tmp/now.best")
+    [ -z "$before" ] || printf '   before: %6s s, CPU %6s s, %5s MiB' $(cat "$tmp/old.best")
+    printf '   %s\n' "$ops"
 }
 azure="poisson:rate=12,count=10000,len=trace(azure-code)"
-job "start-up (list models)" "$forerun" list models
+job "start-up (list models)" list models
+job "start-up (simulate: tables, fits, one forward of one layer)" simulate --model qwen3-30b-a3b --machine h200x1 --strategy dp --layers 1 --tokens 1K --seq 1K
 for skew in even deepseek-v3; do
-    job "10,000 requests, Azure code lengths, 12/s, 30B, 8 dp, $skew" "$forerun" simulate --model qwen3-30b-a3b --machine h200x8 --strategy dp --trace "$azure" --skew $skew
-    job "the same as one ep group of 8, $skew" "$forerun" simulate --model qwen3-30b-a3b --machine h200x8 --strategy ep --trace "$azure" --skew $skew
+    job "10,000 requests, Azure code lengths, 12/s, 30B, 8 dp, $skew" simulate --model qwen3-30b-a3b --machine h200x8 --strategy dp --trace "$azure" --skew $skew
+    job "the same as one ep group of 8, $skew" simulate --model qwen3-30b-a3b --machine h200x8 --strategy ep --trace "$azure" --skew $skew
     if [ -n "${FORERUN_MOONCAKE:-}" ]; then
-        job "Mooncake, 12,031 requests, 235B fp8, asyncep on 8, $skew" "$forerun" simulate --model qwen3-235b-a22b --machine h200x8 --precision fp8 --strategy asyncep \
+        job "Mooncake, 12,031 requests, 235B fp8, asyncep on 8, $skew" simulate --model qwen3-235b-a22b --machine h200x8 --precision fp8 --strategy asyncep \
             --trace "$FORERUN_MOONCAKE" --format mooncake --budget 16K --chunk-tokens 16K --gather-streams 1 --skew $skew
     fi
 done
@@ -33,4 +49,7 @@ cat >"$tmp/sweep.json" <<'J'
              { "strategy": "pp", "micro-batches": [8, 16], "machine": "h200x8", "seq": [256, 512, 1024, 2048, 4096],
                "tokens": [8192, 16384, 24576, 32768, 40960], "what-if": ["none", "nvlink=2x", "hbm=2x", "flops=2x", "nvlink=0.5x", "hbm=0.5x", "flops=0.5x", "launch=2x"] } ] }
 J
-job "sweep of 10,000 single-forward cells, 94 layers, 8 ranks" "$forerun" sweep "$tmp/sweep.json" --db "$tmp/sweep.db"
+job "sweep of 10,000 single-forward cells, 94 layers, 8 ranks" sweep "$tmp/sweep.json" --db "$tmp/sweep.db"
+sed -E 's/"(name|gpus[a-z_]*)": *("h200x8"|8)/"\1": 64/; s/"name": 64/"name": "h200x64"/' engine/builtin/machines/h200x8.json >"$tmp/h200x64.json"
+job "asyncep on 64 GPUs, 94 layers, 8 forwards of 8K tokens, not folded" simulate --model qwen3-235b-a22b --precision fp8 --machine "$tmp/h200x64.json" --strategy asyncep \
+    --tokens 8K --seq 1K --forwards 8 --no-fold
