@@ -18,7 +18,7 @@ static const fr_trace_builtin builtins[] = {
     {"mooncake-arxiv", "mooncake-arxiv-93.csv", "93 requests, 38 % share a prefix of 6,144 tokens", "Apache-2.0"},
     {"azure-code", "azure-code-2023.csv", "an hour of code completion, 8,819 requests", "CC-BY-4.0"},
     {"servegen-20", "servegen-chunk-20-trace.csv",
-     "a day of a short-output client of Alibaba's m-large: rates, burstiness, lengths", "Apache-2.0"},
+     "a day of a short-output client of Alibaba's m-large, some 75,000 requests drawn from its rates", "Apache-2.0"},
 };
 
 const fr_trace_builtin *fr_trace_builtin_at(int index) {
