@@ -256,15 +256,15 @@ static fr_status open_sched(drive *d) {
     return fr_sched_new(&o, &d->sched, d->err);
 }
 
-static fr_status open_trace(const fr_setup *s, const fr_drive_options *options, fr_trace **out, fr_error *err) {
+fr_status fr_drive_trace(const fr_setup *s, const char *exe_dir, fr_trace **out, fr_error *err) {
     const fr_experiment *e = &s->experiment;
-    fr_trace_options o = {.format = e->format[0] ? e->format : NULL,
-                          .spread = (fr_spread)e->spread,
-                          .rate = e->rate,
-                          .duration_s = e->duration_s,
-                          .max_requests = e->max_requests,
-                          .seed = e->seed,
-                          .data_dir = options->exe_dir};
+    const fr_trace_options o = {.format = e->format[0] ? e->format : NULL,
+                                .spread = (fr_spread)e->spread,
+                                .rate = e->rate,
+                                .duration_s = e->duration_s,
+                                .max_requests = e->max_requests,
+                                .seed = e->seed,
+                                .data_dir = exe_dir};
     return fr_trace_open(e->trace, &o, out, err);
 }
 
@@ -431,7 +431,7 @@ static fr_status single_forward(const fr_setup *s, double *seconds, fr_error *er
 
 /* Opens the trace and sizes memory for its longest request: one longer than the whole budget goes alone. */
 static fr_status prepare_trace(fr_setup *sized, const fr_drive_options *options, fr_trace **trace, fr_error *err) {
-    if (!options->arrivals) FR_TRY(open_trace(sized, options, trace, err));
+    if (!options->arrivals) FR_TRY(fr_drive_trace(sized, options->exe_dir, trace, err));
     int64_t longest = 0;
     int64_t count;
     const fr_request *requests = arrivals(options, *trace, &count);

@@ -8,6 +8,7 @@
 #include "engine/cost/cost_card.h"
 #include "engine/experiment.h"
 #include "engine/timeline.h"
+#include "traces/trace.h"
 
 typedef struct {
     fr_timeline *spans;           /* NULL = none */
@@ -27,6 +28,10 @@ typedef struct {
 
 /* The setup must fit (or ignore_memory be set). */
 fr_status fr_drive(const fr_setup *setup, const fr_drive_options *options, fr_result *out, fr_error *err);
+
+/* The requests of trace mode, as the experiment's options say: simulate and run open the same ones. `exe_dir` as in
+ * fr_drive_options. */
+fr_status fr_drive_trace(const fr_setup *setup, const char *exe_dir, fr_trace **out, fr_error *err);
 
 /* One forward of each unit, planned and not played: for `forerun plan`. Fragments are the caller's to free, the planner
  * too. */

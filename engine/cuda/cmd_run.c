@@ -40,14 +40,7 @@ static void job_free(job *j) {
 /* ---- requests -----------------------------------------------------------------------------------------------------*/
 
 static fr_status open_trace(job *j, const char *exe, fr_error *err) {
-    const fr_experiment *e = &j->setup.experiment;
-    const fr_trace_options o = {.format = e->format[0] ? e->format : NULL,
-                                .rate = e->rate,
-                                .duration_s = e->duration_s,
-                                .max_requests = e->max_requests,
-                                .seed = e->seed,
-                                .data_dir = exe};
-    FR_TRY(fr_trace_open(e->trace, &o, &j->trace, err));
+    FR_TRY(fr_drive_trace(&j->setup, exe, &j->trace, err));
     j->options.requests = fr_trace_requests(j->trace);
     j->options.requests_count = fr_trace_count(j->trace);
     return FR_OK;
@@ -107,6 +100,10 @@ static fr_status make_setup(job *j, const cli_args *a, fr_error *err) {
     const char *prompts = cli_value(a, "prompts"), *weights = cli_value(a, "weights");
     fr_experiment e;
     FR_TRY(cli_experiment(a, &e, err));
+    if (e.what_if[0])
+        return fr_fail(
+            err, FR_BAD_INPUT,
+            "--what-if acts on nothing here: it needs forerun simulate, as a live run is on the machine as it is");
     if (prompts && e.trace[0]) return fr_fail(err, FR_BAD_INPUT, "--prompts and --trace: give one of them");
     if (prompts && !cli_value(a, "answers")) return fr_fail(err, FR_BAD_INPUT, "--prompts: say --answers FILE too");
     if (!prompts && cli_value(a, "answers")) return fr_fail(err, FR_BAD_INPUT, "--answers needs --prompts FILE");
