@@ -288,7 +288,7 @@ static fr_status play_trace(drive *d, const fr_trace *trace) {
         for (; i < count && (offline || requests[i].arrival == now); i++) {
             fr_request r = requests[i];
             r.arrival = now;
-            if (r.candidates < 1) r.candidates = d->setup->experiment.candidates;
+            if (r.candidates == 0) r.candidates = d->setup->experiment.candidates; /* -1: the whole vocabulary */
             fr_sched_arrive(d->sched, &r, now);
         }
         for (int u = 0; u < d->units; u++) feed_queues(d, u, now);
