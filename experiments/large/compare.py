@@ -3,6 +3,8 @@
 
     experiments/large/compare.py DATA.dat predictions-1.jsonl predictions-1b.jsonl -- results-1.jsonl results-2.jsonl ...
 
+    experiments/large/compare.py eight predictions-5.jsonl                the predictions for eight GPUs, as a table
+
 A line of results holds the prediction that was committed before it ran; the first files have the oldest predictions. A cell that was
 measured more than once counts with its last measurement."""
 import json
@@ -12,7 +14,7 @@ import sys
 PEAK_LAYERS = 94  # of the whole model; cells have 12 (dp: 8)
 GROUPS = (("sequences of 256", ("-256",)), ("4K tokens a GPU", ("-4k",)), ("16K tokens a GPU", ("-16k",)), ("32K tokens a GPU", ("-32k",)),
           ("one sequence of 32K", ("-seq32k",)), ("16K in fp8", ("-16k-fp8",)), ("16K, skewed", ("-16k-skew",)), ("16K, a hot expert", ("-16k-hot",)),
-          ("the knee", ("-knee", "-yield", "slices", "-8k", "streams")))
+          ("the knee", ("-knee", "-yield", "slices", "-8k", "streams", "settled")))
 
 
 def quantile(values, q):
@@ -65,14 +67,28 @@ def ranking(lines, gap=0.03):
     return alike, all_, wrong
 
 
+def eight(file):
+    said = {p["name"]: p for p in map(json.loads, open(file, encoding="ascii")) if p["part"] == "eight"}
+    kinds = ("asyncep", "dwdp", "ep", "tp", "pp", "asyncep-nccl")
+    print("| tokens a GPU, sequences | " + " | ".join(kinds) + " | asyncep / ep, tp, pp |\n|" + "---|" * (len(kinds) + 2))
+    for end, title in (("4k", "4K of 4K"), ("16k", "16K of 4K"), ("32k", "32K of 4K"), ("256", "16K of 256"), ("seq32k", "32K of 32K"), ("16k-fp8", "16K of 4K, fp8"),
+                       ("16k-skew", "16K of 4K, default skew"), ("16k-hot", "16K of 4K, a hot expert (4 x the mean)")):
+        cells = [said.get(f"{k}-{end}") for k in kinds]
+        text = [f"{p['tokens_per_s'] / 8 * 12 / PEAK_LAYERS:,.0f} ±{50 * (p['high_s'] - p['low_s']) / p['forward_s']:.0f} %" if p else "" for p in cells]
+        ratios = [f"{p['forward_s'] / cells[0]['forward_s']:.2f}" if p else "-" for p in cells[2:5]]
+        print(f"| {title} | {' | '.join(text)} | {', '.join(ratios)} |")
+
+
 def main():
+    if sys.argv[1] == "eight":
+        return eight(sys.argv[2])
     data, cut = sys.argv[1], sys.argv.index("--")
     oldest, last, rounds = {}, {}, {}
     for p in (json.loads(l) for f in sys.argv[2:cut] for l in open(f, encoding="ascii")):
-        if p["part"] == "four":
+        if p["part"].startswith("four"):
             oldest.setdefault(p["name"], p)
     for f in sys.argv[cut + 1:]:
-        lines = [l for l in map(json.loads, open(f, encoding="ascii")) if l["part"] == "four" and l["predicted"]]
+        lines = [l for l in map(json.loads, open(f, encoding="ascii")) if l["part"].startswith("four") and l["predicted"]]
         statistics_of(f.rsplit("/", 1)[-1], lines)
         for l in lines:
             rounds.setdefault(l["name"], []).append(l)
@@ -113,11 +129,19 @@ def main():
         said = [f"{o['predicted']['forward_s'] / own['predicted']['forward_s']:.2f}" if o else "-" for o in others]
         print(f"| {load[1:]} | {' | '.join(got)} | {' / '.join(said)} |")
     with open(data, "w", encoding="ascii") as f:
-        for title in order:
-            for l in sorted(groups.get(title, ()), key=lambda l: -rate(l["name"], l["tokens_per_s"])):
-                p, r = l["predicted"], rate(l["name"], l["predicted"]["tokens_per_s"])
-                f.write(f"{l['name']}\t{title}\t{rate(l['name'], l['tokens_per_s']):.1f}\t{r:.1f}\t{r * p['forward_s'] / p['high_s']:.1f}\t"
-                        f"{r * p['forward_s'] / p['low_s']:.1f}\n")
+        x, panel = 0.0, -1
+        for number, title in enumerate(order):
+            members = sorted(groups.get(title, ()), key=lambda l: -rate(l["name"], l["tokens_per_s"]))
+            if panel != (number >= 5):
+                x, panel = 0.0, int(number >= 5)
+            for k, l in enumerate(members):
+                p, r, name = l["predicted"], rate(l["name"], l["predicted"]["tokens_per_s"]) / 1e3, l["name"]
+                for end in GROUPS[number][1] if number < len(GROUPS) - 1 else ():
+                    name = name.removesuffix(end)
+                f.write("\t".join((str(panel), f"{x:.1f}", name, title if k == 0 else "", f"{rate(l['name'], l['tokens_per_s']) / 1e3:.3f}", f"{r:.3f}",
+                                   f"{r * p['forward_s'] / p['high_s']:.3f}", f"{r * p['forward_s'] / p['low_s']:.3f}")) + "\n")
+                x += 1
+            x += 1 if members else 0
 
 
 main()
