@@ -45,11 +45,18 @@ static inline int64_t milliwatts(double w) {
     return (int64_t)(1000 * w + (w < 0 ? -0.5 : 0.5));
 }
 
+static double alone_of(const fr_power *w, fr_mover kind) {
+    return w->alone[kind == FR_MOVES_EXCHANGE ? FR_DRAW_EXCHANGE : FR_DRAW_NCCL];
+}
+
 void fr_play_clock_open(fr_player *p) {
     if (!p->o.interference || !p->o.cost || p->o.price || !fr_cost_power(p->o.cost)->known) return;
     p->power = fr_cost_power(p->o.cost);
     p->clocks = fr_alloc((size_t)p->plan->ranks * sizeof *p->clocks);
     bool sustained = fr_cost_regime(p->o.cost) == FR_SUSTAINED;
+    p->link_mw = milliwatts(p->power->alone[FR_DRAW_LINK]);
+    for (int k = 0; k < FR_MOVERS; k++)
+        p->mover_mw[k] = milliwatts((k < FR_MOVES_NCCL ? p->power->transfer[k] : alone_of(p->power, (fr_mover)k)) / 2);
     for (int r = 0; r < p->plan->ranks; r++) {
         p->clocks[r].heat = sustained ? p->power->cap : p->power->idle;
         p->clocks[r].awake = INT64_MIN;
@@ -74,10 +81,11 @@ static inline void average(fr_clock *c, double keep, double base, double slope, 
 /* What ran since the last change, at every start and end. */
 static inline void tell(const fr_player *p, fr_clock *c) {
     int64_t ns = p->now - c->told;
+    if (ns == 0) return;
     if (c->awake > c->told || c->links > 0) {
         const int64_t awake = c->links > 0 ? ns : fr_min_i64(p->now, c->awake) - c->told;
-        c->base_ns += awake * milliwatts(p->power->alone[FR_DRAW_LINK]);
-        c->draw_ns += awake * milliwatts(p->power->alone[FR_DRAW_LINK]);
+        c->base_ns += awake * p->link_mw;
+        c->draw_ns += awake * p->link_mw;
     }
     c->base_ns += c->base_mw * ns;
     c->slope_ns += c->slope_mw * ns;
@@ -203,17 +211,12 @@ double fr_play_clock_collective(fr_player *p, fr_play_lane *l) {
     return speed(price, fmin(1, FR_POWER_LIGHT * choose(p->power, c, price)));
 }
 
-static double alone_of(const fr_power *w, fr_mover kind) {
-    return w->alone[kind == FR_MOVES_EXCHANGE ? FR_DRAW_EXCHANGE : FR_DRAW_NCCL];
-}
-
 /* One end of a transfer begins or ends: half of its watts while any of the kind and direction is under way, since those
  * that run at once share the link. */
 static void end_of(fr_player *p, int rank, fr_mover kind, int direction, int delta) {
     fr_clock *c = &p->clocks[rank];
     int32_t *n = &c->moving[kind][direction], before = *n;
-    const double all = kind < FR_MOVES_NCCL ? p->power->transfer[kind] : alone_of(p->power, kind);
-    const int64_t half = milliwatts(all / 2);
+    const int64_t half = p->mover_mw[kind];
     *n += delta;
     if ((before > 0) == (*n > 0)) return;
     add(p, rank, delta * half, 0, delta * half); /* up to now is told */

@@ -151,14 +151,19 @@ typedef struct {
     fr_run *run;
 } fr_later;
 
+/* As whose watts a transfer counts: an fr_aggressor's beside kernels, or a collective's of its own. */
+typedef enum { FR_MOVES_NCCL = FR_AGGRESSORS, FR_MOVES_EXCHANGE, FR_MOVERS } fr_mover;
+
 struct fr_player {
     const fr_plan *plan;
     fr_player_options o;
     int64_t now;
     fr_heap heap;
     fr_fluid *fluid;
-    const fr_power *power; /* NULL = clocks are not followed */
-    fr_clock *clocks;      /* by rank */
+    const fr_power *power;       /* NULL = clocks are not followed */
+    fr_clock *clocks;            /* by rank */
+    int64_t link_mw;             /* what links that are awake draw; */
+    int64_t mover_mw[FR_MOVERS]; /* what one end of a transfer does */
     fr_play_lane *lanes;
     uint32_t lanes_count, events_count;
     fr_counter *events;
@@ -209,8 +214,6 @@ void fr_play_press(fr_player *p, const fr_play_lane *l, int delta);
 void fr_play_press_waiting(fr_player *p, fr_play_lane *l);
 
 /* player_clock.c: power and clock; all but _open and _mhz only where p->clocks is set */
-/* As whose watts a transfer counts: an fr_aggressor's beside kernels, or a collective's of its own. */
-typedef enum { FR_MOVES_NCCL = FR_AGGRESSORS, FR_MOVES_EXCHANGE, FR_MOVERS } fr_mover;
 fr_mover fr_play_mover(uint8_t op_kind); /* of a collective with nothing beside it */
 void fr_play_clock_open(fr_player *p);
 void fr_play_clock_begin(fr_player *p, const fr_run *run);
