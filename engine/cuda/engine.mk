@@ -29,7 +29,7 @@ $(BUILD)/forerun-cuda-mpi: $(CUDA_MPI_OBJ) $(BUILD)/libforerun.a $(BUILD)/libker
 engine-mpi: $(BUILD)/forerun-cuda-mpi
 
 # Tests of parts of the engine that need several GPUs.
-TRANSPORT_OBJ = $(patsubst %.c,$(BUILD)/%.o,$(wildcard engine/cuda/transport/*.c)) $(BUILD)/engine/cuda/device.o
+TRANSPORT_OBJ = $(patsubst %.c,$(BUILD)/%.o,$(wildcard engine/cuda/transport/*.c)) $(BUILD)/engine/cuda/device.o $(BUILD)/engine/cuda/words.o
 $(BUILD)/tests/gpu/test_transport.o: CFLAGS += -isystem $(CUDA_HOME)/include
 $(BUILD)/gpu/test_transport: $(BUILD)/tests/gpu/test_transport.o $(BUILD)/tests/gpu/hold.cu.o $(TRANSPORT_OBJ) $(BUILD)/libforerun.a $(BUILD)/libkernels.a
 	@mkdir -p $(@D)

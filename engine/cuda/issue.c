@@ -2,10 +2,9 @@
 
 #include "engine/cuda/pools.h"
 #include "engine/cuda/transport/transport.h"
+#include "engine/cuda/words.h"
 #include "engine/world/peers.h"
-#include "engine/world/shared.h"
 
-#include <cuda.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -55,13 +54,10 @@ struct fr_issue {
     void **peer_words; /* [ranks]: where those of rank q are seen from here */
     /* [events]: raises of other ranks' counters that were issued, over all plans; read by those ranks' threads */
     _Atomic uint32_t *sent, **peer_sent; /* [ranks], NULL: another process */
-    /* pinned twins of the words, of ranks that listen, else NULL: this rank's, and [ranks] as streams see them */
-    uint32_t *heard, **peer_heard;
-    void **shared;        /* [ranks]: those twins where ranks are processes, as mapped here */
-    atomic_int waits_for; /* see fr_issue_waits_for */
+    fr_words heard;                      /* pinned twins of the words, of ranks that listen */
+    atomic_int waits_for;                /* see fr_issue_waits_for */
     cudaStream_t release;
-    CUresult (*write)(CUstream, CUdeviceptr, cuuint32_t, unsigned int);
-    CUresult (*wait)(CUstream, CUdeviceptr, cuuint32_t, unsigned int);
+    fr_stream_calls calls;
 };
 
 static fr_status check(const fr_issue *s, cudaError_t e, const char *call, fr_error *err) {
@@ -88,66 +84,14 @@ static void open_pools(fr_issue *s) {
     }
 }
 
-static fr_status find_driver(fr_issue *s, fr_error *err) {
-    const struct {
-        const char *name;
-        void *to;
-    } calls[2] = {{"cuStreamWriteValue32", &s->write}, {"cuStreamWaitValue32", &s->wait}};
-    for (int i = 0; i < 2; i++) {
-        enum cudaDriverEntryPointQueryResult found;
-        FR_TRY(check(s, cudaGetDriverEntryPointByVersion(calls[i].name, calls[i].to, 12000, cudaEnableDefault, &found),
-                     calls[i].name, err));
-        if (found != cudaDriverEntryPointSuccess)
-            return fr_fail(err, FR_FAILED, "rank %d: the driver has no %s", s->o.rank, calls[i].name);
-    }
-    return FR_OK;
-}
-
-/* Memory of several processes, pinned for this one's device. */
-static fr_status pin_shared(fr_issue *s, int rank, size_t bytes, fr_error *err) {
-    void *seen = NULL;
-    FR_TRY(check(s, cudaHostRegister(s->shared[rank], bytes, cudaHostRegisterPortable | cudaHostRegisterMapped),
-                 "cudaHostRegister of shared memory", err));
-    FR_TRY(check(s, cudaHostGetDevicePointer(&seen, s->shared[rank], 0), "cudaHostGetDevicePointer", err));
-    s->peer_heard[rank] = seen;
-    return FR_OK;
-}
-
-/* Ranks in processes of their own: words in memory that all of the host see. */
-static fr_status share_heard(fr_issue *s, size_t bytes, fr_error *err) {
+/* Pinned twins of the counters, of ranks whose host listens. Collective. */
+static fr_status open_heard(fr_issue *s, fr_error *err) {
     const int ranks = s->o.plan->ranks;
-    fr_shared_name mine = {0}, *all = fr_alloc((size_t)ranks * sizeof *all);
-    s->shared = fr_alloc((size_t)ranks * sizeof *s->shared);
-    fr_status st = s->o.listens ? fr_shared_make(bytes, &mine, &s->shared[s->o.rank], err) : FR_OK;
-    s->heard = s->shared[s->o.rank];
-    if (st == FR_OK) st = fr_world_exchange(s->o.world, s->o.rank, &mine, sizeof mine, all, err);
-    for (int q = 0; q < ranks && st == FR_OK; q++) {
-        if (!all[q].text[0] || !fr_layout_reaches_rank(s->o.layout, s->o.rank, q)) continue;
-        st = fr_shared_open(&all[q], bytes, &s->shared[q], err);
-        if (st == FR_OK) st = pin_shared(s, q, bytes, err);
-    }
-    if (st == FR_OK) st = fr_world_exchange(s->o.world, s->o.rank, NULL, 0, NULL, err);
-    fr_shared_forget(&mine);
-    free(all);
+    bool *reaches = fr_alloc((size_t)ranks * sizeof *reaches);
+    for (int q = 0; q < ranks; q++) reaches[q] = fr_layout_reaches_rank(s->o.layout, s->o.rank, q);
+    const fr_status st = fr_words_open(s->o.world, s->o.rank, s->words_count, 0, s->o.listens, reaches, &s->heard, err);
+    free(reaches);
     return st;
-}
-
-static void close_shared(fr_issue *s) {
-    for (int q = 0; s->shared && q < s->o.plan->ranks; q++) {
-        if (s->peer_heard[q]) cudaHostUnregister(s->shared[q]);
-        fr_shared_close(s->shared[q], s->words_count * sizeof *s->words);
-    }
-}
-
-/* Collective. */
-static fr_status open_heard(fr_issue *s, size_t bytes, fr_error *err) {
-    s->peer_heard = fr_alloc((size_t)s->o.plan->ranks * sizeof *s->peer_heard);
-    if (!fr_world_same_process(s->o.world)) return share_heard(s, bytes, err);
-    if (s->o.listens) {
-        FR_TRY(check(s, cudaHostAlloc((void **)&s->heard, bytes, cudaHostAllocPortable), "cudaHostAlloc", err));
-        memset(s->heard, 0, bytes);
-    }
-    return fr_world_exchange(s->o.world, s->o.rank, &s->heard, sizeof s->heard, s->peer_heard, err);
 }
 
 static fr_status open_words(fr_issue *s, fr_error *err) {
@@ -158,8 +102,8 @@ static fr_status open_words(fr_issue *s, fr_error *err) {
     if (fr_world_same_process(s->o.world))
         FR_TRY(fr_world_exchange(s->o.world, s->o.rank, &s->sent, sizeof s->sent, s->peer_sent, err));
     s->peer_words = fr_alloc((size_t)s->o.plan->ranks * sizeof *s->peer_words);
-    FR_TRY(open_heard(s, bytes, err));
-    FR_TRY(find_driver(s, err));
+    FR_TRY(open_heard(s, err));
+    FR_TRY(fr_stream_calls_find(&s->calls, err));
     FR_TRY(check(s, fr_transport_malloc(s->o.transport, bytes, (void **)&s->words), "cudaMalloc of the counters", err));
     FR_TRY(check(s, cudaMemset(s->words, 0, bytes), "cudaMemset", err));
     FR_TRY(check(s, cudaDeviceSynchronize(), "cudaMemset", err));
@@ -198,10 +142,7 @@ void fr_issue_close(fr_issue *s, bool lost) {
     }
     if (!lost && s->words) cudaFree(s->words);
     if (!lost && s->release) cudaStreamDestroy(s->release);
-    if (!lost && s->shared) close_shared(s);
-    if (!lost && s->heard && !s->shared) cudaFreeHost(s->heard);
-    free(s->shared);
-    free(s->peer_heard);
+    fr_words_close(&s->heard, lost);
     free(s->counters);
     free(s->pools);
     free(s->peer_words);
@@ -334,12 +275,9 @@ static fr_status wait_issued(fr_issue *s, uint32_t event, uint32_t value, fr_err
 }
 
 static fr_status wait_word(fr_issue *s, cudaStream_t stream, uint32_t event, uint32_t value, fr_error *err) {
-    const CUdeviceptr at = (CUdeviceptr)(uintptr_t)(s->words + event);
-    FR_TRY(wait_issued(s, event, s->counters[event].base + value, err));
-    const CUresult e = s->wait((CUstream)stream, at, s->counters[event].base + value, CU_STREAM_WAIT_VALUE_GEQ);
-    return e == CUDA_SUCCESS
-               ? FR_OK
-               : fr_fail(err, FR_FAILED, "rank %d: cuStreamWaitValue32 failed: error %d", s->o.rank, (int)e);
+    const uint32_t at_least = s->counters[event].base + value;
+    FR_TRY(wait_issued(s, event, at_least, err));
+    return fr_stream_wait(&s->calls, stream, s->words + event, at_least, err);
 }
 
 /* On the latest raise up to the value, of every other lane that raises the counter. */
@@ -400,16 +338,12 @@ static fr_status raise_remote(fr_issue *s, const fr_op *op, uint32_t event, fr_e
     if (!s->remote || !stream || !s->peer_words[rank])
         return fr_fail(err, FR_FAILED, "raises %s of rank %d, which cannot be reached", s->o.plan->events[event].name,
                        rank);
-    const CUdeviceptr at = (CUdeviceptr)(uintptr_t)((uint32_t *)s->peer_words[rank] + event);
     const uint32_t value = atomic_load(&s->sent[event]) + 1;
-    CUresult e = s->write((CUstream)stream, at, value, CU_STREAM_WRITE_VALUE_DEFAULT);
-    uint32_t *heard = s->peer_heard[rank] ? s->peer_heard[rank] + event : NULL;
-    if (e == CUDA_SUCCESS && heard)
-        e = s->write((CUstream)stream, (CUdeviceptr)(uintptr_t)heard, value, CU_STREAM_WRITE_VALUE_DEFAULT);
+    uint32_t *heard = s->heard.peer[rank];
+    fr_status st = fr_stream_write(&s->calls, stream, (uint32_t *)s->peer_words[rank] + event, value, err);
+    if (st == FR_OK && heard) st = fr_stream_write(&s->calls, stream, heard + event, value, err);
     atomic_store(&s->sent[event], value);
-    return e == CUDA_SUCCESS
-               ? FR_OK
-               : fr_fail(err, FR_FAILED, "rank %d: cuStreamWriteValue32 failed: error %d", s->o.rank, (int)e);
+    return st;
 }
 
 static fr_status raise(fr_issue *s, const fr_op *op, uint32_t event, fr_error *err) {
@@ -442,7 +376,7 @@ int fr_issue_waits_for(const fr_issue *s) {
 bool fr_issue_heard(const fr_issue *s, fr_ref w) {
     const counter *c = &s->counters[w.target];
     if (!c->from_others) return true;
-    const uint32_t value = __atomic_load_n(&s->heard[w.target], __ATOMIC_ACQUIRE);
+    const uint32_t value = __atomic_load_n(&s->heard.mine[w.target], __ATOMIC_ACQUIRE);
     return (int32_t)(value - (c->base + w.value)) >= 0;
 }
 
