@@ -1,8 +1,9 @@
 #include "engine/cuda/clock.h"
 
-enum { TRIES = 512 };
-#define LEAST_NS 200000000
-#define LIMIT_NS 2000000000 /* an idle device that does not record an event by then is lost */
+enum { LEAST_TRIES = 16, MOST_TRIES = 512 };
+#define TRYING_NS 5000000 /* beside other processes' work a try takes as long as the GPU's turns: milliseconds */
+#define LEAST_NS  200000000
+#define LIMIT_NS  2000000000 /* an idle device that does not record an event by then is lost */
 
 static fr_status check(cudaError_t e, const char *call, fr_error *err) {
     if (e == cudaSuccess) return FR_OK;
@@ -27,8 +28,9 @@ fr_status fr_anchor_take(cudaStream_t stream, fr_anchor *out, fr_error *err) {
     fr_status s = FR_OK;
     if (!out->event) FR_TRY(check(cudaEventCreate(&out->event), "cudaEventCreate", err));
     FR_TRY(check(cudaEventCreate(&spare.event), "cudaEventCreate", err));
+    const int64_t until = fr_monotonic() + TRYING_NS;
     s = once(stream, out, err);
-    for (int i = 1; i < TRIES && s == FR_OK; i++) {
+    for (int i = 1; i < MOST_TRIES && (i < LEAST_TRIES || fr_monotonic() < until) && s == FR_OK; i++) {
         s = once(stream, &spare, err);
         if (s != FR_OK || spare.half_ns >= out->half_ns) continue;
         const fr_anchor wider = *out;

@@ -19,7 +19,8 @@ typedef struct {
 
 /*
  * Takes an anchor on an idle stream of an idle device: the host reads its clock, records the event, sees it and reads
- * its clock again; of many tries the narrowest counts. Some 4 ms. Events are made where there are none yet.
+ * its clock again; of many tries the narrowest counts. At most 5 ms where nobody else uses the GPU. Events are made
+ * where there are none yet.
  */
 fr_status fr_anchor_take(cudaStream_t stream, fr_anchor *out, fr_error *err);
 void fr_anchor_close(fr_anchor *a);
