@@ -163,9 +163,10 @@ static void shipped(void **state) {
         fr_cost x = cost(b, up, groups), y = cost(s, up, groups);
         double ratio = (double)y.ns / (double)x.ns, want = rows == 32 ? 1 : 1.21; /* raw: 5.24 against 4.33 ms */
         assert_true(fabs(ratio / want - 1) < 0.02);
-        /* an H200 in 750.8 us at 32 rows an expert; 4.13 to 4.36 ms at 1,024, equal to multinomial */
-        if (rows == 32) assert_true(fabs((double)x.ns / 752800 - 1) < 0.02);
-        if (rows == 1024) assert_true(x.ns > 4050000 && x.ns < 4360000);
+        /* an H200 in 750.8 us at 32 rows an expert; 4.13 to 4.36 ms at 1,024, equal to multinomial; costs are those of
+         * the mean of ten cards, whose bursts of products are 2 % longer */
+        if (rows == 32) assert_true(fabs((double)x.ns / 767000 - 1) < 0.02);
+        if (rows == 1024) assert_true(x.ns > 4130000 && x.ns < 4450000);
     }
     fr_capacity have;
     fr_cost_capacity(b, &have);
