@@ -267,6 +267,7 @@ bool fr_ranking_command(const char *program, const fr_experiment *e, fr_text *ou
         if (l->dp > 1) fr_text_add(out, " --enable-dp-attention --dp %d", l->dp);
         if (l->overlap == FR_OVERLAP_TBO) fr_text_add(out, " --enable-two-batch-overlap");
     }
-    if (ep && l->replicas > 1) fr_text_add(out, "   (%d instances)", l->replicas);
+    const bool said = vllm && !ep && l->pp == 1; /* as data parallelism */
+    if (l->replicas > 1 && !said) fr_text_add(out, "   (%d instances)", l->replicas);
     return true;
 }
