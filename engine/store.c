@@ -7,7 +7,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
+#include <unistd.h>
 
 struct fr_store {
     sqlite3 *db;
@@ -130,6 +132,7 @@ fr_status fr_store_open(const char *path, fr_store_mode mode, fr_store **out, fr
     fr_store *s = fr_alloc(sizeof *s);
     s->path = fr_strdup(path);
     s->mode = mode;
+    const bool there = access(path, F_OK) == 0;
     int flags = mode == FR_STORE_WRITE ? SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE : SQLITE_OPEN_READONLY;
     fr_status status = FR_OK;
     if (sqlite3_open_v2(path, &s->db, flags, NULL) != SQLITE_OK) {
@@ -147,6 +150,8 @@ fr_status fr_store_open(const char *path, fr_store_mode mode, fr_store **out, fr
     if (status == FR_OK && mode == FR_STORE_WRITE) status = check_columns(s, "cells", 6, err);
     if (status != FR_OK) {
         fr_store_close(s);
+        struct stat now; /* what could not be begun leaves nothing; what another process has begun since stays */
+        if (mode == FR_STORE_WRITE && !there && stat(path, &now) == 0 && now.st_size == 0) unlink(path);
         return status;
     }
     *out = s;

@@ -75,6 +75,20 @@ static void add_quoted(fr_text *t, const char *name, const char *value) {
     fr_text_add(t, "'\n");
 }
 
+/* gnuplot takes no notice of a full disk: a picture that is there ends as its format does. */
+static fr_status check_whole(const char *picture, const char *out, fr_error *err) {
+    static const char *const ends[] = {"IEND", "%%EOF", "</svg>"}; /* .png, .pdf, .svg */
+    char tail[33] = "";
+    FILE *file = fopen(picture, "rb");
+    const bool far = file && fseek(file, -32, SEEK_END) == 0;
+    const size_t n = far ? fread(tail, 1, 32, file) : 0;
+    bool whole = false;
+    if (file) fclose(file);
+    for (int i = 0; i < 3; i++) whole = whole || memmem(tail, n, ends[i], strlen(ends[i]));
+    return whole ? FR_OK
+                 : fr_fail(err, FR_FAILED, "%s: cannot write: the picture is cut short (is the disk full?)", out);
+}
+
 static fr_status draw(const cli_figure *f, const fr_text *data, const fr_text *extra, const char *out, fr_error *err) {
     char folder[] = "/tmp/forerun-plot-XXXXXX", scripts[4096], script[4200], path[4200], picture[4200];
     FR_TRY(find_scripts(f->name, scripts, sizeof scripts, err));
@@ -93,6 +107,7 @@ static fr_status draw(const cli_figure *f, const fr_text *data, const fr_text *e
     if (status == FR_OK) status = fr_write_file(settings_path, settings.text, settings.length, err);
     if (status == FR_OK) status = fr_write_file(picture, "", 0, err); /* gnuplot's own message would be three lines */
     if (status == FR_OK) status = run_gnuplot(settings_path, script, err);
+    if (status == FR_OK) status = check_whole(picture, out, err);
     if (status == FR_OK && rename(picture, out) != 0)
         status = fr_fail(err, FR_FAILED, "%s: cannot write: %s", out, strerror(errno));
     fr_text_free(&settings);
