@@ -10,8 +10,10 @@ failed=0
 for part in ${*:-a b h two off}; do
     while IFS=$'\t' read -r name flags; do
         [[ " $flags " == *" --strategy "* || " $flags " == *" --attention "* ]] || flags="--strategy dp $flags"
+        timed=--timed # cells run with their timelines, but for replays (run.sh)
+        [[ " $flags " == *"poisson"* ]] && timed=
         # shellcheck disable=SC2086
-        if json=$("$forerun" simulate --machine "$(machine "$part")" $flags --json 2>/tmp/predict.$$); then
+        if json=$("$forerun" simulate --machine "$(machine "$part")" $flags $timed --json 2>/tmp/predict.$$); then
             sqlite3 :memory: "SELECT json_object('name','$name','part','$part','forward_s',json_extract(j,'\$.forward_s'),
                 'low_s',json_extract(j,'\$.interval.forward_low_s'),'high_s',json_extract(j,'\$.interval.forward_high_s'),
                 'tokens_per_s',json_extract(j,'\$.tokens_per_s'),'ttft_mean_s',json_extract(j,'\$.ttft_s.mean'),

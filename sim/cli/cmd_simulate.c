@@ -18,6 +18,7 @@ const fr_option cmd_simulate_options[] = {
     {"db", "FILE", NULL, "store the run with its forwards, requests and timeline (SQLite)"},
     {"perfetto", "FILE", NULL, "write the timeline for Perfetto or chrome://tracing (JSON)"},
     {"csv", "FILE", NULL, "write the timeline as CSV"},
+    {"timed", NULL, NULL, "as run measures it with its timeline: an event behind each op takes its time, some 2 us"},
     {"progress", NULL, NULL, "show progress also where stderr is no terminal"},
     {"cells", "FILE", NULL, "a list of cells, a line NAME | OPTIONS each: all of them, one after the other"},
     {"results", "FOLDER", NULL, "--cells: each result goes to FOLDER/NAME.json; those that are there are left out"},
@@ -54,6 +55,7 @@ static fr_status play_it(play *p, const cli_args *a, bool spans, bool records, f
                           .progress_context = &progress,
                           .exe_dir = exe};
     p->setup.experiment.spans = spans;
+    fr_cost_time_ops(p->setup.cost, cli_value(a, "timed") != NULL);
     fr_status status = fr_drive(&p->setup, &o, &p->result, err);
     if (status == FR_OK && spans) fr_timeline_sort(&p->spans);
     cli_progress_end(&progress);
