@@ -90,6 +90,7 @@ static void add_parts(const fr_setup *s, const fr_result *r, fr_text *out) {
 static void add_provenance(const fr_result *r, fr_text *out) {
     int64_t sum = 0;
     for (int i = 0; i < FR_FROM_KINDS; i++) sum += r->provenance.ns[i];
+    if (sum == 0) return; /* a live run rests on no costs */
     fr_text_add(out, "costs behind it  ");
     const char *before = "";
     for (int i = 0; i < FR_FROM_KINDS; i++) {
@@ -115,6 +116,17 @@ static void add_audit(const fr_audit *a, fr_text *out) {
     if (a->count > SHOWN) fr_text_add(out, "  and %d more (--json lists them)\n", a->count - SHOWN);
 }
 
+/* What simulating took. */
+static void add_effort(const fr_result *r, fr_text *out) {
+    fr_text_add(out, "simulation       %" PRId64 " ops", r->ops_played);
+    if (r->ops_folded) fr_text_add(out, ", %" PRId64 " more of ranks like these", r->ops_folded);
+    if (r->ops_skipped) fr_text_add(out, ", %" PRId64 " of size 0", r->ops_skipped);
+    fr_text_add(out, ", %" PRId64 " bandwidth solves", r->solves);
+    if (r->wall_s > 0)
+        fr_text_add(out, ", %.2f s, %.1f million ops/s", r->wall_s, (double)r->ops_played / r->wall_s / 1e6);
+    fr_text_add(out, "\n");
+}
+
 static void add_money(const fr_setup *s, const fr_result *r, fr_text *out) {
     if (isfinite(r->price_per_mtoken))
         fr_text_add(out, "price            %.4f %s per million tokens\n", r->price_per_mtoken, s->machine.currency);
@@ -129,10 +141,12 @@ void fr_report_result(const fr_setup *s, const fr_result *r, fr_text *out) {
     fr_text_add(
         out, "MFU              %.1f %%  (model FLOPs, causal attention counted once; of the datasheet dense %s peak)\n",
         100 * r->mfu, fr_precision_name(s->experiment.layout.precision));
-    fr_text_add(out, "forward          %s, interval %s to %s%s\n", time_text(r->forward_s, a),
-                time_text(r->forward_low_s, b), time_text(r->forward_high_s, c),
-                batch ? " (mean of a stream)" : " (mean)");
-    if (batch) fr_text_add(out, "single forward   %s\n", time_text(r->single_forward_s, a));
+    fr_text_add(out, "forward          %s", time_text(r->forward_s, a));
+    if (r->forward_low_s < r->forward_high_s)
+        fr_text_add(out, ", interval %s to %s", time_text(r->forward_low_s, b), time_text(r->forward_high_s, c));
+    fr_text_add(out, batch ? " (mean of a stream)\n" : " (mean)\n");
+    if (batch && isfinite(r->single_forward_s))
+        fr_text_add(out, "single forward   %s\n", time_text(r->single_forward_s, a));
     if (!batch)
         fr_text_add(out,
                     "requests         %" PRId64 " in %s, %" PRId64 " forwards, %" PRId64 " tokens computed, %" PRId64
@@ -146,13 +160,7 @@ void fr_report_result(const fr_setup *s, const fr_result *r, fr_text *out) {
     add_parts(s, r, out);
     add_provenance(r, out);
     add_audit(&r->audit, out);
-    fr_text_add(out, "simulation       %" PRId64 " ops", r->ops_played);
-    if (r->ops_folded) fr_text_add(out, ", %" PRId64 " more of ranks like these", r->ops_folded);
-    if (r->ops_skipped) fr_text_add(out, ", %" PRId64 " of size 0", r->ops_skipped);
-    fr_text_add(out, ", %" PRId64 " bandwidth solves", r->solves);
-    if (r->wall_s > 0)
-        fr_text_add(out, ", %.2f s, %.1f million ops/s", r->wall_s, (double)r->ops_played / r->wall_s / 1e6);
-    fr_text_add(out, "\n");
+    if (r->solves >= 0) add_effort(r, out);
 }
 
 /* ---- critical path ----------------------------------------------------------------------------------------------- */

@@ -1,6 +1,7 @@
 /* forerun run: one layout, one workload, on this machine's GPU; predicted beside measured. */
 #include "engine/cuda/commands.h"
 #include "engine/cuda/run.h"
+#include "engine/plan/critical.h"
 #include "engine/report.h"
 #include "sim/cli/cli.h"
 #include "sim/driver.h"
@@ -123,6 +124,8 @@ static fr_status read_options(job *j, const cli_args *a, fr_error *err) {
     const char *by = cli_value(a, "pulls-by");
     int64_t number = 0;
     j->options.spans = cli_value(a, "no-spans") == NULL;
+    if (cli_value(a, "why") && !j->options.spans)
+        return fr_fail(err, FR_BAD_INPUT, "--why needs timed ops: --no-spans takes them away");
     j->options.logits = true;
     j->options.inject = cli_value(a, "inject");
     j->options.procs = cli_value(a, "procs") != NULL;
@@ -276,13 +279,26 @@ static void print_devices(const job *j, fr_text *t) {
                     o->c.routing_error);
 }
 
-static void print_text(const job *j) {
+/* The chain of ops that decided when the run ended, as simulate prints it; needs timed ops. */
+static void path_of(const job *j, fr_critical *why) {
+    fr_critical_path(&j->out.c.spans, 0, fr_layout_layers(&j->setup.experiment.layout, &j->setup.model), why);
+}
+
+static void add_why(const job *j, fr_text *t) {
+    fr_critical why;
+    path_of(j, &why);
+    fr_report_critical(&why, j->out.c.result.units_forwards, true, t);
+    fr_critical_free(&why);
+}
+
+static void print_text(const job *j, bool why) {
     fr_text t = {0};
     const fr_run_output *o = &j->out;
     fr_report_layout(&j->setup, &t);
     fr_report_result(&j->setup, &o->c.result, &t);
     print_devices(j, &t);
     if (j->has_prediction) compare(j, &t);
+    if (why) add_why(j, &t);
     fr_report_memory(&j->setup, &t);
     fputs(t.text, stdout);
     fr_text_free(&t);
@@ -428,11 +444,19 @@ static fr_status run_job(job *j, const cli_args *a, const char *exe, fr_error *e
     const fr_status played = fr_run(&j->setup, &j->options, &j->out, err);
     if (played != FR_OK) return keep_part(j, a, played, err);
     FR_TRY(write_files(j, a, err));
+    const bool why = cli_value(a, "why") != NULL;
     if (!cli_value(a, "json") && !a->json_file) {
-        print_text(j);
+        print_text(j, why);
         return FR_OK;
     }
-    char *text = fr_report_dump(result_json(j));
+    json_t *o = result_json(j);
+    if (why) {
+        fr_critical path;
+        path_of(j, &path);
+        json_object_set_new(o, "critical_path", fr_report_critical_json(&path));
+        fr_critical_free(&path);
+    }
+    char *text = fr_report_dump(o);
     const fr_status s = cli_put_json(a, text, err);
     free(text);
     return s;

@@ -3,6 +3,7 @@
 
 const fr_option cmd_run_options[] = {
     {"json", NULL, NULL, "one JSON object"},
+    {"why", NULL, NULL, "critical path of every layer by resource, from the measured timeline"},
     {"weights", "DIR", NULL, "a checkpoint's folder (config.json, safetensors) (default: seeded random weights)"},
     {"prompts", "FILE", NULL, "requests as JSONL {id, ids, candidates}, in place of --tokens or --trace"},
     {"answers", "FILE", NULL, "where the prompts' answers go, JSONL {id, logits, argmax}"},
