@@ -347,7 +347,7 @@ static void attention_packed(void **state) {
         }
         double ratio = (double)attention_ns(c, varied, 64, 0) / (double)attention_ns(c, equal, 64, 0);
         if (length == 256)
-            assert_true(fabs(ratio - 1.243) < 0.05); /* 300.4 and 241.2 us; others of this length 1.20 to 1.34 */
+            assert_true(fabs(ratio - 1.248) < 0.07); /* 303.5 and 243.3 us; others of this length 1.23 to 1.44 */
         if (length > 2048) assert_true(ratio > 0.97 && ratio < 1.04);
         equal[0].prefix = 1; /* something before it: masks are needed */
         if (length == 512) assert_true(attention_ns(c, equal, 64, 0) > attention_ns(c, varied, 64, 0) * 97 / 100);
@@ -621,9 +621,9 @@ static void tiles(void **state) {
     }
     assert_int_equal(ns[0], ns[1]);
 
-    /* shipped: 256 rows fill a pair, 384 a pair and a half */
-    static const int measured[][2] = {{64, FR_TILE_SINGLE},     {256, FR_TILE_PAIR_SKEW},  {384, FR_TILE_SINGLE},
-                                      {512, FR_TILE_PAIR_SKEW}, {1024, FR_TILE_PAIR_SKEW}, {4096, FR_TILE_PAIR_SKEW}};
+    /* shipped: 256 rows fill a pair, 384 a pair and a half; both pairs are alike within 0.5 % */
+    static const int measured[][2] = {{64, FR_TILE_SINGLE}, {256, FR_TILE_PAIR_SKEW},  {384, FR_TILE_SINGLE},
+                                      {512, FR_TILE_PAIR},  {1024, FR_TILE_PAIR_SKEW}, {4096, FR_TILE_PAIR_SKEW}};
     fr_cost_model *c = h200(FR_BURST);
     for (size_t i = 0; i < sizeof measured / sizeof *measured; i++) {
         fr_pair pairs[128];
