@@ -27,7 +27,6 @@ typedef struct {
     double done, all;               /* seconds of items, for the progress */
 } fr_cal_run;
 
-
 /* Appends a row of table `t` with its readings. */
 fr_status fr_cal_write(fr_cal_run *r, const fr_table *t, const fr_row *row, const double *readings, int count,
                        fr_error *err);

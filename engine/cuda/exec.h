@@ -33,7 +33,7 @@ typedef struct {
     struct fr_world *world;         /* NULL: this rank is alone */
     struct fr_transport *transport; /* NULL: no group ops */
     fr_load load;
-    const fr_anchor *opened;        /* of this device, as long ago as can be: the longer, the better known its clock */
+    const fr_anchor *opened; /* of this device, as long ago as can be: the longer, the better known its clock */
     int rank;
     int64_t positions;   /* longest sequence, cached prefix included */
     int candidates;      /* most candidates of one sequence */

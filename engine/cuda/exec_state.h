@@ -88,7 +88,7 @@ struct fr_exec {
     bool lost; /* the device failed or did not answer: nothing more is asked of it */
     _Atomic uint64_t issuing;
     /* clock */
-    int64_t epoch;           /* CLOCK_MONOTONIC of time 0 */
+    int64_t epoch; /* CLOCK_MONOTONIC of time 0 */
     fr_anchor latest;
     double rate, half_ns; /* host ns per device ns; of the anchor at the start */
     cudaEvent_t anchor;   /* an event at time anchor_ns */

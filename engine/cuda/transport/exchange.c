@@ -95,8 +95,8 @@ static fr_status open_memory(fr_exchanges *x, fr_error *err) {
     const int64_t tokens = fr_ceil_div(x->o.tokens, x->o.layout->tp);
     const int ranks = fr_world_ranks(x->o.world);
     cut(x, tokens);
-    FR_TRY(check(fr_transport_malloc(x->transport, x->bytes, (void **)&x->memory), "cudaMalloc of the exchange's tables",
-                 err));
+    FR_TRY(check(fr_transport_malloc(x->transport, x->bytes, (void **)&x->memory),
+                 "cudaMalloc of the exchange's tables", err));
     cut(x, tokens);
     FR_TRY(check(cudaMemset(x->memory, 0, x->bytes), "cudaMemset", err));
     FR_TRY(check(cudaDeviceSynchronize(), "cudaMemset", err));
