@@ -106,6 +106,11 @@ check:
 	@FORERUN=$(BUILD)/forerun FUZZ_DIR=$(BUILD)/asan/fuzz FUZZ_SECONDS=$(FUZZ_SECONDS) \
 	    tests/run.sh $(TEST_SRC:tests/unit/%.c=$(BUILD)/asan/tests/%) tests/fuzz/run.sh tests/cli/run.sh
 
+# make coverage: lines that unit tests, fuzz targets and command-line checks run, by folder
+coverage:
+	@BUILD=$(BUILD) CC=$(CC) tests/tools/coverage.sh
+.PHONY: coverage
+
 # make demo: the main job on a real trace, ending in a table and pictures under build/demo/
 demo:
 	@tests/deps.sh
