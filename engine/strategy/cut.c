@@ -221,7 +221,7 @@ fr_status fr_forward_works(fr_planner *p, const fr_batch *batches, int *micros, 
     for (int s = 0; s < used && chunked; s++)
         for (int m = chunks[s]; m < made; m++) *work_at(p, m, s) = (fr_work){0};
     if (made > UINT8_MAX + 1)
-        return fr_fail(err, FR_FAILED,
+        return fr_fail(err, FR_BAD_INPUT,
                        "--chunk-tokens, --micro-batches: a forward of %d chunks or micro-batches: at most 256", made);
     for (int m = 0; m < made; m++)
         for (int s = 0; s < used; s++) {

@@ -85,3 +85,5 @@ refuse --seqs --strategy dp --trace azure-code --seqs 1,2
 # More lanes than a plan can name.
 sed 's/"gpus": *8,/"gpus": 20000,/; s/"name": *"h200x8"/"name": "many"/; s/"gpus_per_domain": *8/"gpus_per_domain": 20000/; s/"network_rate": *0/"network_rate": 50/' engine/builtin/machines/h200x8.json >"$work/many.json"
 expect 2 plan --machine "$work/many.json" --model qwen3-30b-a3b --layers 2 --strategy asap --dp 2000 --ep 64 --gpus 2064 --tokens 128 --seq 64 && says lanes
+# more pieces of a forward than ids can name
+expect 2 simulate --model olmoe-1b-7b --machine h200x2 --layers 3 --strategy pp --chunk-tokens 100 && says --chunk-tokens
