@@ -1,6 +1,6 @@
 /*
- * words: small tables and results between pinned host memory and the device, moved by SMs. A copy engine takes what is
- * in its queue in turn: a forward's tables would wait there behind the weights of whole layers, a result behind pulls
+ * words: small tables and results between pinned host memory and the device, moved by SMs. A copy engine stays with one
+ * stream as long as that has copies that may run: a forward's tables would wait behind the weights of whole layers
  * (experiments/engine-h200x2/gather.md).
  */
 #ifndef FR_WORDS_H
