@@ -73,6 +73,11 @@ const char *fr_gather_name(fr_gather g) {
 const char *fr_gather_order_name(fr_gather_order o) {
     return o == FR_ORDER_YIELD ? "yield" : "fcfs";
 }
+int fr_layout_yields(const fr_layout *l) {
+    if (l->gather_order != FR_ORDER_YIELD || l->ep <= 2)
+        return 0; /* with pulls, one in flight: check_transfer_options */
+    return l->ep < 60 ? l->ep / 2 + 1 : 31;
+}
 const char *fr_exchange_name(fr_exchange x) {
     return (unsigned)x <= FR_EXCHANGE_A2A_FP8 ? exchange_names[x] : "unknown";
 }

@@ -150,8 +150,8 @@ static bool ask(fr_player *p, fr_play_lane *l) {
 }
 
 static bool must_yield(const fr_player *p, int rank) {
-    const fr_pulled *me = &p->pulled[rank];
-    return p->pulled[me->after].done < me->done;
+    const fr_pulled *me = &p->pulled[rank], *next = &p->pulled[me->after];
+    return next->done < me->done && me->done - next->done <= (uint32_t)p->plan->yields_within;
 }
 
 /* The rank's gather has come so far: those that waited for that ask their sources. */

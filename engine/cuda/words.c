@@ -39,6 +39,11 @@ fr_status fr_stream_wait(const fr_stream_calls *c, cudaStream_t stream, uint32_t
     return done(c->wait((CUstream)stream, address(at), value, CU_STREAM_WAIT_VALUE_GEQ), "cuStreamWaitValue32", err);
 }
 
+fr_status fr_stream_wait_bit(const fr_stream_calls *c, cudaStream_t stream, uint32_t *at, uint32_t bit, fr_error *err) {
+    return done(c->wait((CUstream)stream, address(at), UINT32_C(1) << bit, CU_STREAM_WAIT_VALUE_AND),
+                "cuStreamWaitValue32", err);
+}
+
 /* ---- words of the host --------------------------------------------------------------------------------------------*/
 
 static fr_status check(cudaError_t e, const char *call, fr_error *err) {

@@ -20,6 +20,8 @@ fr_status fr_stream_calls_find(fr_stream_calls *out, fr_error *err);
 fr_status fr_stream_write(const fr_stream_calls *c, cudaStream_t stream, uint32_t *at, uint32_t value, fr_error *err);
 /* Until *at - value >= 0, as signed numbers. */
 fr_status fr_stream_wait(const fr_stream_calls *c, cudaStream_t stream, uint32_t *at, uint32_t value, fr_error *err);
+/* Until that bit of *at is set. */
+fr_status fr_stream_wait_bit(const fr_stream_calls *c, cudaStream_t stream, uint32_t *at, uint32_t bit, fr_error *err);
 
 typedef struct {
     uint32_t *mine;  /* this rank's, as the host sees them; NULL = it has none */

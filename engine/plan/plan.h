@@ -112,11 +112,11 @@ enum {
     FR_OP_ENTRY = 4,  /* when it ends its unit can take the next forward (a layer before the first stage ends) */
     FR_OP_ANSWER = 8, /* when this op ends the logits of the rank's batch are known */
     /*
-     * A pull that yields: a rank's n-th pull of a gather begins when the rank that its first one reads, if that is in a
-     * gather too, has done n - 1 of its own. Pulls in the order of peers after the own rank then never meet at a
-     * source for long; without, readers out of step may stay so, each waiting at a source once a gather (experiments/
-     * large/README.md). Nobody waits for ever: who is waited for has done less than who waits, so that no circle
-     * closes.
+     * A pull that yields: a rank's n-th pull of a gather begins when the rank that its first one reads has done n - 1
+     * of its own, is not in a gather, or is more than yields_within pulls behind. Pulls in the order of peers after the
+     * own rank then do not meet at a source for long; without, readers out of step may stay so, each waiting at a
+     * source once a gather (experiments/large/README.md). Nobody waits for ever: who is waited for has done less than
+     * who waits, so that no circle closes.
      */
     FR_OP_YIELDS = 16,
     FR_OP_GATHERED = 32 /* the last pull of a gather that yields */
@@ -180,8 +180,9 @@ typedef struct fr_plan {
     uint32_t members_count, members_cap;
     fr_late_table *tables;
     uint32_t tables_count, tables_cap;
-    int64_t forwards;   /* appended so far */
-    fr_fragment *spare; /* freed fragments whose arrays are used again; a plan is built by one thread */
+    int32_t yields_within; /* FR_OP_YIELDS: pulls, 1 to 31 */
+    int64_t forwards;      /* appended so far */
+    fr_fragment *spare;    /* freed fragments whose arrays are used again; a plan is built by one thread */
 } fr_plan;
 
 fr_plan *fr_plan_new(int ranks, int real_ranks);

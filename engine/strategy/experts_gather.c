@@ -94,11 +94,6 @@ static int64_t chunks_of(int64_t bytes, int64_t chunk) {
     return chunk > 0 && chunk < bytes ? fr_ceil_div(bytes, chunk) : 1;
 }
 
-/* Readers that yield: with two ranks there is nobody to meet. */
-static bool yields(const fr_planner *p) {
-    return p->layout.gather_order == FR_ORDER_YIELD && p->layout.ep > 2;
-}
-
 /*
  * Bytes of a pull. Readers that yield take a peer's share in two: one that begins while the next rank is in its gather
  * waits for half as long (readers of whole shares may hold one another up for good: experiments/large/README.md).
@@ -106,7 +101,7 @@ static bool yields(const fr_planner *p) {
 static int64_t chunk_of(const fr_planner *p) {
     const fr_layout *l = &p->layout;
     int64_t share = fr_ceil_div(p->model.experts, l->ep) * fr_model_expert_bytes(&p->model, l->precision);
-    if (l->gather_chunk || !yields(p) || share < 2 * LEAST_SLICE) return l->gather_chunk;
+    if (l->gather_chunk || !fr_layout_yields(l) || share < 2 * LEAST_SLICE) return l->gather_chunk;
     return fr_ceil_div(fr_ceil_div(share, 2), SLICE_STEP) * SLICE_STEP;
 }
 
@@ -144,7 +139,8 @@ void fr_emit_pulls(fr_walk *w, fr_rank *r, int layer, uint32_t pool, uint32_t ho
             each(w, r, peer, j, s == 0, s == n - 1);
             fr_use_buffer(w->f, FR_USE_WRITE, pool, hold);
             const bool last = ++made == total;
-            if (yields(p) && !p->folded) op->flags |= last ? FR_OP_YIELDS | FR_OP_GATHERED : FR_OP_YIELDS;
+            if (fr_layout_yields(&p->layout) && !p->folded)
+                op->flags |= last ? FR_OP_YIELDS | FR_OP_GATHERED : FR_OP_YIELDS;
             if (last) fr_raise(w, r->gathered);
         }
     w->layer = now;

@@ -271,6 +271,7 @@ static void open_static(fr_planner *p) {
     p->moe_groups = fr_layout_expert_parts(l);
     p->ranks_count = p->folded ? 1 : gpus;
     p->plan = fr_plan_new(p->ranks_count, gpus);
+    p->plan->yields_within = fr_layout_yields(&p->layout);
     p->ranks = fr_alloc((size_t)p->ranks_count * sizeof *p->ranks);
     for (int h = 0; h < 2; h++) p->moe[h] = fr_alloc((size_t)(p->unit_ranks * p->moe_groups) * sizeof **p->moe);
     p->counts = fr_alloc(2 * (size_t)p->unit_ranks * (size_t)p->model.experts * sizeof *p->counts);

@@ -277,6 +277,20 @@ static void refused(const char *strategy, fr_layout change, const char *machine_
     if (!strstr(err.text, part)) fail_msg("'%s' lacks '%s'", err.text, part);
 }
 
+/* Readers yield where they are told to and there is somebody to meet. */
+static void test_yields(void **state) {
+    (void)state;
+    fr_layout l = layout("asyncep", 4);
+    assert_int_equal(fr_layout_yields(&l), 0);
+    l.gather_order = FR_ORDER_YIELD;
+    assert_int_equal(fr_layout_yields(&l), 3);
+    l = layout("dwdp", 8);
+    l.gather_order = FR_ORDER_YIELD;
+    assert_int_equal(fr_layout_yields(&l), 5);
+    l.ep = 2;
+    assert_int_equal(fr_layout_yields(&l), 0);
+}
+
 /* What a rank holds and what it pulls is every expert once, whatever it keeps of others'; memory counts what is held.
  */
 static void test_keep(void **state) {
@@ -315,6 +329,9 @@ static void test_refuses(void **state) {
     (void)state;
     refused("ep", (fr_layout){.gather_keep = 5}, "h200x8", "--gather-keep: not used by --experts ep");
     refused("asyncep", (fr_layout){.gather = FR_GATHER_NCCL, .gather_keep = 5}, "h200x8", "--gather-keep");
+    refused("ep", (fr_layout){.gather_order = FR_ORDER_YIELD}, "h200x8",
+            "--gather-order yield: not used by --experts ep");
+    refused("dwdp", (fr_layout){.gather_order = FR_ORDER_YIELD, .gather_streams = 2}, "h200x8", "one pull in flight");
     refused("asyncep", (fr_layout){.gather_keep = 112}, "h200x8", "fewer than the 112 experts");
     /* Options that a strategy does not use, each by name. */
     refused("dp", (fr_layout){.gather = FR_GATHER_NCCL}, "h200x8", "--gather nccl: not used by --experts local");
@@ -397,6 +414,7 @@ int main(void) {
         cmocka_unit_test(test_sheet_table), cmocka_unit_test(test_items),    cmocka_unit_test(test_activations),
         cmocka_unit_test(test_fits),        cmocka_unit_test(test_contexts), cmocka_unit_test(test_shorthands),
         cmocka_unit_test(test_refuses),     cmocka_unit_test(test_links),    cmocka_unit_test(test_keep),
+        cmocka_unit_test(test_yields),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -359,6 +359,7 @@ static int64_t gathers(bool yield, int slices, int64_t apart) {
     enum { P = 4, GATHERS = 40, PULL = 1000 };
     fr_plan *plan = fr_plan_new(P, P);
     uint32_t copy[P], compute[P], begun[P];
+    plan->yields_within = 3;
     for (int r = 0; r < P; r++) {
         copy[r] = fr_plan_lane(plan, r, FR_LANE_COPY, "copy", false);
         compute[r] = fr_plan_lane(plan, r, FR_LANE_COMPUTE, "compute", false);

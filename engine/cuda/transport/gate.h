@@ -20,7 +20,7 @@ typedef struct {
     const fr_plan *plan; /* its groups of two are the pairs that meet */
     const fr_address *at;
     int rank;
-    bool gathers; /* ranks of a host look at one another's gathers */
+    int within; /* ranks of a host yield in gathers, within so many pulls; 0 = they do not */
 } fr_gates_options;
 
 /* Collective. */
@@ -28,13 +28,10 @@ fr_status fr_gates_open(const fr_gates_options *o, fr_gates **out, fr_error *err
 /* Both ends of a pair call it equally often; it does nothing where they are on different hosts. */
 fr_status fr_gates_meet(fr_gates *g, uint32_t group, int peer, cudaStream_t stream, fr_error *err);
 /*
- * How far this rank's gather has come, in pulls done (FR_GATE_IDLE: it is in none), and to wait until another's has
- * come as far. Pulls that yield use them; nothing where the two are on different hosts. A gather that stands still for
- * some 25 ms counts as none.
+ * How far this rank's gather has come, in pulls done (FR_GATHER_OVER: it is in none), and to wait until another's has
+ * come as far or is too far behind. Pulls that yield use them; nothing where the two are on different hosts. A gather
+ * that stands still for some 25 ms counts as none.
  */
-#define FR_GATE_IDLE                                                                                                   \
-    UINT32_C(0x7f7f7f7f) /* FR_GATHER_OVER; past every count: streams compare as signed differences                    \
-                          */
 fr_status fr_gates_say(fr_gates *g, uint32_t done, cudaStream_t stream, fr_error *err);
 fr_status fr_gates_follow(fr_gates *g, int peer, uint32_t done, cudaStream_t stream, fr_error *err);
 /* Ends what this rank's streams wait for here. Any thread; asks nothing of the device. NULL is allowed. */

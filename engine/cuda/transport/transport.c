@@ -117,13 +117,10 @@ static fr_status connect_groups(fr_transport *t, fr_error *err) {
 static fr_status open_all(fr_transport *t, fr_error *err) {
     if (t->ranks < 2) return FR_OK;
     const fr_layout *l = t->o.layout;
-    const fr_gates_options gates = {.world = t->o.world,
-                                    .plan = t->o.plan,
-                                    .at = t->at,
-                                    .rank = t->o.rank,
-                                    .gathers = l->gather_order == FR_ORDER_YIELD && l->ep > 2};
+    const fr_gates_options gates = {
+        .world = t->o.world, .plan = t->o.plan, .at = t->at, .rank = t->o.rank, .within = fr_layout_yields(l)};
     FR_TRY(meet(t, err));
-    if (l->pp > 1 || gates.gathers) FR_TRY(fr_gates_open(&gates, &t->gates, err));
+    if (l->pp > 1 || gates.within) FR_TRY(fr_gates_open(&gates, &t->gates, err));
     return fr_layout_uses_nccl(t->o.layout) ? connect_groups(t, err) : FR_OK;
 }
 

@@ -125,10 +125,10 @@ fr_status fr_transport_pack(fr_transport *t, const fr_collective *c, cudaStream_
 
 /*
  * For pulls that yield (FR_OP_YIELDS): on the stream, this rank's gather has done so many pulls, FR_GATHER_OVER: it is
- * through; what follows waits until the gather of `after`, if it is in one, has come as far (-1: waits for nobody).
+ * through; what follows waits until that of `after` has come as far, is over or too far behind (-1: waits for nobody).
  * Does nothing for ranks of other hosts.
  */
-#define FR_GATHER_OVER UINT32_C(0x7f7f7f7f)
+#define FR_GATHER_OVER UINT32_MAX
 fr_status fr_transport_gather(fr_transport *t, uint32_t done, int after, cudaStream_t stream, fr_error *err);
 
 /* FR_FAILED when a device waited for a peer in vain (names the op and the rank) or a communicator failed. Any thread;
