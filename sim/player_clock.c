@@ -60,9 +60,9 @@ void fr_play_clock_open(fr_player *p) {
     for (int r = 0; r < p->plan->ranks; r++) {
         p->clocks[r].heat = sustained ? p->power->cap : p->power->idle;
         p->clocks[r].awake = INT64_MIN;
+        p->clocks[r].since = !sustained ? 0 : p->o.load_ns > 0 ? -p->o.load_ns - p->o.pause_ns : -FR_POWER_SETTLED_NS;
         p->clocks[r].period = fr_power_period(-p->clocks[r].since);
         p->clocks[r].excess = 1; /* of the load before time 0 */
-        p->clocks[r].since = !sustained ? 0 : p->o.load_ns > 0 ? -p->o.load_ns - p->o.pause_ns : -FR_POWER_SETTLED_NS;
     }
 }
 
