@@ -12,7 +12,7 @@ run() { # PROGRAM WHERE ARGUMENTS...: one round; keeps the one of least CPU time
     rm -f "$tmp"/sweep.db*
     /usr/bin/time -f '%e %U %S %M' -o "$where.time" "$program" "$@" >"$where.out" 2>"$where.err" || return 1
     awk '{ printf "%.2f %.2f %.1f\n", $1, $2 + $3, $4 / 1024 }' "$where.time" >"$where.now"
-    if [ ! -f "$where.best" ] || [ "$(awk '{ print $2 }' "$where.now")" \< "$(awk '{ print $2 }' "$where.best")" ]; then mv "$where.now" "$where.best"; fi
+    if [ ! -f "$where.best" ] || cat "$where.now" "$where.best" | awk '{ cpu[NR] = $2 } END { exit !(cpu[1] < cpu[2]) }'; then mv "$where.now" "$where.best"; fi
 }
 job() { # NAME ARGUMENTS...
     local name=$1 i
