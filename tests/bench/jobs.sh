@@ -23,7 +23,7 @@ job() { # NAME ARGUMENTS...
         [ -z "$before" ] || run "$before" "$tmp/old" "$@" || { echo "$name: before: failed: $(tail -n 1 "$tmp/old.err")"; return; }
     done
     local ops
-    ops=$(grep -E '^ops |cells in' "$tmp/now.out" | sed -E 's/ +/ /g' | cut -c1-120)
+    ops=$(grep -E '^simulation |cells in' "$tmp/now.out" | sed -E 's/ +/ /g' | cut -c1-120)
     printf '%-64s %6s s, CPU %6s s, %5s MiB' "$name" $(cat "$tmp/now.best")
     [ -z "$before" ] || printf '   before: %6s s, CPU %6s s, %5s MiB' $(cat "$tmp/old.best")
     printf '   %s\n' "$ops"
