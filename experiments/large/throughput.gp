@@ -9,7 +9,7 @@ set boxwidth 0.75
 set yrange [0:*]
 set xtics rotate by -40 left scale 0
 set ylabel "thousand tokens/s per GPU"
-set multiplot layout 2, 1 margins 0.07, 0.95, 0.2, 0.9 spacing 0.08, 0.22 \
+set multiplot layout 2, 1 margins 0.07, 0.91, 0.2, 0.9 spacing 0.08, 0.22 \
     title "Four H200s, Qwen3-235B's shape, sustained, as 94 layers would have it"
 rows(panel) = sprintf("< awk -F'\\t' '$1 == %d' %s", panel, data)
 do for [panel = 0:1] {
