@@ -25,7 +25,7 @@ make              build/forerun: the simulator, no GPU or CUDA needed
 make demo         a real trace over every layout: a ranking and figures in build/demo/ (installs what is missing)
 make test         everything that needs no GPU: unit, fuzz and command-line tests (installs what is missing)
 make unit T=plan  tests/unit/test_plan.c alone;  make units: all of them
-make bench        speed of the simulator
+make bench        speed of the simulator;  make coverage: which lines the tests run
 make man          build/forerun.1
 make mpi          build/forerun-mpi: sweeps over several hosts
 make engine       build/forerun-cuda: everything and the CUDA engine;  make engine-mpi: over several hosts
