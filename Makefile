@@ -55,7 +55,8 @@ $(BUILD)/%.o: %.c
 # one binary per unit test file; `make unit T=plan` builds and runs tests/unit/test_plan.c alone
 $(BUILD)/tests/%: tests/unit/%.c $(BUILD)/libforerun.a
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) -MF $@.d -o $@ $< $(BUILD)/libforerun.a $(LDLIBS) -lcmocka
+	$(CC) $(CFLAGS) -MF $@.d -o $@ $(filter %.c %.o,$^) $(BUILD)/libforerun.a $(LDLIBS) -lcmocka
+$(BUILD)/tests/test_cells: $(BUILD)/sim/cli/args.o $(BUILD)/sim/cli/cells.o
 
 # ---- several hosts: build/forerun-mpi is the same program whose sweep hands cells to MPI ranks; only it links MPI -------
 MPICC   ?= mpicc

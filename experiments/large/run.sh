@@ -27,15 +27,8 @@ asked() { # of the set, those that are asked for
     for name in $ONLY; do grep "^$name | " <<<"$all" || echo "no cell $name in part $part" >&2; done
 }
 asked >"$out/cells.txt"
-# a cell that hangs ends by its own --timeout; a device that does not answer ends the process: once more for the rest, without those that failed
-for try in 1 2 3; do
-    room=$((limit - SECONDS))
-    [ $room -lt 10 ] && break
-    [ $try -gt 1 ] && sed 's/ *FAILED:.*//;t;d' "$out/cells.log" | while read -r name; do sed -i "/^$name | /d" "$out/cells.txt"; done
-    # shellcheck disable=SC2086
-    timeout -k 10 $((room + 25)) "$engine" run --machine "$(machine "$part")" --warmup "${WARMUP:-1}" --timeout "${TIMEOUT:-20}" --no-predict $anchors \
-        --fit-rounds "${ROUNDS:-4}" --cells "$out/cells.txt" --results "$out" --limit $((room - 8)) >"$out/cells.log"
-    ended=$?
-    cat "$out/cells.log"
-    [ $ended = 0 ] && break
-done
+# a cell that hangs ends by its own --timeout; the rest of the list then gets a process of its own
+room=$((limit - SECONDS))
+# shellcheck disable=SC2086
+timeout -k 10 $((room + 25)) "$engine" run --machine "$(machine "$part")" --warmup "${WARMUP:-1}" --timeout "${TIMEOUT:-20}" --no-predict $anchors \
+    --fit-rounds "${ROUNDS:-4}" --cells "$out/cells.txt" --results "$out" --limit $((room - 8))

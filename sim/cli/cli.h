@@ -50,8 +50,9 @@ fr_status cli_experiment(const cli_args *a, fr_experiment *out, fr_error *err);
 /*
  * --cells FILE: a line "NAME | OPTIONS" is a run with those options behind the command line's own; empty lines and
  * lines that begin with # say nothing. Each is handed to `one`, which writes its result to json_file (--results FOLDER:
- * FOLDER/NAME.json; where that is there already the run is left out). A run that fails is named and the next one comes,
- * unless `one` sets *stop. --limit S: none is begun after that many seconds. FR_FAILED when any failed.
+ * FOLDER/NAME.json; where that is there already the run is left out). A run that fails is named and the next one comes.
+ * All that in a process made for it: where `one` sets *stop (this process can't go on) or does not come back, the rest
+ * of the list gets another. --limit S: none is begun after that many seconds. FR_FAILED when any failed.
  */
 typedef fr_status cli_cell(const cli_args *cell, bool *stop, fr_error *err);
 fr_status cli_cells(const cli_args *a, cli_cell *one, fr_error *err);
