@@ -144,7 +144,7 @@ static fr_status start_process(cells *c, const char *list, pid_t *pid, int *told
         c->teller = ends[1];
         prctl(PR_SET_PDEATHSIG, SIGTERM);
         if (getppid() != parent) _exit(FR_FAILED);
-        _exit(take_lines(c, list, false, err)); /* not exit: after a failure libraries may wait for a device for ever */
+        _exit((int)take_lines(c, list, false, err)); /* not exit: after a failure libraries may wait for a device */
     }
     close(ends[1]);
     *told = ends[0];

@@ -28,7 +28,7 @@ const fr_option cmd_run_options[] = {
     {"no-predict", NULL, NULL, "do not simulate the same cell beside it"},
     {"check-ops", NULL, NULL, "wait after every op, so that a failing one is named; slow"},
     {"cells", "FILE", NULL,
-     "a list of runs, a line NAME | OPTIONS each: all of them, one after the other in this process"},
+     "a list of runs, a line NAME | OPTIONS each: all of them, one after the other in one process"},
     {"results", "FOLDER", NULL, "--cells: each result goes to FOLDER/NAME.json; those that are there are left out"},
     {"limit", "S", NULL, "--cells: no run begins after so many seconds (default: no limit)"},
     {"db", "FILE", NULL, "store the run with its forwards, requests and timeline (SQLite)"},
