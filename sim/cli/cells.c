@@ -121,7 +121,8 @@ static fr_status take_lines(cells *c, const char *list, bool check, fr_error *er
         if (number <= c->p.line) continue;
         s = take_line(c, line, number, check, err);
         c->p.line = number;
-        if (c->teller >= 0 && write(c->teller, &c->p, sizeof c->p) != sizeof c->p) break; /* nobody is there */
+        const progress now = c->p;
+        if (c->teller >= 0 && write(c->teller, &now, sizeof now) != sizeof now) break; /* nobody is there */
     }
     free(copy);
     return s;
