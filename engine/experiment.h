@@ -162,4 +162,8 @@ typedef struct {
     int32_t tokens, cached, queue, source;
 } fr_request_record;
 
+/* The fate of a request whose last part, of the queue's batch that began at `started`, was answered at `answered` (ns).
+ */
+fr_request_record fr_request_answered(const fr_part *last, int queue, int64_t started, int64_t answered);
+
 #endif

@@ -77,3 +77,14 @@ fr_status fr_setup_planner(const fr_setup *s, bool allow_fold, fr_planner **out,
                                   .allow_fold = allow_fold};
     return fr_planner_open(&o, out, err);
 }
+
+fr_request_record fr_request_answered(const fr_part *last, int queue, int64_t started, int64_t answered) {
+    return (fr_request_record){.id = last->request,
+                               .arrival = last->arrival,
+                               .start = started,
+                               .answer = answered,
+                               .tokens = last->tokens,
+                               .cached = last->prefix,
+                               .queue = queue,
+                               .source = last->source};
+}

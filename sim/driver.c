@@ -155,14 +155,7 @@ static void record_answer(drive *d, const fr_part *part, int queue, int64_t star
     d->requests_count++;
     if (!d->options->requests) return;
     FR_GROW(d->requests, d->requests_cap, d->requests_count);
-    d->requests[d->requests_count - 1] = (fr_request_record){.id = part->request,
-                                                             .arrival = part->arrival,
-                                                             .start = started,
-                                                             .answer = answered,
-                                                             .tokens = part->tokens,
-                                                             .cached = part->prefix,
-                                                             .queue = queue,
-                                                             .source = part->source};
+    d->requests[d->requests_count - 1] = fr_request_answered(part, queue, started, answered);
 }
 
 static void close_flight(drive *d, flight *fl, fr_forward_record *r) {

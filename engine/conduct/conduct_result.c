@@ -16,14 +16,7 @@ static void record_answer(fr_conductor *c, const fr_part *part, int queue, int64
     FR_GROW(c->ttft, c->ttft_cap, c->ttft_count + 1);
     c->ttft[c->ttft_count++] = (double)(answered - part->arrival) * 1e-9;
     FR_GROW(out->requests, out->requests_cap, out->requests_count + 1);
-    out->requests[out->requests_count++] = (fr_request_record){.id = part->request,
-                                                               .arrival = part->arrival,
-                                                               .start = started,
-                                                               .answer = answered,
-                                                               .tokens = part->tokens,
-                                                               .cached = part->prefix,
-                                                               .queue = queue,
-                                                               .source = part->source};
+    out->requests[out->requests_count++] = fr_request_answered(part, queue, started, answered);
 }
 
 static void add_counts(fr_conductor *c, const fr_flight *f, int64_t *to) {
