@@ -173,6 +173,14 @@ fr_status fr_device_read(int index, fr_device_facts *out, fr_error *err) {
     return FR_OK;
 }
 
+void fr_device_left(int64_t *available, int64_t *total) {
+    size_t left = 0, all = 0;
+    cudaGetLastError();
+    cudaMemGetInfo(&left, &all);
+    *available = (int64_t)left;
+    *total = (int64_t)all;
+}
+
 fr_status fr_device_describe(int index, fr_device_facts *out, fr_error *err) {
     struct cudaDeviceProp p;
     int count = 0;

@@ -39,6 +39,9 @@ fr_status fr_device_count(int *count, fr_error *err);
 /* All but free_bytes, without a context on the device. */
 fr_status fr_device_describe(int index, fr_device_facts *out, fr_error *err);
 fr_status fr_device_read(int index, fr_device_facts *out, fr_error *err);
+/* Bytes of the current device, for the message of an allocation that has just failed, whose error is cleared; zeros
+ * where the device does not say. */
+void fr_device_left(int64_t *available, int64_t *total);
 
 /* SM clock and power, sampled by a thread every 20 ms through NVML between begin and stop; zeros where NVML is absent.
  * Opening takes a tenth of a second and more: time in which a GPU that waits for it cools and gets its clock back. */

@@ -1,5 +1,6 @@
 #include "engine/cuda/pools.h"
 
+#include "engine/cuda/device.h"
 #include "engine/cuda/issue.h"
 #include "engine/cuda/transport/transport.h"
 
@@ -101,9 +102,8 @@ static fr_status open_pool(fr_pools *g, uint32_t index, fr_error *err) {
     const int64_t bytes = p->stride * b->slots;
     const cudaError_t e = fr_transport_alloc(g->o.transport, (size_t)bytes, (void **)&p->base);
     if (e == cudaErrorMemoryAllocation) {
-        size_t available = 0, total = 0;
-        cudaGetLastError();
-        cudaMemGetInfo(&available, &total);
+        int64_t available, total;
+        fr_device_left(&available, &total);
         return fr_fail(err, FR_FAILED,
                        "%s: %d slots of %.2f GB need %.2f GB of GPU memory beside %.1f GB of weights, %.2f of %.1f GB "
                        "are free: take fewer --resident-layers or more GPUs",

@@ -1,6 +1,7 @@
 /* A rank's memory: the arena cut from the plan's buffers, workspaces, tables, KV cache. */
 #include "engine/cuda/rank.h"
 
+#include "engine/cuda/device.h"
 #include "engine/cuda/transport/transport.h"
 
 #include <stdlib.h>
@@ -109,9 +110,8 @@ static fr_status open_arena(fr_device_rank *r, const fr_plan *plan, fr_error *er
     cut_arena(r, plan, NULL);
     const cudaError_t e = fr_transport_malloc(r->transport, (size_t)r->arena_bytes, (void **)&r->arena);
     if (e == cudaErrorMemoryAllocation) {
-        size_t available = 0, total = 0;
-        cudaGetLastError();
-        cudaMemGetInfo(&available, &total);
+        int64_t available, total;
+        fr_device_left(&available, &total);
         return fr_fail(
             err, FR_FAILED,
             "activations of %lld tokens need %.2f GB of GPU memory beside %.1f GB of weights, %.2f of %.1f GB "
@@ -135,15 +135,14 @@ static fr_status open_kv(fr_device_rank *r, fr_error *err) {
     const int64_t elements = r->layers * r->kv_capacity * r->kv_width;
     const cudaError_t e = cudaMalloc((void **)&r->kv, (size_t)elements * sizeof *r->kv);
     if (e == cudaErrorMemoryAllocation) {
-        size_t available = 0, total = 0;
-        cudaGetLastError();
-        cudaMemGetInfo(&available, &total);
+        int64_t available, total;
+        fr_device_left(&available, &total);
         return fr_fail(
             err, FR_FAILED,
             "a KV cache of %lld tokens needs %.2f GB of GPU memory, %.2f of %.1f GB are free: --cache-tokens "
             "%lld would fit",
             (long long)r->kv_capacity, 2e-9 * (double)elements, (double)available * 1e-9, (double)total * 1e-9,
-            (long long)((int64_t)available / (2 * r->layers * r->kv_width)));
+            (long long)(available / (2 * r->layers * r->kv_width)));
     }
     FR_TRY(check(e, "cudaMalloc of the KV cache", err));
     r->kv_rows = fr_kv_rows_new((int32_t)r->kv_capacity);

@@ -1,5 +1,6 @@
 #include "engine/cuda/weights.h"
 
+#include "engine/cuda/device.h"
 #include "engine/cuda/transport/transport.h"
 
 #include <stdlib.h>
@@ -113,16 +114,15 @@ static void place_experts(fr_weights *w) {
 /* ---- memory -------------------------------------------------------------------------------------------------------*/
 
 static fr_status refuse_memory(const fr_weights *w, int64_t layer, fr_error *err) {
-    size_t available = 0, total = 0;
-    cudaGetLastError();
-    cudaMemGetInfo(&available, &total);
+    int64_t available, total;
+    fr_device_left(&available, &total);
     const int layers = w->shard.layers;
     const int64_t had = (w->arena ? w->arena_bytes : 0) + (w->experts ? w->experts_bytes : 0);
-    const int64_t fixed = w->bytes - layers * layer, fit = ((int64_t)available + had - fixed) / layer;
+    const int64_t fixed = w->bytes - layers * layer, fit = (available + had - fixed) / layer;
     return fr_fail(err, FR_FAILED,
                    "weights of %d layers need %.1f GB of GPU memory, %.1f of %.1f GB are free: --resident-layers %lld "
                    "would fit without room for activations; or spread the layers over more GPUs (--strategy pp, ep)",
-                   layers, (double)w->bytes * 1e-9, (double)((int64_t)available + had) * 1e-9, (double)total * 1e-9,
+                   layers, (double)w->bytes * 1e-9, (double)(available + had) * 1e-9, (double)total * 1e-9,
                    (long long)fr_max_i64(fit, 0));
 }
 

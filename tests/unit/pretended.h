@@ -44,6 +44,20 @@ typedef struct {
 
 static stage *the;
 
+/* Request i of a trace, one every `gap` ns; three prefixes are shared, so that KV handles are kept and trimmed. */
+static inline fr_request shared_prefix(int i, int64_t gap, uint64_t blocks[2]) {
+    blocks[0] = (uint64_t)(i % 3);
+    blocks[1] = (uint64_t)(1000 + i);
+    return (fr_request){.id = i,
+                        .arrival = i * gap,
+                        .tokens = 100 + i,
+                        .prefix_id = -1,
+                        .blocks = blocks,
+                        .blocks_count = 2,
+                        .block_tokens = 50,
+                        .candidates = 1};
+}
+
 static void forget(pretended *p) {
     for (int i = 0; i < 8; i++) p->last_number[i] = -1;
 }

@@ -218,18 +218,7 @@ static void play_trace(const char *strategy, const char *gpus, int queues) {
     enum { REQUESTS = 60, QUEUES = 4 };
     static uint64_t blocks[REQUESTS][2];
     fr_request q[REQUESTS];
-    for (int i = 0; i < REQUESTS; i++) {
-        blocks[i][0] = (uint64_t)(i % 3);
-        blocks[i][1] = (uint64_t)(1000 + i);
-        q[i] = (fr_request){.id = i,
-                            .arrival = (int64_t)i * 1000000,
-                            .tokens = 100 + i,
-                            .prefix_id = -1,
-                            .blocks = blocks[i],
-                            .blocks_count = 2,
-                            .block_tokens = 50,
-                            .candidates = 1};
-    }
+    for (int i = 0; i < REQUESTS; i++) q[i] = shared_prefix(i, 1000000, blocks[i]);
     const char *flags[] = {TINY,     "strategy", strategy,       "gpus", gpus, "trace", "poisson:rate=1",
                            "budget", "300",      "cache-tokens", "1000", NULL};
     fr_conduct_options o = {.requests = q, .requests_count = REQUESTS};

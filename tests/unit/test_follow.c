@@ -92,18 +92,7 @@ static void test_trace(void **state) {
     static uint64_t blocks[REQUESTS][2];
     fr_request q[REQUESTS];
     bool seen[REQUESTS] = {false};
-    for (int i = 0; i < REQUESTS; i++) {
-        blocks[i][0] = (uint64_t)(i % 3); /* shared prefixes: KV handles are kept and trimmed over there */
-        blocks[i][1] = (uint64_t)(1000 + i);
-        q[i] = (fr_request){.id = i,
-                            .arrival = (int64_t)i * 500000,
-                            .tokens = 100 + i,
-                            .prefix_id = -1,
-                            .blocks = blocks[i],
-                            .blocks_count = 2,
-                            .block_tokens = 50,
-                            .candidates = 1};
-    }
+    for (int i = 0; i < REQUESTS; i++) q[i] = shared_prefix(i, 500000, blocks[i]);
     stage st = {.ms = 1, .hang_rank = -1};
     the = &st;
     fr_setup s =
