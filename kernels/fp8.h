@@ -78,7 +78,6 @@ typedef struct {
     uint32_t *counter; /* as in fr_k_grouped_args */
     int64_t rows;
     int32_t E, N, K;
-    int32_t sm_limit;
     bool swiglu;
     const fr_e4m3 *own;
     const float *own_scale;

@@ -395,14 +395,13 @@ inline bool make_map(CUtensorMap *map, const void *base, CUtensorMapDataType typ
                   CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
-/* How many blocks to start: every SM or at most sm_limit, whole clusters; 0 with an error. */
-template <typename K> cudaError_t grid_of(K kernel, size_t shared, int sm_limit, int cluster, int *blocks) {
+/* How many blocks to start: one on every SM, in whole clusters; 0 with an error. */
+template <typename K> cudaError_t grid_of(K kernel, size_t shared, int cluster, int *blocks) {
     cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
     int device = 0, sms = 0;
     if (!e) e = cudaGetDevice(&device);
     if (!e) e = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
     if (e) return e;
-    if (sm_limit > 0 && sm_limit < sms) sms = sm_limit;
     *blocks = sms / cluster * cluster;
     return *blocks ? cudaSuccess : cudaErrorInvalidValue;
 }

@@ -231,7 +231,7 @@ bool map_e4m3(CUtensorMap *map, const fr_e4m3 *base, int64_t rows, int64_t colum
 template <Output OUT, int CLUSTER> cudaError_t launch(const fr_k_fp8_args &g, int skew, cudaStream_t stream) {
     auto kernel = fp8_kernel<OUT, CLUSTER>;
     int blocks = 0;
-    const cudaError_t e = grid_of(kernel, sizeof(ScaledShared), g.sm_limit, CLUSTER, &blocks);
+    const cudaError_t e = grid_of(kernel, sizeof(ScaledShared), CLUSTER, &blocks);
     if (e) return e;
     CUtensorMap map_a, map_b, map_own;
     const int own = g.own ? g.own_end - g.own_first : 0, gap = g.packed ? own : 0;

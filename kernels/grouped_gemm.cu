@@ -207,7 +207,7 @@ template <bool SWIGLU, int CLUSTER, bool GATHER>
 cudaError_t launch(const fr_k_grouped_args &g, int skew, cudaStream_t stream) {
     auto kernel = grouped_kernel<SWIGLU, CLUSTER, GATHER>;
     int blocks = 0;
-    const cudaError_t e = grid_of(kernel, sizeof(TiledShared), g.sm_limit, CLUSTER, &blocks);
+    const cudaError_t e = grid_of(kernel, sizeof(TiledShared), CLUSTER, &blocks);
     if (e) return e;
 
     CUtensorMap map_a, map_b, map_own, map_c;

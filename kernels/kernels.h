@@ -137,7 +137,6 @@ typedef struct {
     uint32_t *counter;    /* a device word, zero before the first call and after each; one for each stream in use */
     int64_t rows, a_rows; /* a_rows is used with token_of_row only */
     int32_t E, N, K;
-    int32_t sm_limit; /* blocks at most; 0: every SM */
     bool swiglu;
     const fr_bf16 *own;
     int32_t own_first, own_end;
