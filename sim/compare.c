@@ -62,22 +62,48 @@ static double forward_ns(const fr_forward_record *f, int64_t at) {
     return (double)(f[at].end - from);
 }
 
+typedef struct {
+    const fr_forward_record *v;
+    int64_t count;
+} forwards_in_order;
+
+static bool alike(const forwards_in_order *x, int64_t i, const forwards_in_order *y, int64_t k) {
+    return i < x->count && k < y->count && x->v[i].unit == y->v[k].unit && x->v[i].tokens == y->v[k].tokens &&
+           x->v[i].cached == y->v[k].cached;
+}
+
+#define NEAR 16 /* so many forwards on are looked through for one that both sides have again */
+
+/* From forwards that are not alike on to the next two that are, fewest steps first; false = none near. */
+static bool meet_again(const forwards_in_order *x, int64_t *i, const forwards_in_order *y, int64_t *k) {
+    for (int64_t steps = 1; steps <= 2 * NEAR; steps++)
+        for (int64_t a = fr_max_i64(0, steps - NEAR); a <= fr_min_i64(steps, NEAR); a++)
+            if (alike(x, *i + a, y, *k + steps - a) && y->v[*k + steps - a].unit == y->v[*k].unit) {
+                *i += a;
+                *k += steps - a;
+                return true;
+            }
+    return false;
+}
+
 /*
- * The n-th forward of a unit on either side, where the tokens agree. Numbers run over all units in the order of
- * planning, which differs where ranks drift: twin[measured number] = predicted number, -1 = none.
+ * Forwards of a unit in their order on either side, where the tokens agree. A request that came a moment before a batch
+ * was formed on one side and after it on the other makes a few of them differ; then both go on from the next alike.
+ * Numbers run over all units in the order of planning, which differs where ranks drift: twin[measured number] =
+ * predicted number, -1 = none.
  */
 static void join_forwards(const fr_side *p, const fr_side *m, fr_compare *c, int64_t *twin, int64_t most) {
     fr_forward_record *x = sorted_forwards(p), *y = sorted_forwards(m);
+    const forwards_in_order ours = {x, p->forwards_count}, theirs = {y, m->forwards_count};
     c->forwards = fr_alloc(((size_t)m->forwards_count + 1) * sizeof *c->forwards);
     for (int64_t i = 0; i < most; i++) twin[i] = -1;
     for (int64_t i = 0, k = 0; k < m->forwards_count; k++, i++) {
         if (k > 0 && y[k].unit != y[k - 1].unit) /* a new unit: from its first forward */
             for (i = 0; i < p->forwards_count && x[i].unit < y[k].unit;) i++;
-        if (i >= p->forwards_count || x[i].unit != y[k].unit || x[i].tokens != y[k].tokens ||
-            x[i].cached != y[k].cached) {
-            c->other_batches++;
-            continue;
-        }
+        const int64_t from = k;
+        const bool joined = alike(&ours, i, &theirs, k) || meet_again(&ours, &i, &theirs, &k);
+        c->other_batches += joined ? k - from : 1;
+        if (!joined) continue;
         twin[y[k].forward] = x[i].forward;
         fr_pair_ns pair = {forward_ns(x, i), forward_ns(y, k)};
         if (pair.measured > 0) c->forwards[c->forwards_count++] = pair;
@@ -236,6 +262,7 @@ static void join_ops(const fr_side *p, const fr_side *m, fr_compare *c, const in
                          .compute = m->lane_compute[b->lane] && b->rank == m->rank};
     }
     c->only_predicted += np - i;
+    if (m->spans->count == 0) c->only_predicted = 0; /* a run that timed no ops */
     c->ops = n;
     rows_by_kind(c, j, n);
     rows_by_lane(c, m, j, n);
@@ -311,7 +338,7 @@ static void find_causes(fr_compare *c) {
     add_cause(c, FR_MISSED_EXPOSED, 0, (double)(m->exposed_comm - p->exposed_comm));
     add_cause(c, FR_MISSED_WAIT, 0, (double)(m->wait - p->wait));
     add_cause(c, FR_MISSED_BUBBLE, 0, (double)(m->bubble - p->bubble));
-    add_cause(c, FR_MISSED_IDLE, 0, (double)(m->idle - p->idle));
+    if (!c->arrivals) add_cause(c, FR_MISSED_IDLE, 0, (double)(m->idle - p->idle));
     qsort(c->causes, (size_t)c->causes_count, sizeof *c->causes, by_ns);
 }
 
@@ -321,6 +348,7 @@ void fr_compare_run(const fr_side *p, const fr_side *m, fr_compare *c) {
     *c = (fr_compare){
         .predicted = p->parts, .measured = m->parts, .clock_predicted = p->clock_mhz, .clock_measured = m->clock_mhz};
     int64_t most = 0;
+    for (int64_t i = 1; i < m->requests_count; i++) c->arrivals |= m->requests[i].arrival != m->requests[0].arrival;
     for (int64_t i = 0; i < m->forwards_count; i++) most = fr_max_i64(most, m->forwards[i].forward + 1);
     int64_t *twin = fr_alloc(((size_t)most + 1) * sizeof *twin);
     join_forwards(p, m, c, twin, most);
@@ -355,11 +383,12 @@ static void words_of_op(const fr_compare *c, const fr_cause *cause, fr_text *out
 
 void fr_compare_words(const fr_compare *c, const fr_cause *cause, fr_text *out) {
     const fr_parts *p = &c->predicted, *m = &c->measured;
-    static const char *const said[] = {[FR_MISSED_EXPOSED] = "communication that compute waits for",
-                                       [FR_MISSED_WAIT] = "waiting for other ranks",
-                                       [FR_MISSED_BUBBLE] = "pipeline bubbles",
-                                       [FR_MISSED_IDLE] = "gaps between kernels (launches, host, arrivals)",
-                                       [FR_MISSED_REST] = "compute outside the ops that both sides timed"};
+    const char *const said[] = {[FR_MISSED_EXPOSED] = "communication that compute waits for",
+                                [FR_MISSED_WAIT] = "waiting for other ranks",
+                                [FR_MISSED_BUBBLE] = "pipeline bubbles",
+                                [FR_MISSED_IDLE] = "gaps between kernels (launches, host, arrivals)",
+                                [FR_MISSED_REST] = c->ops ? "compute outside the ops that both sides timed"
+                                                          : "compute, whose ops the run did not time"};
     const int64_t parts[][2] = {[FR_MISSED_EXPOSED] = {p->exposed_comm, m->exposed_comm},
                                 [FR_MISSED_WAIT] = {p->wait, m->wait},
                                 [FR_MISSED_BUBBLE] = {p->bubble, m->bubble},

@@ -3,9 +3,9 @@
  *
  * Errors are predicted / measured - 1. Ops are joined by their structural id, requests by theirs, forwards by their
  * turn on their unit; in trace mode the two executors may form different batches, so a forward and its ops are joined
- * only where its new and cached tokens agree. Host ops are left out: a live launch takes in the wait for room in the
- * driver's queue. A forward's time is its end less the later of its start and the end of the forward before it on its
- * unit: what it adds to a stream.
+ * only where its new and cached tokens agree, and both sides go on from the next that do. Host ops are left out: a live
+ * launch takes in the wait for room in the driver's queue. A forward's time is its end less the later of its start and
+ * the end of the forward before it on its unit: what it adds to a stream.
  */
 #ifndef FR_COMPARE_H
 #define FR_COMPARE_H
@@ -77,8 +77,9 @@ typedef struct {
     fr_error_stats forward, request;
     int64_t ops, only_predicted, only_measured; /* spans joined, and those of joined forwards that had no partner */
     int64_t other_batches;                      /* measured forwards that were not joined: other tokens */
-    fr_parts predicted, measured;               /* of the rank that ended last, each */
-    fr_cause causes[FR_MOST_CAUSES];            /* by falling size */
+    bool arrivals; /* requests did not all come at once: a GPU that idles then waits for them, which is no cause */
+    fr_parts predicted, measured;    /* of the rank that ended last, each */
+    fr_cause causes[FR_MOST_CAUSES]; /* by falling size */
     int causes_count;
     double common; /* by how much all kernels that follow the clock ran longer than predicted */
     double clock_predicted, clock_measured; /* MHz, NaN = not known */

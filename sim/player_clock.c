@@ -175,7 +175,7 @@ double fr_play_clock_start(fr_player *p, fr_play_lane *l) {
     fr_clock *c = &p->clocks[l->rank];
     const fr_card *card = p->o.cards ? &p->o.cards[l->rank] : NULL;
     const double time = card ? card->time[p->class_of[l->op->kind]] : 1;
-    if (price->slope <= 0) return 1 / time;
+    if (price->slope <= 0) return 1;
     if (card) {
         own = *price;
         own.slope *= (float)card->draw;
@@ -200,7 +200,7 @@ double fr_play_clock_start(fr_player *p, fr_play_lane *l) {
     add(p, l->rank, l->base_mw, l->slope_mw, l->draw_mw);
     c->cycles += x * (double)price->work / v;
     c->busy += (double)price->work / v;
-    return v / time;
+    return v; /* of work that is the card's: player_flow.c */
 }
 
 double fr_play_clock_collective(fr_player *p, fr_play_lane *l) {

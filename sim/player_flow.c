@@ -331,6 +331,8 @@ int64_t fr_play_flow_start(fr_player *p, fr_play_lane *l, int64_t work, bool gro
     uint8_t class = p->class_of[op->kind];
     bool transfer = class == FR_CLASS_COPY || class == FR_CLASS_COLLECTIVE;
     double limit = 1;
+    if (p->o.cards && !group && !transfer)
+        work = fr_max_i64(1, fr_round((double)work * p->o.cards[l->rank].time[class]));
     p->usages_n = 0;
     if (group) {
         make_room(p, (uint32_t)p->plan->groups[op->group].count);

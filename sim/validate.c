@@ -356,6 +356,26 @@ static fr_status anchor(fr_validation *v, const fr_validate_options *o, const st
     return FR_OK;
 }
 
+/* For a replay: how much its queue makes of kernels that take a little more or less time. */
+static fr_status service(fr_validation *v, const fr_validate_options *o, const request_list *q, fr_error *err) {
+    static const double factors[FR_SERVICE_POINTS] = {0.96, 0.98, 1.02, 1.04};
+    const int ranks = v->plan->ranks;
+    if (!v->replay) return FR_OK;
+    fr_card *cards = fr_alloc((size_t)ranks * sizeof *cards);
+    fr_status status = FR_OK;
+    for (int i = 0; i < FR_SERVICE_POINTS && status == FR_OK; i++) {
+        fr_result result;
+        for (int rank = 0; rank < ranks; rank++) {
+            fr_card_plain(&cards[rank]);
+            for (int k = FR_CLASS_MEMORY; k <= FR_CLASS_GROUPED; k++) cards[rank].time[k] = factors[i];
+        }
+        status = play(v, o, q, cards, NULL, NULL, &result, err);
+        if (status == FR_OK) v->service[i] = (fr_service_point){factors[i], result.ttft_s, result.tokens_per_s};
+    }
+    free(cards);
+    return status;
+}
+
 static fr_status open_twin(fr_validation *v, const fr_validate_options *o, const stored_run *r, bool timed,
                            fr_error *err) {
     fr_experiment e;
@@ -390,6 +410,7 @@ fr_status fr_validate_run(fr_store *s, const char *path, int64_t run, const fr_v
     if (status == FR_OK) status = name_lanes(v, s, err);
     if (status == FR_OK) compare(v, &r, &p, &f, &q);
     if (status == FR_OK) status = anchor(v, o, &r, &q, err);
+    if (status == FR_OK) status = service(v, o, &q, err);
     free_run(&r);
     free(f.v);
     free(q.v);

@@ -62,6 +62,27 @@ static void rows_table(const char *title, const fr_compare_row *r, int count, fr
     }
 }
 
+/* What a replay's queue makes of a little more or less service time. */
+static void service_table(const fr_validation *v, fr_text *out) {
+    const fr_service_point *s = v->service;
+    const fr_result *p = &v->predicted;
+    if (!(s[0].factor > 0)) return;
+    fr_text_add(out, "  %-16s", "kernels' time");
+    for (int i = 0; i < FR_SERVICE_POINTS; i++)
+        fr_text_add(out, "%s%+8.0f %%", i == FR_SERVICE_POINTS / 2 ? "     as is" : "", 100 * (s[i].factor - 1));
+    fr_text_add(out, "   measured\n  %-16s", "TTFT mean, ms");
+    for (int i = 0; i < FR_SERVICE_POINTS; i++) {
+        if (i == FR_SERVICE_POINTS / 2) fr_text_add(out, "%10.1f", 1e3 * p->ttft_s.mean);
+        fr_text_add(out, "%10.1f", 1e3 * s[i].ttft_s.mean);
+    }
+    fr_text_add(out, " %10.1f\n  %-16s", 1e3 * v->ttft_s.mean, "TTFT p99, ms");
+    for (int i = 0; i < FR_SERVICE_POINTS; i++) {
+        if (i == FR_SERVICE_POINTS / 2) fr_text_add(out, "%10.1f", 1e3 * p->ttft_s.p99);
+        fr_text_add(out, "%10.1f", 1e3 * s[i].ttft_s.p99);
+    }
+    fr_text_add(out, " %10.1f\n", 1e3 * v->ttft_s.p99);
+}
+
 static void parts_table(const fr_compare *c, fr_text *out) {
     const struct {
         const char *name;
@@ -86,6 +107,7 @@ void cli_validate_details(const fr_validation *v, fr_text *out) {
     fr_text_add(out, "run %" PRId64 ": %s\n  routing: %s\n", v->run, v->label,
                 v->own_routing ? "as the run recorded it" : "as the experiment assumes");
     whole(v, out);
+    service_table(v, out);
     stats_line("forwards", &c->forward, out);
     stats_line("requests, TTFT", &c->request, out);
     if (c->other_batches)
@@ -130,32 +152,38 @@ void cli_validate_line(const fr_validation *v, bool head, fr_text *out) {
     fr_text_add(out, "\n");
 }
 
+static void totals_table(const char *title, const fr_compare_row *r, int count, fr_text *out) {
+    if (!count) return;
+    fr_text_add(out, "  %-16s %8s %13s %13s %9s\n", title, "ops", "predicted ms", "measured ms", "total");
+    for (int i = 0; i < count; i++)
+        fr_text_add(out, "  %-16s %8" PRId64 " %13.3f %13.3f %+7.1f %%\n", r[i].name, r[i].count,
+                    r[i].sum.predicted / 1e6, r[i].sum.measured / 1e6,
+                    100 * (r[i].sum.predicted / r[i].sum.measured - 1));
+}
+
 void cli_validate_summary(const fr_validation *v, int count, fr_text *out) {
     fr_validate_summary s;
     fr_validate_summarise(v, count, &s);
     fr_text_add(out, "all %d runs\n", count);
     stats_line("forward time", &s.forward, out);
     stats_line("  with anchors", &s.anchored, out);
+    stats_line("single forwards", &s.single, out);
     stats_line("replays, tokens/s", &s.throughput, out);
     stats_line("replays, TTFT", &s.ttft_mean, out);
     stats_line("replays, p99", &s.ttft_p99, out);
+    stats_line("single requests", &s.request, out);
     fr_text_add(out, "  intervals hold %" PRId64 " of %d, half-width %.1f %% on average\n", s.inside, count,
                 100 * s.width);
     if (s.pairs)
         fr_text_add(out, "  layouts under one load, gaps above 3 %%: %" PRId64 " of %" PRId64 " pairs ranked alike\n",
                     s.agree, s.pairs);
-    fr_text_add(out, "  %-16s %8s %13s %13s %9s\n", "op kind", "ops", "predicted ms", "measured ms", "total");
-    for (int i = 0; i < s.kinds_count; i++)
-        fr_text_add(out, "  %-16s %8" PRId64 " %13.3f %13.3f %+7.1f %%\n", s.kinds[i].name, s.kinds[i].count,
-                    s.kinds[i].sum.predicted / 1e6, s.kinds[i].sum.measured / 1e6,
-                    100 * (s.kinds[i].sum.predicted / s.kinds[i].sum.measured - 1));
-    fr_text_add(out, "  top causes, mean share of a run's time that is missed:");
-    for (int i = 0; i < TOP && i < s.causes_count; i++)
-        fr_text_add(out, "%s %s %.2f %%", i ? "," : "",
-                    s.causes[i].what == FR_MISSED_OP ? fr_op_name((fr_op_kind)s.causes[i].kind)
-                                                     : fr_missed_name(s.causes[i].what),
-                    100 * s.causes[i].ns / count);
-    fr_text_add(out, "\n");
+    totals_table("op kind", s.kinds, s.kinds_count, out);
+    totals_table("lane", s.lanes, s.lanes_count, out);
+    for (int i = 0; i < TOP && i < s.causes_count; i++) {
+        fr_text_add(out, i ? "  %d. " : "  top causes\n  %d. ", i + 1);
+        fr_validate_words(&s, i, out);
+        fr_text_add(out, "\n");
+    }
 }
 
 /* ---- JSON -------------------------------------------------------------------------------------------------------- */
@@ -212,6 +240,15 @@ static json_t *side_json(double forward, double tokens, double mfu, double mhz, 
                      real(mfu), "clock_mhz", real(mhz), "ttft_s", quantiles_json(ttft), "parts", parts_json(parts));
 }
 
+static json_t *service_json(const fr_validation *v) {
+    json_t *list = json_array();
+    for (int i = 0; i < FR_SERVICE_POINTS && v->service[i].factor > 0; i++)
+        json_array_append_new(list, json_pack("{s:f, s:o, s:o}", "factor", v->service[i].factor, "tokens_per_s",
+                                              real(v->service[i].tokens_per_s), "ttft_s",
+                                              quantiles_json(&v->service[i].ttft_s)));
+    return list;
+}
+
 static json_t *run_json(const fr_validation *v) {
     const fr_compare *c = &v->compare;
     const fr_result *p = &v->predicted;
@@ -226,6 +263,7 @@ static json_t *run_json(const fr_validation *v) {
                         side_json(v->forward_s, v->tokens_per_s, v->mfu, c->clock_measured, &v->ttft_s, &c->measured));
     json_object_set_new(o, "anchored_error",
                         v->anchored ? real(v->anchored_forward_s / v->forward_s - 1) : json_null());
+    json_object_set_new(o, "service", service_json(v));
     json_object_set_new(o, "forwards", stats_json(&c->forward));
     json_object_set_new(o, "requests", stats_json(&c->request));
     json_object_set_new(o, "kinds", rows_json(c->kinds, c->kinds_count, true));
@@ -242,20 +280,27 @@ json_t *cli_validate_json(const fr_validation *v, int count) {
     fr_validate_summarise(v, count, &s);
     json_t *runs = json_array(), *causes = json_array();
     for (int i = 0; i < count; i++) json_array_append_new(runs, run_json(&v[i]));
-    for (int i = 0; i < s.causes_count; i++)
+    for (int i = 0; i < s.causes_count; i++) {
+        fr_text words = {0};
+        fr_validate_words(&s, i, &words);
         json_array_append_new(
-            causes, json_pack("{s:s, s:s?, s:f}", "what", fr_missed_name(s.causes[i].what), "kind",
+            causes, json_pack("{s:s, s:s?, s:f, s:f, s:s}", "what", fr_missed_name(s.causes[i].what), "kind",
                               s.causes[i].what == FR_MISSED_OP ? fr_op_name((fr_op_kind)s.causes[i].kind) : NULL,
-                              "share", s.causes[i].ns / count));
+                              "share", s.causes[i].ns, "bias", s.causes_bias[i], "words", words.text));
+        fr_text_free(&words);
+    }
     json_t *all =
         json_pack("{s:i, s:o, s:o, s:o, s:o, s:o}", "runs", count, "forward", stats_json(&s.forward),
                   "forward_anchored", stats_json(&s.anchored), "replay_tokens_per_s", stats_json(&s.throughput),
                   "replay_ttft_mean", stats_json(&s.ttft_mean), "replay_ttft_p99", stats_json(&s.ttft_p99));
+    json_object_set_new(all, "single_forwards", stats_json(&s.single));
+    json_object_set_new(all, "single_requests", stats_json(&s.request));
     json_object_set_new(all, "inside", json_integer(s.inside));
     json_object_set_new(all, "interval_half_width", json_real(s.width));
     json_object_set_new(all, "ranked_pairs", json_integer(s.pairs));
     json_object_set_new(all, "ranked_alike", json_integer(s.agree));
     json_object_set_new(all, "kinds", rows_json(s.kinds, s.kinds_count, false));
+    json_object_set_new(all, "lanes", rows_json(s.lanes, s.lanes_count, false));
     json_object_set_new(all, "causes", causes);
     return json_pack("{s:o, s:o}", "runs", runs, "summary", all);
 }

@@ -13,6 +13,12 @@ json "abs(json_extract(j,'\$.summary.forward.worst')) < 1e-9" 1
 json "json_extract(j,'\$.summary.ranked_alike') = json_extract(j,'\$.summary.ranked_pairs') AND json_extract(j,'\$.summary.ranked_pairs') > 0" 1
 json "(SELECT count(*) FROM json_each(json_extract(j,'\$.runs')) WHERE json_extract(value,'\$.unjoined.predicted')+json_extract(value,'\$.unjoined.measured') > 0)" 0
 json "json_extract(j,'\$.runs[3].requests.count')" 60
+json "json_extract(j,'\$.summary.single_requests.count')" 60
+json "json_extract(j,'\$.summary.single_forwards.count') > 12" 1
+# a replay says what its queue makes of kernels that take a little less or more; other runs have no queue
+json "json_array_length(json_extract(j,'\$.runs[3].service'))" 4
+json "json_array_length(json_extract(j,'\$.runs[0].service'))" 0
+json "json_extract(j,'\$.runs[3].service[3].ttft_s.mean') > json_extract(j,'\$.runs[3].predicted.ttft_s.mean') AND json_extract(j,'\$.runs[3].service[0].ttft_s.mean') < json_extract(j,'\$.runs[3].predicted.ttft_s.mean')" 1
 json "(SELECT count(DISTINCT substr(json_extract(value,'\$.name'),1,6)) FROM json_each(json_extract(j,'\$.runs[0].lanes')))" 2
 # run 1: expert_up takes 10 % longer, and the forward with it
 sqlite3 "$work/v.db" "CREATE TEMP TABLE d AS SELECT 0.1*sum(end_ns-start_ns)*1e-9/4 AS s FROM spans WHERE run=1 AND kind='expert_up' AND rank=(SELECT rank FROM spans WHERE run=1 ORDER BY end_ns DESC, rank LIMIT 1);

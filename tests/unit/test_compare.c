@@ -158,6 +158,49 @@ static void what_does_not_join(void **state) {
     fr_timeline_free(&m.t);
 }
 
+/* One side's second batch took the third's tokens along: of three forwards it made two. Both meet again at the last. */
+static void batches_meet_again(void **state) {
+    (void)state;
+    side p, m;
+    make(&p, 1000, 1000, 4000, 0);
+    make(&m, 1000, 1000, 4000, 0);
+    p.f[1].tokens = 70;
+    p.f[2].tokens = 40;
+    m.f[1].tokens = 40; /* as the third there */
+    fr_side x = as_side(&p, NAN), y = as_side(&m, NAN);
+    y.forwards_count = 2;
+    fr_compare c;
+    fr_compare_run(&x, &y, &c);
+    assert_int_equal(c.other_batches, 0);
+    assert_int_equal(c.forward.count, 2);
+    fr_compare_free(&c);
+    fr_compare_run(&y, &x, &c); /* now it is the measured side that has one more */
+    assert_int_equal(c.other_batches, 1);
+    assert_int_equal(c.forward.count, 2);
+    fr_compare_free(&c);
+    fr_timeline_free(&p.t);
+    fr_timeline_free(&m.t);
+}
+
+/* A GPU without a request idles: where requests come one by one, that is no cause. */
+static void idle_for_want_of_requests(void **state) {
+    (void)state;
+    side p, m;
+    make(&p, 1000, 1000, 4000, 500);
+    make(&m, 1000, 1000, 4000, 900);
+    fr_side x = as_side(&p, NAN), y = as_side(&m, NAN);
+    fr_compare c;
+    fr_compare_run(&x, &y, &c);
+    assert_non_null(cause_of(&c, FR_MISSED_IDLE, 0));
+    fr_compare_free(&c);
+    m.r[2].arrival = p.r[2].arrival = 7;
+    fr_compare_run(&x, &y, &c);
+    assert_null(cause_of(&c, FR_MISSED_IDLE, 0));
+    fr_compare_free(&c);
+    fr_timeline_free(&p.t);
+    fr_timeline_free(&m.t);
+}
+
 /* Ranks drift: unit 1's forward was planned second here and third there. The n-th of a unit meets the n-th. */
 static void units_drift(void **state) {
     (void)state;
@@ -178,8 +221,12 @@ static void units_drift(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(errors), cmocka_unit_test(known_factors),
-                                       cmocka_unit_test(clock_explains), cmocka_unit_test(what_does_not_join),
-                                       cmocka_unit_test(units_drift)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(errors),
+                                       cmocka_unit_test(known_factors),
+                                       cmocka_unit_test(clock_explains),
+                                       cmocka_unit_test(what_does_not_join),
+                                       cmocka_unit_test(units_drift),
+                                       cmocka_unit_test(batches_meet_again),
+                                       cmocka_unit_test(idle_for_want_of_requests)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
