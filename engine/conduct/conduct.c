@@ -350,6 +350,10 @@ static fr_status replan(fr_conductor *c) {
 
 /* ---- all of it ----------------------------------------------------------------------------------------------------*/
 
+static void tell(const fr_conductor *c, const char *stage) {
+    fr_world_tell(c->o->world, -1, stage);
+}
+
 /* The ranks' devices are idle. Time 0 is when they have tied their clocks to the host's, which takes some 2 ms. */
 static fr_status start_clock(fr_conductor *c) {
     for (int r = 0; r < c->ranks; r++) FR_TRY(fr_worker_compare(c->workers[r], c->err));
@@ -371,6 +375,7 @@ static fr_status play(fr_conductor *c) {
         nanosleep(&rest, NULL);
     }
     if (c->o->playing) c->o->playing(c->o->playing_context, true);
+    tell(c, "the clock starts");
     fr_status s = start_clock(c);
     if (s == FR_OK) s = c->o->requests ? fr_conduct_trace(c) : fr_conduct_batches(c, c->setup->experiment.forwards, 0);
     if (c->o->playing) c->o->playing(c->o->playing_context, false);
@@ -468,11 +473,15 @@ static fr_status conduct(fr_conductor *c) {
     FR_TRY(open_planner(c));
     open_tables(c);
     fr_conduct_needs(c->setup, c->o, &c->needs);
+    fr_world_listen(c->o->world, &c->o->ear);
     FR_TRY(open_ranks(c));
+    tell(c, "all ranks are open");
     FR_TRY(fr_conduct_warm(c));
     c->warm_end = fr_monotonic();
+    tell(c, "warmed up");
     FR_TRY(replan(c));
     FR_TRY(play(c));
+    tell(c, "the clock has ended");
     return end(c);
 }
 
@@ -484,7 +493,9 @@ fr_status fr_conduct(const fr_setup *setup, const fr_conduct_options *o, fr_cond
     out->counts = fr_alloc((size_t)c->layers * (size_t)setup->model.experts * sizeof *out->counts);
     const fr_status s = conduct(c);
     fr_conduct_result(c);
+    tell(c, "the result is put together");
     close_conductor(c, s != FR_OK);
+    fr_world_tell(o->world, -1, "the ranks have closed");
     if (!out->lost) free(c);
     return s;
 }

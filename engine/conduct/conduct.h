@@ -28,6 +28,7 @@ typedef struct {
     int64_t sequence_base;      /* batch mode: number of the first sequence, from which its token ids are made */
     double warmup_s, timeout_s; /* back to back before the clock starts; 0 = one forward, then a second of rest */
     fr_inject inject;
+    fr_world_ear ear;                        /* hears of the stages of start and end, in every process (world.h) */
     void (*playing)(void *context, bool on); /* the clock starts, has ended; NULL = nobody wants to know */
     void *playing_context;
 } fr_conduct_options;

@@ -199,6 +199,7 @@ fr_status fr_follow(const fr_setup *setup, const fr_conduct_options *o, int rank
         .setup = setup, .rank = rank, .boot = fr_boot_id(), .wire = wire, .notes = fr_mailbox_new(sizeof(fr_note))};
     pthread_mutex_init(&f->lock, NULL);
     f->world = fr_world_wired(fr_layout_gpus(&setup->experiment.layout), rank, o->timeout_s, wire);
+    fr_world_listen(f->world, &o->ear);
     fr_conduct_needs(setup, o, needs);
     fr_status s = open_planner(f, err);
     if (s == FR_OK) s = open_worker(f, o, needs, err);

@@ -25,6 +25,7 @@ typedef struct {
     fr_prompts prompts;
     fr_request *prompt_requests;
     fr_run_options options;
+    double began; /* s */
     fr_run_output out;
     fr_result predicted;
     bool has_prediction;
@@ -118,6 +119,15 @@ static fr_status make_setup(job *j, const cli_args *a, fr_error *err) {
     return fr_setup_open(&e, &j->setup, err);
 }
 
+/* A line a stage, in one write: processes of a run share stderr. */
+static void tell_stage(void *context, int rank, const char *stage) {
+    const double s = fr_monotonic_s() - *(const double *)context;
+    if (rank < 0)
+        fprintf(stderr, "forerun: %7.3f s         %s\n", s, stage);
+    else
+        fprintf(stderr, "forerun: %7.3f s rank %-3d %s\n", s, rank, stage);
+}
+
 static fr_status read_options(job *j, const cli_args *a, fr_error *err) {
     const char *warmup = cli_value(a, "warmup"), *timeout = cli_value(a, "timeout"), *device = cli_value(a, "device");
     const char *rounds = cli_value(a, "fit-rounds"), *base = cli_value(a, "sequence-base");
@@ -129,6 +139,7 @@ static fr_status read_options(job *j, const cli_args *a, fr_error *err) {
     j->options.logits = true;
     j->options.inject = cli_value(a, "inject");
     j->options.procs = cli_value(a, "procs") != NULL;
+    if (cli_value(a, "stages")) j->options.ear = (fr_world_ear){tell_stage, &j->began};
     j->options.check_ops = cli_value(a, "check-ops") != NULL;
     if (by && strcmp(by, "reader") != 0 && strcmp(by, "owner") != 0)
         return fr_fail(err, FR_BAD_INPUT, "--pulls-by: expected reader or owner, got '%.40s'", by);
@@ -471,6 +482,7 @@ static void leave(void) {
 static fr_status run_one(const cli_args *a, bool *stop, fr_error *err) {
     job *j = fr_alloc(sizeof *j);
     char *exe = cli_exe_dir();
+    j->began = fr_monotonic_s();
     fr_status s = run_job(j, a, exe, err);
     free(exe);
     *stop = j->out.device_lost;

@@ -22,6 +22,10 @@ typedef struct {
 
 static fr_status close_after(device_rank *d, fr_status s);
 
+static void tell(const device_rank *d, const char *stage) {
+    fr_world_tell(d->world, d->rank, stage);
+}
+
 static fr_status open_weights(device_rank *d, fr_error *err) {
     const fr_setup *s = d->needs->setup;
     const fr_layout *l = &s->experiment.layout;
@@ -89,9 +93,14 @@ static fr_status open_all(device_rank *d, const fr_plan *plan, fr_error *err) {
                            d->rank, d->device, p.name, p.major, p.minor);
     }
     FR_TRY(fr_anchor_take(NULL, &d->opened, err));
+    tell(d, "is on its GPU");
     FR_TRY(open_transport(d, plan, err));
+    tell(d, "is connected");
     FR_TRY(open_weights(d, err));
-    return open_exec(d, plan, err);
+    tell(d, "has its weights");
+    FR_TRY(open_exec(d, plan, err));
+    tell(d, "is open");
+    return FR_OK;
 }
 
 /* Names the rank in what went wrong, where the message does not. */
@@ -238,16 +247,20 @@ static bool met(const device_rank *d) {
 static bool close_rank(void *self, bool lost) {
     device_rank *d = self;
     const bool answers = !d->exec || fr_exec_settle(d->exec);
+    tell(d, lost ? "closes after a failure" : answers ? "closes" : "closes: its GPU does not answer");
     bool all = !lost && answers && met(d);
     if (all) {
         fr_transport_unshare(d->transport);
+        tell(d, "has let go of others' memory");
         all = met(d);
     }
     if (!all && d->exec) fr_exec_give_up(d->exec);
     fr_exec_close(d->exec);
+    tell(d, "has let go of its streams and buffers");
     if (answers) fr_anchor_close(&d->opened);
     if (all) fr_weights_close(d->weights);
     fr_transport_close(d->transport, !all);
+    tell(d, "is closed");
     free(d);
     return answers;
 }

@@ -164,10 +164,12 @@ static cudaStream_t any_stream(const fr_exec *x) {
 
 static fr_status open_all(fr_exec *x, fr_error *err) {
     FR_TRY(fr_rank_open(&x->o, &x->rank, err));
+    fr_world_tell(x->o.world, x->o.rank, "has its buffers and kernels");
     /* Requests come in any number; peers that wait for one another cannot wait for what is compiled meanwhile. */
     if (x->o.varied || (x->o.transport && !x->o.made_up_prefix)) FR_TRY(fr_rank_prepare(&x->rank, err));
     FR_TRY(open_lanes(x, err));
     FR_TRY(open_moves(x, err));
+    fr_world_tell(x->o.world, x->o.rank, "has what moves between ranks");
     for (int i = 0; i < FR_EXEC_SLOTS; i++) FR_TRY(open_slot(x, &x->slot[i], err));
     FR_TRY(fr_exec_check(x, cudaEventCreate(&x->anchor), "cudaEventCreate", err));
     return fr_exec_start(x, x->o.opened->ns, err);

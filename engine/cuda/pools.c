@@ -133,16 +133,11 @@ static fr_status open_owner(fr_pools *g, int peer, int device, fr_error *err) {
 /* In processes of their own: peers' memory as their GPUs see it here; where that cannot be had a rank goes on reading.
  */
 static fr_status open_owners_apart(fr_pools *g, char *base, fr_error *err) {
-    void **peers = fr_alloc((size_t)g->ranks * sizeof *peers);
     int *devices = fr_alloc((size_t)g->ranks * sizeof *devices);
-    fr_status s = fr_transport_share_at_owners(g->o.transport, base, peers, devices, err);
-    for (int q = 0; q < g->ranks && s == FR_OK; q++) {
-        if (!peers[q]) continue;
-        g->peers[q] = peers[q];
-        s = open_owner(g, q, devices[q], err);
-    }
+    fr_status s = fr_transport_share_at_owners(g->o.transport, base, g->peers, devices, err);
+    for (int q = 0; q < g->ranks && s == FR_OK; q++)
+        if (devices[q] >= 0) s = open_owner(g, q, devices[q], err);
     free(devices);
-    free(peers);
     return s;
 }
 
@@ -155,8 +150,7 @@ fr_pulls_by fr_pools_pulled_by(const fr_layout *l, fr_pulls_by asked) {
     return l->ep > 2 ? FR_PULLS_OWNER : FR_PULLS_READER;
 }
 
-static fr_status open_owners(fr_pools *g, char *base, fr_error *err) {
-    if (!fr_world_same_process(g->o.world)) return open_owners_apart(g, base, err);
+static fr_status open_owners(fr_pools *g, fr_error *err) {
     for (int q = 0; q < g->ranks; q++) {
         struct cudaPointerAttributes there;
         if (q == g->o.rank || !g->peers[q]) continue;
@@ -180,8 +174,9 @@ static fr_status open_all(fr_pools *g, fr_error *err) {
     char *base = streamed ? g->pools[g->shards].base : g->o.weights->experts;
     const int64_t bytes =
         streamed ? g->pools[g->shards].stride * p->buffers[g->shards].slots : g->o.weights->experts_bytes;
+    if (by == FR_PULLS_OWNER && !fr_world_same_process(g->o.world)) return open_owners_apart(g, base, err);
     FR_TRY(fr_peers_share(g->o.world, g->o.transport, g->o.rank, base, (size_t)bytes, g->peers, err));
-    return by == FR_PULLS_OWNER ? open_owners(g, base, err) : FR_OK;
+    return by == FR_PULLS_OWNER ? open_owners(g, err) : FR_OK;
 }
 
 fr_status fr_pools_open(const fr_pools_options *o, fr_pools **out, fr_error *err) {

@@ -148,6 +148,7 @@ static fr_status conduct(const fr_setup *setup, const fr_run_options *o, fr_cond
         return s;
     }
     fr_procs_close(procs, o->timeout_s);
+    fr_world_tell(c->world, -1, "all processes have ended");
     fr_world_close(c->world);
     return s;
 }
@@ -176,6 +177,7 @@ static fr_status run(const fr_setup *setup, const fr_run_options *o, fr_run_outp
                                 .sequence_base = o->sequence_base,
                                 .warmup_s = o->warmup_s,
                                 .timeout_s = o->timeout_s,
+                                .ear = o->ear,
                                 .playing = playing,
                                 .playing_context = &k->m};
     fr_status s = FR_OK;

@@ -26,6 +26,7 @@ typedef struct {
     fr_wire **wires;            /* [ranks] to processes that run the other ranks already (MPI); NULL = none */
     fr_wire *conductor;         /* this process runs rank `rank` for the one behind the wire; NULL = it conducts */
     int rank, local;            /* of that rank: local is its place on this host */
+    fr_world_ear ear;           /* of the stages of start and end (world.h) */
     const char *inject;         /* conduct/inject.h; NULL = nothing */
 } fr_run_options;
 

@@ -36,6 +36,14 @@ bool fr_world_failed(const fr_world *w, int *rank, fr_error *why) {
     return yes;
 }
 
+void fr_world_listen(fr_world *w, const fr_world_ear *ear) {
+    w->ear = *ear;
+}
+
+void fr_world_tell(const fr_world *w, int rank, const char *stage) {
+    if (w && w->ear.tell) w->ear.tell(w->ear.context, rank, stage);
+}
+
 void fr_world_close(fr_world *w) {
     if (w) w->kind->close(w);
 }

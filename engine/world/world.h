@@ -39,6 +39,18 @@ void fr_world_fail(fr_world *w, int rank, const fr_error *why);
 /* Whether a rank has failed; *rank and *why (either may be NULL) then say who was first and what happened. */
 bool fr_world_failed(const fr_world *w, int *rank, fr_error *why);
 
+/*
+ * Who wants to hear what stage of its start or end a rank has come to, and what to pass along. Set before the ranks
+ * begin; called by their threads, a few dozen times a run, never while the clock runs. A start that is slow or an end
+ * that hangs is otherwise silent.
+ */
+typedef struct {
+    void (*tell)(void *context, int rank, const char *stage); /* NULL = nobody */
+    void *context;
+} fr_world_ear;
+void fr_world_listen(fr_world *w, const fr_world_ear *ear);
+void fr_world_tell(const fr_world *w, int rank, const char *stage);
+
 /* A condition whose waits take deadlines of CLOCK_MONOTONIC: setting the wall clock moves none of them. */
 void fr_cond_open(pthread_cond_t *c);
 

@@ -18,6 +18,7 @@ struct fr_world {
     int ranks;
     double timeout_s;
     bool same_process;
+    fr_world_ear ear;
     pthread_mutex_t lock; /* over what follows, and over the kind's own state */
     pthread_cond_t changed;
     bool failed;

@@ -21,6 +21,7 @@ const fr_option cmd_run_options[] = {
     {"pulls-by", "reader|owner", NULL,
      "whose copy engines gather weights (default: the owner's where more than two GPUs do, else the reader's)"},
     {"procs", NULL, NULL, "a process per rank in place of a thread"},
+    {"stages", NULL, NULL, "tell on stderr when each rank comes to each stage of its start and end"},
     {"inject", "FAULT", NULL,
      "a fault on purpose: stall:RANK:FORWARD, fail:RANK:FORWARD, oom:RANK (no memory), slow:RANK:MS (late by so many "
      "ms)"},

@@ -120,6 +120,7 @@ static fr_status open_all(fr_transport *t, fr_error *err) {
     const fr_gates_options gates = {
         .world = t->o.world, .plan = t->o.plan, .at = t->at, .rank = t->o.rank, .within = fr_layout_yields(l)};
     FR_TRY(meet(t, err));
+    fr_world_tell(t->o.world, t->o.rank, "has met the others");
     if (l->pp > 1 || gates.within) FR_TRY(fr_gates_open(&gates, &t->gates, err));
     return fr_layout_uses_nccl(t->o.layout) ? connect_groups(t, err) : FR_OK;
 }
@@ -187,11 +188,19 @@ static fr_status share_processes(fr_transport *t, void *base, void **peers, fr_e
     return s;
 }
 
-/* The device that is current becomes the peer's for a while. */
+static void tell_of(const fr_transport *t, const char *stage, int q) {
+    char text[64];
+    snprintf(text, sizeof text, "%s rank %d", stage, q);
+    fr_world_tell(t->o.world, t->o.rank, text);
+}
+
+/* The device that is current becomes the peer's for a while. The first use of a device in a process makes a context. */
 static bool map_at_owner(fr_transport *t, int q, const fr_ipc_handle *h, void **out, int *device) {
     fr_error ignored;
     bool mapped = cudaDeviceGetByPCIBusId(device, t->at[q].bus) == cudaSuccess && *device != t->o.device &&
-                  cudaSetDevice(*device) == cudaSuccess && fr_ipc_map(&t->ipc, h, out, &ignored) == FR_OK;
+                  cudaSetDevice(*device) == cudaSuccess;
+    if (mapped) tell_of(t, "is on the GPU of", q);
+    mapped = mapped && fr_ipc_map(&t->ipc, h, out, &ignored) == FR_OK;
     if (mapped) {
         const cudaError_t e = cudaDeviceEnablePeerAccess(t->o.device, 0);
         mapped = e == cudaSuccess || e == cudaErrorPeerAccessAlreadyEnabled;
@@ -204,13 +213,17 @@ fr_status fr_transport_share_at_owners(fr_transport *t, void *base, void **peers
     fr_ipc_handle mine, *all = fr_alloc((size_t)t->ranks * sizeof *all);
     fr_status s = fr_ipc_hand_over(base, &mine, err);
     if (s == FR_OK) s = fr_world_exchange(t->o.world, t->o.rank, &mine, sizeof mine, all, err);
-    for (int q = 0; q < t->ranks; q++) {
+    for (int i = 0; i < t->ranks;
+         i++) { /* each begins at another GPU: the driver makes contexts one at a time on each */
+        const int q = (t->o.rank + i) % t->ranks;
         devices[q] = -1;
-        peers[q] = NULL;
+        peers[q] = i == 0 ? base : NULL;
         if (s != FR_OK || !fr_layout_reaches_rank(t->o.layout, t->o.rank, q)) continue;
-        if (map_at_owner(t, q, &all[q], &peers[q], &devices[q])) continue;
-        devices[q] = -1;
-        peers[q] = NULL;
+        if (!map_at_owner(t, q, &all[q], &peers[q], &devices[q])) {
+            devices[q] = -1;
+            s = map_peer(t, q, &all[q], &peers[q], err);
+        }
+        tell_of(t, "sees the memory of", q);
     }
     free(all);
     return s;

@@ -57,8 +57,8 @@ cudaError_t fr_transport_malloc(const fr_transport *t, size_t bytes, void **out)
 fr_status fr_transport_share(fr_transport *t, void *base, size_t bytes, void **peers, fr_error *err);
 /*
  * Collective, for ranks in processes of their own: the same, but each peer's range as its own GPU sees it in this
- * process, for streams on that GPU (devices[q]) which write into this rank's memory. Costs a context there. A GPU that
- * this process cannot use has -1, and NULL in peers.
+ * process, for streams on that GPU (devices[q]) which write into this rank's memory. Costs a context there. Where this
+ * process cannot use a peer's GPU devices[q] is -1, and the range is as seen from here.
  */
 fr_status fr_transport_share_at_owners(fr_transport *t, void *base, void **peers, int *devices, fr_error *err);
 /*
