@@ -136,6 +136,14 @@ if has faults; then
         model=${model/--layers 4/} fault oom-full --strategy asyncep --timeout 10
         kill %% && broke
     fi
+    if asked cells-go-on; then # a cell after which its process can't go on takes no others along
+        printf '%s\n' "broken | --strategy tp --inject fail:1:1" "after | --strategy tp" >"$out/go-on.txt"
+        rm -f "$out/broken.json" "$out/after.json"
+        # shellcheck disable=SC2086
+        timeout 60 $engine run $model --tokens 2K --seq 512 --forwards 3 --timeout 10 --cells "$out/go-on.txt" --results "$out" >"$out/go-on.out" 2>&1
+        if [ $? -eq 1 ] && grep -q "^broken  *FAILED: rank 1: forward 1 fails" "$out/go-on.out" && [ -s "$out/after.json" ]; then ok; else bad "cells-go-on: $(tail -n 3 "$out/go-on.out")"; fi
+        printf '%-18s %s\n' cells-go-on "$(tr '\n' ';' <"$out/go-on.out" | cut -c 1-150)"
+    fi
     if ! asked part; then :
     elif grep -q "forwards until then are stored" "$out/part.err" && $engine trace "$out/part.db" -o "$out/part.json" 2>>"$out/part.err"; then ok; else bad "part: nothing stored"; fi
 fi
