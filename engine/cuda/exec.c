@@ -181,6 +181,7 @@ fr_status fr_exec_open(const fr_exec_options *o, fr_exec **out, fr_error *err) {
     *out = NULL;
     fr_status s = open_all(x, err);
     if (s != FR_OK) {
+        x->lost = x->o.plan->ranks > 1; /* others may have mapped some of it: it stays until the process ends */
         fr_exec_close(x);
         return s;
     }

@@ -120,7 +120,7 @@ fr_status fr_issue_open(const fr_issue_options *o, bool remote, fr_issue **out, 
     const fr_status status = remote ? open_words(s, err) : FR_OK;
     *out = s;
     if (status == FR_OK) return FR_OK;
-    fr_issue_close(s, false);
+    fr_issue_close(s, true); /* others may have mapped its words */
     *out = NULL;
     return status;
 }

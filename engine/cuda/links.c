@@ -127,7 +127,7 @@ fr_status fr_links_open(const fr_links_options *o, fr_links **out, fr_error *err
     if (s == FR_OK)
         *out = l;
     else
-        fr_links_close(l, false);
+        fr_links_close(l, true); /* others may have mapped them */
     return s;
 }
 

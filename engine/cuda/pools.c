@@ -193,7 +193,7 @@ fr_status fr_pools_open(const fr_pools_options *o, fr_pools **out, fr_error *err
     const fr_status s = open_all(g, err);
     *out = g;
     if (s == FR_OK) return FR_OK;
-    fr_pools_close(g, false);
+    fr_pools_close(g, g->ranks > 1); /* others may have mapped them */
     *out = NULL;
     return s;
 }

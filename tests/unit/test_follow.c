@@ -124,8 +124,34 @@ static void test_one_fails(void **state) {
     fr_setup_close(&s);
 }
 
+static void note_stage(void *context, int rank, const char *what) {
+    if (rank < 0) fr_text_add(context, "%s; ", what);
+}
+
+/* Who listens hears the conductor's stages, in their order, also of a run that fails. */
+static void test_stages(void **state) {
+    (void)state;
+    stage st = {.ms = 0.3, .hang_rank = -1};
+    the = &st;
+    fr_setup s = setup("dp", equal);
+    fr_conducted c = {0};
+    fr_error err = {0};
+    fr_text heard = {0};
+    fr_conduct_options o = {.ear = {note_stage, &heard}};
+    if (play(&s, true, NULL, &o, &c, &err) != FR_OK) fail_msg("%s", err.text);
+    assert_string_equal(heard.text, "all ranks are open; warmed up; the clock starts; the clock has ended; "
+                                    "the result is put together; the ranks have closed; ");
+    fr_conducted_free(&c);
+    fr_text_free(&heard);
+    assert_int_equal(play(&s, true, "oom:2", &o, &c, &err), FR_FAILED);
+    assert_string_equal(heard.text, "the result is put together; the ranks have closed; ");
+    fr_conducted_free(&c);
+    fr_text_free(&heard);
+    fr_setup_close(&s);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_alike), cmocka_unit_test(test_trace),
-                                       cmocka_unit_test(test_one_fails)};
+                                       cmocka_unit_test(test_one_fails), cmocka_unit_test(test_stages)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
