@@ -227,7 +227,7 @@ void fr_play_prices(fr_player *p, fr_run *run) {
         }
         if (!p->o.sharing || out->ns == 0) continue;
         double second = 1e9 / (double)out->work;
-        bool copy = fr_op_class_of(s->kind) == FR_CLASS_COPY;
+        bool copy = fr_op_class_of(s->kind) == FR_CLASS_COPY || fr_op_over_pcie((fr_op_kind)s->kind);
         out->link = whole((copy ? (double)s->bytes : c.link_bytes) * second);
         out->hbm = whole((c.hbm_bytes > 0 || !copy ? c.hbm_bytes : (double)s->bytes) * second);
     }
@@ -235,6 +235,12 @@ void fr_play_prices(fr_player *p, fr_run *run) {
 
 static inline uint32_t at(int rank, int what) {
     return (uint32_t)rank * PER_RANK + (uint32_t)what;
+}
+
+static void take_host(fr_player *p, int rank, bool in, const fr_price *price) {
+    take(p, at(rank, HBM), price->hbm);
+    take(p, at(rank, in ? PCIE_H2D : PCIE_D2H), price->link);
+    take(p, host_resource(p, rank), price->link * host_fold(p));
 }
 
 static void take_copy(fr_player *p, const fr_play_lane *l, const fr_op *op, const fr_price *price) {
@@ -252,9 +258,7 @@ static void take_copy(fr_player *p, const fr_play_lane *l, const fr_op *op, cons
     }
     case FR_OP_H2D:
     case FR_OP_D2H:
-        take(p, at(own, HBM), price->hbm);
-        take(p, at(own, op->kind == FR_OP_H2D ? PCIE_H2D : PCIE_D2H), price->link);
-        take(p, host_resource(p, own), price->link * host_fold(p));
+        take_host(p, own, op->kind == FR_OP_H2D, price);
         break;
     default:
         take(p, at(own, HBM), price->hbm);
@@ -351,6 +355,8 @@ int64_t fr_play_flow_start(fr_player *p, fr_play_lane *l, int64_t work, bool gro
             take_copy(p, l, op, price);
         else if (p->o.sharing && class == FR_CLASS_COLLECTIVE)
             take_member(p, l, work);
+        else if (p->o.sharing && fr_op_over_pcie((fr_op_kind)op->kind))
+            take_host(p, l->rank, op->kind == FR_OP_UPLOAD, price);
         else if (p->o.sharing)
             take(p, at(l->rank, HBM), price->hbm);
         l->press = aggressor_of(p, l);

@@ -36,8 +36,9 @@ fr_status fr_cal_plan_shapes(const fr_model *model, const fr_machine *machine, i
     for (uint32_t i = 0; status == FR_OK && i < f->ops_count; i++) {
         const fr_shape *s = fr_op_shape(f, &f->ops[i]);
         const fr_op_class class = fr_op_class_of((fr_op_kind)s->kind);
-        if (plan->lanes[f->ops[i].lane].rank == 0 && s->m > 0 && (class == FR_CLASS_MEMORY || class == FR_CLASS_GEMM))
-            each(context, s);
+        const bool measured = class == FR_CLASS_MEMORY || class == FR_CLASS_GEMM;
+        if (fr_op_over_pcie((fr_op_kind)s->kind)) continue; /* by size alone: calibrate_transfers.c */
+        if (plan->lanes[f->ops[i].lane].rank == 0 && s->m > 0 && measured) each(context, s);
     }
     if (f) fr_fragment_free(f);
     fr_planner_close(p);

@@ -58,10 +58,25 @@ static void add_pull_watts(fr_cal_maker *m, int devices) {
         }
 }
 
+/* Tables of a forward and its results: some words, to the ids of 0.5M tokens and the logits of a few whole
+ * vocabularies. */
+static void add_words(fr_cal_maker *m) {
+    static const fr_op_kind kinds[] = {FR_OP_UPLOAD, FR_OP_DOWNLOAD};
+    for (int32_t words = 64; words <= 1 << 20; words *= 4)
+        for (int k = 0; k < 2; k++) {
+            fr_row row = fr_cal_blank(kinds[k]);
+            row.shape.m = words;
+            row.shape.n = 1;
+            row.shape.bytes = 4 * (int64_t)words;
+            fr_cal_add(m, FR_CAL_BURST, 1, row);
+        }
+}
+
 /* A pair pulls one way and both; more GPUs all at once, which loads every link both ways. */
 void fr_cal_add_copies(fr_cal_maker *m, int devices) {
     const bool pair = devices > 1;
     static const fr_op_kind kinds[] = {FR_OP_H2D, FR_OP_D2H, FR_OP_DRAIN};
+    if (!pair) add_words(m);
     for (int64_t bytes = 4096; bytes <= INT64_C(1) << 30; bytes *= 4)
         for (int k = 0; k < 3 && !pair; k++)
             for (int ways = 1; ways <= (k < 2 ? 2 : 1); ways++) {

@@ -178,8 +178,8 @@ static void attention(const fr_ceilings *c, const fr_shape *s, const fr_pair *pa
     out->hbm_bytes = bytes;
 }
 
-/* bytes once over HBM; where a strategy gives none, rows of bf16 in and out. Sorting takes three launches
- * (fr_k_route in kernels/kernels.h). */
+/* bytes once over HBM (tables and results of a forward: over PCIe); where a strategy gives none, rows of bf16 in and
+ * out. Sorting takes three launches (fr_k_route in kernels/kernels.h). */
 static void memory(const fr_ceilings *c, const fr_shape *s, fr_base *out) {
     double bytes = s->bytes > 0 ? (double)s->bytes : 4.0 * (double)s->m * s->n;
     if (s->kind == FR_OP_PERMUTE && s->m > 0) { /* rows read once, however often they are written */
@@ -187,8 +187,9 @@ static void memory(const fr_ceilings *c, const fr_shape *s, fr_base *out) {
         bytes -= 2.0 * s->n * fmax(0, (double)s->m - sources);
     }
     if (bytes <= 0) return;
-    out->ns = (s->kind == FR_OP_SORT ? 3 : 1) * c->floor_ns + 1e9 * bytes / c->hbm;
-    out->bound = 1e9 * bytes / c->hbm;
+    const double rate = fr_op_over_pcie((fr_op_kind)s->kind) && c->pcie > 0 ? c->pcie : c->hbm;
+    out->ns = (s->kind == FR_OP_SORT ? 3 : 1) * c->floor_ns + 1e9 * bytes / rate;
+    out->bound = 1e9 * bytes / rate;
     out->hbm_bytes = bytes;
 }
 

@@ -143,9 +143,8 @@ static fr_status fill_all(fr_device_rank *r, const fr_cuts *cuts, const fr_exec_
     return FR_OK;
 }
 
-fr_status fr_batch_upload(fr_device_rank *r, const fr_cuts *cuts, const fr_exec_batch *batches, int32_t *staging,
-                          cudaStream_t stream, fr_error *err) {
-    const int64_t D = r->model->head_dim, width = (int64_t)(r->shard.heads + 2 * r->shard.kv_heads) * D;
+fr_status fr_batch_fill_staging(fr_device_rank *r, const fr_cuts *cuts, const fr_exec_batch *batches, int32_t *staging,
+                                cudaStream_t stream, fr_error *err) {
     int64_t ints = 0, metas = 0, context = 0;
     if (r->place.experts_only) return FR_OK;
     for (int m = 0; m < r->micros; m++) {
@@ -159,7 +158,6 @@ fr_status fr_batch_upload(fr_device_rank *r, const fr_cuts *cuts, const fr_exec_
                             "the context of a batch", err));
     FR_TRY(fr_rank_prepare_attention(r, stream, err));
     FR_TRY(fill_all(r, cuts, &batches[r->place.slot], staging, err));
-    FR_TRY(check(fr_k_words(r->batch_memory, staging, ints, stream), "fr_k_words of the batch", err));
     int32_t *at = r->batch_memory, *meta = at + ints;
     for (int m = 0; m < r->micros; m++) {
         fr_batch_tables *t = &r->micro[m];
@@ -167,6 +165,18 @@ fr_status fr_batch_upload(fr_device_rank *r, const fr_cuts *cuts, const fr_exec_
         t->meta = meta;
         at += fr_batch_ints(t, r->kv != NULL);
         meta += meta_ints(t);
+    }
+    r->batch_staging = staging;
+    return FR_OK;
+}
+
+fr_status fr_batch_upload(const fr_device_rank *r, cudaStream_t stream, fr_error *err) {
+    const int64_t D = r->model->head_dim, width = (int64_t)(r->shard.heads + 2 * r->shard.kv_heads) * D;
+    int64_t ints = 0;
+    for (int m = 0; m < r->micros; m++) ints += fr_batch_ints(&r->micro[m], r->kv != NULL);
+    FR_TRY(check(fr_k_words(r->batch_memory, r->batch_staging, ints, stream), "fr_k_words of the batch", err));
+    for (int m = 0; m < r->micros; m++) {
+        const fr_batch_tables *t = &r->micro[m];
         if (t->equal || t->tokens == 0) continue; /* attention.h: no tables are needed then */
         FR_TRY(check(fr_k_attention_meta(t->q_start, t->kv_start, t->kv_len, t->padded, width,
                                          r->kv ? r->kv_width : width, r->shard.heads * D, t->meta, stream),
@@ -179,10 +189,9 @@ fr_status fr_batch_upload(fr_device_rank *r, const fr_cuts *cuts, const fr_exec_
 
 #define FEW_WORDS 65536 /* of more the link takes longer than a copy engine takes to begin: left to that */
 
-static fr_status bring(float *to, const float *from, int64_t n, cudaStream_t stream, fr_error *err) {
-    const cudaError_t e = n <= FEW_WORDS ? fr_k_words(to, from, n, stream)
-                                         : cudaMemcpyAsync(to, from, (size_t)n * 4, cudaMemcpyDeviceToHost, stream);
-    return check(e, "the copy of the logits", err);
+cudaError_t fr_batch_bring(void *to, const void *from, int64_t n, cudaStream_t stream) {
+    return n <= FEW_WORDS ? fr_k_words(to, from, n, stream)
+                          : cudaMemcpyAsync(to, from, (size_t)n * 4, cudaMemcpyDeviceToHost, stream);
 }
 
 fr_status fr_batch_logits(const fr_device_rank *r, const fr_op *op, const void *device, float *to, cudaStream_t stream,
@@ -190,7 +199,7 @@ fr_status fr_batch_logits(const fr_device_rank *r, const fr_op *op, const void *
     const fr_batch_tables *t = &r->micro[op->micro];
     const int64_t all = (int64_t)t->rows_all * r->model->vocab;
     const float *from = device;
-    if (op->kind != FR_OP_GEMM_HEAD || op->sub != (t->wanted_some ? 1 : 0)) return FR_OK;
-    if (all) FR_TRY(bring(to + t->all_at, from, all, stream, err));
-    return t->picks ? bring(to + t->picks_at, from + all, t->picks, stream, err) : FR_OK;
+    const char *what = "the copy of the logits";
+    if (all) FR_TRY(check(fr_batch_bring(to + t->all_at, from, all, stream), what, err));
+    return t->picks ? check(fr_batch_bring(to + t->picks_at, from + all, t->picks, stream), what, err) : FR_OK;
 }

@@ -3,6 +3,7 @@
 #include "engine/batch_tables.h"
 #include "engine/cuda/rank.h"
 #include "kernels/fp8.h"
+#include "kernels/words.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -518,6 +519,13 @@ static fr_status run_memory(fr_bench *b, cudaStream_t stream, fr_error *err) {
     case FR_OP_COMBINE:
         e = combine(b, stream);
         break;
+    case FR_OP_UPLOAD: /* as fr_batch_upload: attention's tables are made of what came */
+        e = fr_k_words(b->y, b->host, m, stream);
+        if (!e) e = fr_k_attention_meta(b->start, NULL, NULL, 8, n, n, n, b->meta, stream);
+        break;
+    case FR_OP_DOWNLOAD:
+        e = fr_batch_bring(b->host, b->logits, m, stream);
+        break;
     case FR_OP_REDUCE:
         e = fr_k_reduce(b->x, b->slot, b->weights, NULL, NULL, b->y, m, k, n, stream);
         break;
@@ -535,6 +543,7 @@ static fr_status prepare_memory(fr_bench *b, fr_error *err) {
     const bool part = s->kind == FR_OP_PERMUTE && s->k > 0; /* of the tokens read some of their k rows are here */
     const int64_t tokens = part ? s->k : rows ? s->m / k : s->m;
     cudaStream_t stream = fr_measure_stream(b->measure);
+    if (fr_op_over_pcie((fr_op_kind)s->kind) && s->m <= TOKENS * EXPERTS) return FR_OK;
     if (tokens > TOKENS || tokens * k > SLOTS || k < 1 || k > FR_K_MAX_TOPK || experts > EXPERTS || k > experts ||
         (rows && !part && tokens * k != s->m) || s->m * s->n > ACTIVATIONS)
         return fr_fail(err, FR_FAILED, "more rows than the memory set aside");

@@ -1,7 +1,6 @@
 /* A forward's ops of one rank onto their streams, each once what it waits for is issued; with an event around those
  * that are timed. */
 #include "engine/cuda/exec_state.h"
-#include "kernels/words.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -33,6 +32,27 @@ static bool nothing(const fr_exec *x, const fr_flight *f, const fr_op *op) {
     return op->sub < x->o.model->experts && at[0] == at[1];
 }
 
+/* Which buffer the op reads. */
+static const void *read_by(const fr_exec *x, const fr_flight *f, const fr_op *op) {
+    const fr_ref *use = fr_op_uses(f->f, op);
+    for (int i = 0; i < op->uses; i++)
+        if (use[i].use == FR_USE_READ) return x->rank.buffers[use[i].target];
+    return NULL;
+}
+
+/* What comes from the flight's memory on the host, or goes there; all else is between the rank's buffers. */
+static fr_status launch(fr_exec *x, fr_flight *f, const fr_op *op, cudaStream_t stream, fr_error *err) {
+    const fr_device_rank *r = &x->rank;
+    if (op->kind == FR_OP_UPLOAD) return fr_batch_upload(r, stream, err);
+    if (op->kind != FR_OP_DOWNLOAD) return fr_op_launch(&x->rank, x->o.plan, f->f, op, stream, err);
+    if (op->sub == 0) return fr_batch_logits(r, op, read_by(x, f, op), f->logits, stream, err);
+    const int64_t layers = (int64_t)r->layers * fr_rank_offsets(r);
+    f->micros = r->micros;
+    if (!x->o.counts) return FR_OK;
+    return fr_exec_check(x, fr_batch_bring(f->offsets, r->offsets + r->micro_base * layers, r->micros * layers, stream),
+                         "the copy of the counts", err);
+}
+
 static fr_status issue_device_op(fr_exec *x, fr_flight *f, uint32_t index, bool skip, fr_error *err) {
     const fr_op *op = &f->f->ops[index];
     fr_exec_lane *l = &x->lanes[op->lane];
@@ -51,7 +71,7 @@ static fr_status issue_device_op(fr_exec *x, fr_flight *f, uint32_t index, bool 
         if (t->marked) FR_TRY(fr_exec_check(x, cudaEventRecord(t->start, l->stream), "cudaEventRecord", err));
     }
     if (works) x->launched[op->kind]++;
-    if (works) FR_TRY(fr_op_launch(&x->rank, x->o.plan, f->f, op, l->stream, err));
+    if (works) FR_TRY(launch(x, f, op, l->stream, err));
     if (t) {
         t->host_end = fr_exec_now(x);
         t->slow = !t->marked && t->host_end - begun > SLOW_NS && cudaEventQuery(before) == cudaSuccess;
@@ -113,13 +133,6 @@ static fr_status issue_marks(fr_exec *x, fr_flight *f, const fr_op *op, fr_error
     if (op->flags & FR_OP_ENTRY) {
         f->has_entry = true;
         FR_TRY(fr_exec_check(x, cudaEventRecord(f->entry, stream), "cudaEventRecord", err));
-    }
-    if (op->kind == FR_OP_GEMM_HEAD) {
-        const fr_ref *use = fr_op_uses(f->f, op);
-        const void *logits = NULL;
-        for (int i = 0; i < op->uses; i++)
-            if (use[i].use == FR_USE_WRITE) logits = x->rank.buffers[use[i].target];
-        FR_TRY(fr_batch_logits(&x->rank, op, logits, f->logits, stream, err));
     }
     if (!(op->flags & FR_OP_ANSWER)) return FR_OK;
     f->has_answer = true;
@@ -246,8 +259,8 @@ fr_status fr_exec_issue_forward(fr_exec *x, fr_flight *f, const fr_cuts *cuts, c
                              "cudaHostAlloc", err));
     }
     FR_TRY(fr_exec_mark_begin(x, f, stream, err));
-    FR_TRY(fr_batch_upload(&x->rank, cuts, batches, f->staging, stream, err));
-    for (uint32_t i = 0; i < x->o.plan->lanes_count; i++) x->lanes[i].last = NULL; /* the tables stand between */
+    FR_TRY(fr_batch_fill_staging(&x->rank, cuts, batches, f->staging, stream, err));
+    for (uint32_t i = 0; i < x->o.plan->lanes_count; i++) x->lanes[i].last = NULL; /* the mark stands between */
     FR_TRY(issue_all(x, f, err));
     return fr_exec_mark_end(x, f, stream, err);
 }
@@ -258,15 +271,6 @@ fr_status fr_exec_mark_begin(fr_exec *x, fr_flight *f, cudaStream_t stream, fr_e
 }
 
 fr_status fr_exec_mark_end(fr_exec *x, fr_flight *f, cudaStream_t stream, fr_error *err) {
-    const fr_device_rank *r = &x->rank;
-    if (x->o.counts) {
-        const size_t layers = (size_t)r->layers * (size_t)fr_rank_offsets(r);
-        f->micros = r->micros;
-        FR_TRY(fr_exec_check(x,
-                             fr_k_words(f->offsets, r->offsets + (size_t)r->micro_base * layers,
-                                        (int64_t)r->micros * (int64_t)layers, stream),
-                             "fr_k_words of the counts", err));
-    }
     for (uint32_t i = 0; i < x->o.plan->lanes_count; i++) f->lane_used[i] = false;
     for (uint32_t i = 0; i < f->f->heads_count; i++) {
         const uint32_t lane = f->f->heads[i].lane;

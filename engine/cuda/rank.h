@@ -58,6 +58,7 @@ typedef struct fr_device_rank {
     uint32_t retired_count, retired_cap;
     int32_t *batch_memory; /* grows with the batches */
     int64_t batch_ints;
+    const int32_t *batch_staging; /* pinned: the tables of the forward being issued */
     /* KV cache: [layers][kv_capacity][K, V of the rank's heads], and a batch's context gathered from it */
     fr_bf16 *kv, *context;
     int64_t kv_capacity, context_capacity, kv_width; /* kv_width: elements of a row */
@@ -112,11 +113,15 @@ int64_t fr_batch_room(const fr_device_rank *r);
 fr_status fr_batch_plan(fr_device_rank *r, const fr_cuts *cuts, const fr_exec_batch *batches, int64_t *ints,
                         fr_error *err);
 /* Gives its sequences their rows of the KV cache, fills `staging` with the tables of the forward planned last, and
- * copies them on `stream`. */
-fr_status fr_batch_upload(fr_device_rank *r, const fr_cuts *cuts, const fr_exec_batch *batches, int32_t *staging,
-                          cudaStream_t stream, fr_error *err);
+ * makes room for them; what must not happen between ops comes here (fr_rank_prepare_attention). */
+fr_status fr_batch_fill_staging(fr_device_rank *r, const fr_cuts *cuts, const fr_exec_batch *batches, int32_t *staging,
+                                cudaStream_t stream, fr_error *err);
+/* The upload op: copies the tables, and makes those that attention wants of them. */
+fr_status fr_batch_upload(const fr_device_rank *r, cudaStream_t stream, fr_error *err);
 
-/* After the op that completes the logits of a micro-batch: copies what this rank computed to its places in `to`. */
+/* n words from the device to pinned memory. */
+cudaError_t fr_batch_bring(void *to, const void *from, int64_t n, cudaStream_t stream);
+/* The download op, sub 0: copies the logits of a micro-batch that this rank computed to their places in `to`. */
 fr_status fr_batch_logits(const fr_device_rank *r, const fr_op *op, const void *device, float *to, cudaStream_t stream,
                           fr_error *err);
 

@@ -18,7 +18,7 @@ static fr_resource resource_of(fr_op_kind kind) {
     case FR_CLASS_GROUPED:
         return FR_ON_EXPERTS;
     case FR_CLASS_MEMORY:
-        return FR_ON_MEMORY;
+        return fr_op_over_pcie(kind) ? FR_ON_HOST_COPY : FR_ON_MEMORY;
     case FR_CLASS_COLLECTIVE:
         return FR_ON_COLLECTIVE;
     case FR_CLASS_COPY:

@@ -51,7 +51,10 @@
     X(H2D, "h2d", COPY)                                                                                                \
     X(D2H, "d2h", COPY)                                                                                                \
     X(DRAIN, "drain", COPY) /* local copy out of a slot (asap) */                                                      \
-    X(FENCE, "fence", HOST) /* no work: joins events; costs 0 */
+    X(FENCE, "fence", HOST) /* no work: joins events; costs 0 */                                                       \
+    /* words of 4 bytes between host memory and the device, by SMs (kernels/words.h); m words, n = 1 */                \
+    X(UPLOAD, "upload", MEMORY)     /* what a forward's batch is: ids, positions, sequences, rows of the KV cache */   \
+    X(DOWNLOAD, "download", MEMORY) /* sub 0: logits; sub 1: tokens per expert of all layers */
 
 typedef enum {
 #define FR_OP_ENUM(id, name, class) FR_OP_##id,
@@ -83,6 +86,11 @@ static inline fr_op_class fr_op_class_of(fr_op_kind kind) { /* asked for every o
 }
 const char *fr_op_class_name(fr_op_class c); /* "gemm", "attention", ... */
 fr_op_kind fr_op_by_name(const char *name);  /* FR_OP_KIND_COUNT when unknown */
+
+/* Kernels whose bytes go over PCIe. */
+static inline bool fr_op_over_pcie(fr_op_kind kind) {
+    return kind == FR_OP_UPLOAD || kind == FR_OP_DOWNLOAD;
+}
 
 /* A (queries, prefix) pair of one sequence, or tokens of one expert in `queries`. */
 typedef struct {

@@ -400,6 +400,7 @@ static void item(fr_walk *w, int replica, int group, int e) {
 static void start(fr_walk *w, fr_rank *r) {
     w->layer = FR_NO_LAYER;
     if (w->half == 0) fr_host_begin(w, r);
+    if (w->micro == 0) fr_emit_upload(w, r);
     r->residual = false;
     fr_emit_embed(w, r);
 }
@@ -462,4 +463,7 @@ void fr_asap_forward(fr_walk *w) {
         }
         both(w, pair, w->end, pair == chunks - 1);
     }
+    w->layer = FR_NO_LAYER;
+    for (int e = 0; e < w->p->asap->experts; e++)
+        fr_emit_counts(w, rank_at(w->p, w->unit / w->p->layout.dp, w->p->asap->attention + e), 2 * chunks);
 }

@@ -11,6 +11,37 @@
 
 #define BF16 2
 
+/* ---- to and from the host -----------------------------------------------------------------------------------------*/
+
+static uint32_t words_shape(fr_walk *w, fr_op_kind kind, int64_t words) {
+    return fr_memory_shape(w, kind, words, 1, 4 * words);
+}
+
+/*
+ * What all micro-batches of the forward are to this rank, in words (engine/batch_tables.h): ids and positions of the
+ * tokens, ends of the sequences, which rows want logits and which candidates; with a KV cache the rows of the tokens
+ * and of all that they attend to.
+ */
+void fr_emit_upload(fr_walk *w, fr_rank *r) {
+    const fr_planner *p = w->p;
+    const int each = p->asap ? 1 : p->slots, first = p->asap ? 0 : r->slot, micros = w->micros * (p->asap ? 2 : 1);
+    int64_t words = 0;
+    for (int m = 0; m < micros; m++) {
+        const fr_work *work = &w->works[m * each + first];
+        words += 2 * work->tokens + 2 * work->count + 2 * work->rows_some * work->candidates;
+        for (int32_t i = 0; i < work->count && p->load.kept; i++)
+            words += 2 + 2 * work->sequences[i].queries + work->sequences[i].prefix;
+    }
+    fr_put(w, r, FR_LANE_COMPUTE, FR_OP_UPLOAD, words_shape(w, FR_OP_UPLOAD, words), 0);
+}
+
+/* Where each expert's rows began, of every layer: tokens per expert and one more for each part (engine/cuda/rank.h). */
+void fr_emit_counts(fr_walk *w, fr_rank *r, int batches) {
+    const fr_planner *p = w->p;
+    const int64_t each = p->model.experts + p->moe_groups, words = batches * (int64_t)(w->end - w->first) * each;
+    fr_put(w, r, FR_LANE_COMPUTE, FR_OP_DOWNLOAD, words_shape(w, FR_OP_DOWNLOAD, words), 1);
+}
+
 /* The residual stream: a plain buffer, or in a pipeline the slot that this micro-batch came in. */
 void fr_hidden_use(fr_walk *w, fr_rank *r, fr_use use) {
     bool pool = w->p->stages > 1;
@@ -411,7 +442,7 @@ static void head_rows(const fr_walk *w, const fr_rank *r, int64_t *all, int64_t 
 /*
  * Final norm over the rows that want logits (gathered on the way: rows in, with the pending result, and out), then the
  * head: the whole vocabulary, or each row's few candidates (n = candidates). Ranks of a tp group, which all hold the
- * head, share the rows out.
+ * head, share the rows out. The host gets what each of them has.
  */
 void fr_emit_head(fr_walk *w, fr_rank *r) {
     fr_planner *p = w->p;
@@ -442,6 +473,11 @@ void fr_emit_head(fr_walk *w, fr_rank *r) {
                fr_gemm_shape(w, FR_OP_GEMM_HEAD, FR_BF16, parts[i].rows, parts[i].n, m->hidden, flops), i);
         fr_read(w, b->normed);
         fr_write(w, b->logits);
+    }
+    if (work->rows_all + work->rows_some > 0) {
+        const int64_t words = all * m->vocab + some * work->candidates;
+        fr_put(w, r, FR_LANE_COMPUTE, FR_OP_DOWNLOAD, words_shape(w, FR_OP_DOWNLOAD, words), 0);
+        fr_read(w, b->logits);
     }
     answer(w, r);
 }

@@ -420,6 +420,7 @@ static int entry_layer(const fr_walk *w) {
 static void enter_stage(fr_walk *w, fr_rank *r) {
     w->layer = FR_NO_LAYER;
     if (w->half == 0) fr_host_begin(w, r);
+    if (w->micro == 0) fr_emit_upload(w, r);
     r->residual = r->normed = false;
     if (w->stage == 0)
         fr_emit_embed(w, r);
@@ -439,6 +440,7 @@ static void leave_stage(fr_walk *w, fr_rank *r) {
         fr_emit_head(w, r);
         if (p->stages > 1) fr_hidden_use(w, r, FR_USE_FREE);
     }
+    if (w->micro == w->micros - 1) fr_emit_counts(w, r, w->micros);
     if (w->half == 1 || p->layout.overlap != FR_OVERLAP_TBO) fr_host_end(w, r);
 }
 

@@ -201,6 +201,8 @@ void fr_expert_shapes(fr_walk *w, const int32_t *counts, int experts, int split,
 int64_t fr_fp8_row(const fr_walk *w, int64_t width); /* bytes of a quantised row with its scales, 0 in bf16 */
 
 /* ---- layer.c: parts of a layer ---- */
+void fr_emit_upload(fr_walk *w, fr_rank *r);              /* first of a forward */
+void fr_emit_counts(fr_walk *w, fr_rank *r, int batches); /* last of a forward of so many micro-batches */
 void fr_emit_embed(fr_walk *w, fr_rank *r);
 void fr_emit_norm(fr_walk *w, fr_rank *r, int sub);
 void fr_emit_quantise(fr_walk *w, fr_rank *r, int sub, int64_t width, uint32_t from, uint32_t to);

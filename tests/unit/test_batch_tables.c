@@ -107,9 +107,30 @@ static void check_rows(const forward *f, const fr_batch_rank *who, const fr_batc
     assert_int_equal(all_floats + pick, floats);
 }
 
+/* Words of the tables of all micro-batches, without what only fills them up: runs begin at multiples of four words and
+ * sequences are a power of two. Candidates as the plan counts them: as many for each row as one wants at most. */
+static int64_t plain_words(const forward *f, int rank, const fr_batch_tables *tables) {
+    fr_place place;
+    int64_t words = 0;
+    fr_layout_place(&f->layout, rank, &place);
+    for (int m = 0; m < f->cuts->micros; m++) {
+        const fr_cut *cut = &f->cuts->cut[m * f->cuts->slots + place.slot];
+        int64_t some = 0, most = 0;
+        for (int32_t i = 0; i < cut->count; i++) {
+            some += cut->sequences[i].candidates > 0;
+            most = fr_max_i64(most, cut->sequences[i].candidates);
+        }
+        words += 2 * (cut->tokens + cut->count + some * most);
+        assert_true(fr_batch_ints(&tables[m], false) >= 2 * cut->tokens + 2 * cut->count + 2 * tables[m].picks);
+        assert_true(fr_batch_ints(&tables[m], false) <= 2 * cut->tokens + 3 * cut->count + 2 * tables[m].picks + 20);
+    }
+    return words;
+}
+
 /* The ops of a rank ask for what its tables hold: the launchers insist on it. */
 static void check_plan(const forward *f, int rank, const fr_batch_tables *tables) {
     const fr_plan *p = fr_planner_plan(f->planner);
+    int uploads = 0, counts = 0, logits = 0;
     for (uint32_t i = 0; i < f->fragment->ops_count; i++) {
         const fr_op *op = &f->fragment->ops[i];
         const fr_batch_tables *t = &tables[op->micro];
@@ -135,10 +156,26 @@ static void check_plan(const forward *f, int rank, const fr_batch_tables *tables
             assert_int_equal(m, op->sub == 0 ? t->rows_all : t->rows_some);
             assert_true(op->sub == 0 || t->wanted_some);
             break;
+        case FR_OP_UPLOAD: /* of all micro-batches, before all else */
+            assert_int_equal(op->micro, 0);
+            assert_int_equal(m, plain_words(f, rank, tables));
+            uploads++;
+            break;
+        case FR_OP_DOWNLOAD:
+            logits += op->sub == 0;
+            counts += op->sub == 1;
+            if (op->sub == 0) assert_true(m >= (int64_t)t->rows_all * f->model.vocab + t->picks);
+            if (op->sub == 0) assert_true((m > 0) == (t->rows_all + t->rows_some > 0));
+            break;
         default:
             break;
         }
     }
+    fr_place place;
+    fr_layout_place(&f->layout, rank, &place);
+    assert_int_equal(uploads, 1);
+    assert_int_equal(counts, 1);
+    if (place.stage < f->layout.pp - 1) assert_int_equal(logits, 0);
 }
 
 /* A rank's tables, filled with token ids that are numbers of tokens and candidates that are numbers of candidates. */

@@ -51,7 +51,8 @@ static int64_t price_of(const world *w, const fr_shape *s) {
     default:
         break;
     }
-    if (w->ends_free && (s->kind == FR_OP_EMBED || s->kind == FR_OP_GEMM_HEAD)) return 0;
+    const bool end = s->kind == FR_OP_EMBED || s->kind == FR_OP_GEMM_HEAD || fr_op_over_pcie((fr_op_kind)s->kind);
+    if (w->ends_free && end) return 0;
     return 100 + s->m;
 }
 
@@ -141,7 +142,8 @@ static void sums(const world *w, const run_state *r, const fr_fragment *f, fr_la
         const fr_op *op = &f->ops[i];
         if (p->lanes[op->lane].rank != 0 || p->lanes[op->lane].kind != kind) continue;
         const fr_shape *s = fr_op_shape(f, op);
-        int layer = op->layer < LAYERS ? op->layer : s->kind == FR_OP_EMBED ? 0 : LAYERS - 1;
+        const bool begins = s->kind == FR_OP_UPLOAD || s->kind == FR_OP_EMBED;
+        int layer = op->layer < LAYERS ? op->layer : begins ? 0 : LAYERS - 1;
         if (s->kind != FR_OP_NONE) out[layer] += price_of(w, s);
     }
 }
