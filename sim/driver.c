@@ -143,8 +143,10 @@ static void on_answered(void *context, fr_fragment *f, int rank, int64_t now) {
     flight *fl = find_flight(d, f);
     /* asap's slots are two batches of the same ranks: both count as answered when the forward ends. */
     if (!fl || d->setup->experiment.layout.experts == FR_EXP_ASAP) return;
-    int64_t *answer = &fl->answers[slot_of_rank(d, f->unit, rank)];
-    *answer = fr_max_i64(*answer, now);
+    const bool folded = fr_planner_plan(d->planner)->fold > 1; /* one rank speaks for all slots */
+    const int slot = slot_of_rank(d, f->unit, rank);
+    for (int s = 0; s < d->slots; s++)
+        if (folded || s == slot) fl->answers[s] = fr_max_i64(fl->answers[s], now);
 }
 
 static void record_answer(drive *d, const fr_part *part, int queue, int64_t started, int64_t answered) {
