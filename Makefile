@@ -3,7 +3,7 @@ BUILD  ?= build
 CC     ?= gcc
 CSTD    = -std=c17
 WARN    = -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Werror
-OPT    ?= -O2 -g
+OPT    ?= -O3 -g
 CFLAGS  = $(CSTD) $(WARN) $(OPT) -D_GNU_SOURCE -DHAVE_INLINE -I. -MMD -MP -pthread $(EXTRA)
 LDLIBS  = -ljansson -lsqlite3 -lgsl -lgslcblas -lm -lpthread
 SAN     = -fsanitize=address,undefined -fno-omit-frame-pointer -fno-sanitize-recover=all

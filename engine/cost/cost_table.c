@@ -267,7 +267,7 @@ static fr_status read_field(const reader *r, fr_row *row, field_id f, char *text
     const char *name = field_names[f], *tiles[FR_TILES];
     fr_shape *s = &row->shape;
     int64_t v = 0;
-    uint8_t origin;
+    uint8_t origin = 0;
     switch (f) {
     case F_PRECISION:
         return read_name(r, name, text, precisions, FR_PRECISIONS, &s->precision);
