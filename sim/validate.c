@@ -17,6 +17,7 @@
 
 typedef struct {
     char *config, *routing, *anchors;
+    char *cell;  /* of a list of runs; NULL = of none */
     char *uuids; /* of the ranks' GPUs, with blanks between; NULL = not recorded */
     double forward_s, elapsed_s, tokens_per_s, mfu, clock_mhz;
     double pause_s;    /* between warming up and time 0 */
@@ -77,6 +78,8 @@ static fr_status read_run(fr_store *s, const char *path, int64_t run, stored_run
                          &older);
     (void)fr_store_query(s, "SELECT text FROM attached WHERE run=?1+0 AND name='anchors'", id, take_text, &r->anchors,
                          &older);
+    (void)fr_store_query(s, "SELECT text FROM attached WHERE run=?1+0 AND name='cell'", id, take_text, &r->cell,
+                         &older);
     (void)fr_store_query(s,
                          "SELECT group_concat(json_extract(value,'$.uuid'),' ') FROM runs, "
                          "json_each(runs.result,'$.ranks') WHERE runs.id=?1+0",
@@ -88,6 +91,7 @@ static void free_run(stored_run *r) {
     free(r->config);
     free(r->routing);
     free(r->anchors);
+    free(r->cell);
     free(r->uuids);
 }
 
@@ -154,14 +158,19 @@ static bool has_spans(fr_store *s, int64_t run) {
 
 /* ---- the twin ---------------------------------------------------------------------------------------------------- */
 
-static void make_label(fr_validation *v) {
+static void make_label(fr_validation *v, const char *cell) {
     const fr_experiment *e = &v->setup.experiment;
     const fr_layout *l = &e->layout;
     fr_text t = {0};
+    if (cell) fr_text_add(&t, "%s: ", cell);
     fr_text_add(&t, "%s %dL %s", v->setup.model.name, fr_layout_layers(l, &v->setup.model),
                 l->strategy[0] ? l->strategy : "custom");
     if (fr_layout_gpus(l) > 1) fr_text_add(&t, "%d", fr_layout_gpus(l));
     if (l->experts == FR_EXP_ASYNCEP) fr_text_add(&t, " %s", fr_gather_name(l->gather));
+    if (l->experts == FR_EXP_EP && l->exchange != FR_EXCHANGE_A2A)
+        fr_text_add(&t, " %s", fr_exchange_name(l->exchange));
+    if (l->overlap != FR_OVERLAP_NONE) fr_text_add(&t, " %s", fr_overlap_name(l->overlap));
+    if (l->precision != FR_BF16) fr_text_add(&t, " %s", fr_precision_name(l->precision));
     if (e->trace[0])
         fr_text_add(&t, " %s", e->trace);
     else
@@ -390,7 +399,8 @@ static fr_status open_twin(fr_validation *v, const fr_validate_options *o, const
     v->pause_s = r->pause_s;
     v->warmup_s = r->warmup_s;
     v->ttft_s = r->ttft_s;
-    make_label(v);
+    make_label(v, r->cell);
+    snprintf(v->cell, sizeof v->cell, "%.*s", (int)sizeof v->cell - 1, r->cell ? r->cell : "");
     fr_cost_time_ops(v->setup.cost, timed);
     return o->assumed_routing ? FR_OK : use_routing(v, r, err);
 }

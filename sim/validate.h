@@ -28,7 +28,8 @@ typedef struct {
 
 typedef struct {
     int64_t run;
-    char label[128]; /* "qwen3-30b-a3b tp 2 GPUs, 16384 tokens of 4096, uniform" */
+    char cell[128];  /* its name in a list of runs, "" = none */
+    char label[192]; /* "qwen3-30b-a3b tp 2 GPUs, 16384 tokens of 4096, uniform" */
     fr_setup setup;
     bool own_routing; /* the run's */
     bool replay;      /* a trace whose requests did not all come at once */

@@ -94,6 +94,7 @@ static fr_status take_line(cells *c, char *text, int number, bool check, fr_erro
     }
     snprintf(file, sizeof file, "%s/%s.json", c->folder, line.name);
     cell.json_file = file;
+    cell.cell = line.name;
     if (!check && access(file, F_OK) != 0) {
         const double begun = fr_monotonic_s();
         if (begun - c->begun >= c->limit) {

@@ -35,6 +35,7 @@ struct cli_args {
     int set_count;
     bool help;
     const char *json_file; /* of a cell of --cells: where its result goes; NULL = stdout, where --json asks for it */
+    const char *cell;      /* its name; NULL = no cell */
 };
 
 const cli_command *cli_commands(void); /* NULL name at the end */

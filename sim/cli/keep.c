@@ -30,17 +30,18 @@ fr_status cli_read_anchors(const char *files, char **out, fr_error *err) {
     return status;
 }
 
-static fr_status add_run(fr_store *s, const cli_kept *k, const fr_plan *plan, const char *config, const char *result,
-                         int64_t *id, fr_error *err) {
+static fr_status add_run(fr_store *s, const cli_kept *k, const fr_plan *plan, const char *cell, const char *config,
+                         const char *result, int64_t *id, fr_error *err) {
     FR_TRY(fr_store_add_run(s, k->kind, k->setup, k->result, config, result, id, err));
     FR_TRY(fr_store_add_forwards(s, *id, k->forwards, k->forwards_count, err));
     FR_TRY(fr_store_add_requests(s, *id, k->requests, k->requests_count, err));
+    if (cell) FR_TRY(fr_store_attach(s, *id, "cell", cell, err));
     if (k->routing) FR_TRY(fr_store_attach(s, *id, "routing", k->routing, err));
     if (k->anchors) FR_TRY(fr_store_attach(s, *id, "anchors", k->anchors, err));
     return fr_store_add_spans(s, *id, plan, k->spans, err);
 }
 
-static fr_status store_run(const cli_kept *k, const fr_plan *plan, const char *path, fr_error *err) {
+static fr_status store_run(const cli_kept *k, const fr_plan *plan, const char *cell, const char *path, fr_error *err) {
     char *config = fr_experiment_json(&k->setup->experiment),
          *result = json_dumps(k->report, JSON_COMPACT | JSON_REAL_PRECISION(15));
     fr_store *s = NULL;
@@ -48,7 +49,7 @@ static fr_status store_run(const cli_kept *k, const fr_plan *plan, const char *p
     fr_status status = fr_store_open(path, FR_STORE_WRITE, &s, err);
     if (status == FR_OK) status = fr_store_begin(s, err);
     if (status == FR_OK) {
-        status = add_run(s, k, plan, config, result, &id, err);
+        status = add_run(s, k, plan, cell, config, result, &id, err);
         if (status == FR_OK)
             status = fr_store_commit(s, err);
         else
@@ -73,7 +74,7 @@ static fr_status write_files(const cli_kept *k, const cli_args *a, fr_error *err
     FR_TRY(fr_setup_planner(setup, false, &planner, err));
     const fr_plan *plan = fr_planner_plan(planner);
     fr_status status = FR_OK;
-    if (db) status = store_run(k, plan, db, err);
+    if (db) status = store_run(k, plan, a->cell, db, err);
     if (status == FR_OK && perfetto) status = fr_trace_json_write(perfetto, plan, k->spans, err);
     if (status == FR_OK && csv) status = fr_trace_csv_write(csv, plan, k->spans, err);
     fr_planner_close(planner);

@@ -252,7 +252,8 @@ static json_t *service_json(const fr_validation *v) {
 static json_t *run_json(const fr_validation *v) {
     const fr_compare *c = &v->compare;
     const fr_result *p = &v->predicted;
-    json_t *o = json_pack("{s:I, s:s, s:s, s:f, s:b}", "run", (json_int_t)v->run, "label", v->label, "routing",
+    json_t *o = json_pack("{s:I, s:s?, s:s, s:s, s:f, s:b}", "run", (json_int_t)v->run, "cell",
+                          v->cell[0] ? v->cell : NULL, "label", v->label, "routing",
                           v->own_routing ? "recorded" : "assumed", "error", error_of(v), "inside", inside(v));
     json_object_set_new(
         o, "interval", json_pack("{s:f, s:f}", "forward_low_s", p->forward_low_s, "forward_high_s", p->forward_high_s));

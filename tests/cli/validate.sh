@@ -48,6 +48,17 @@ grep -E '^#|^(gemm|gemm_qkv|gemm_o|expert_up|expert_down|attention) ' kernels/me
     awk '/^#/ {print; next} /regime=/ && !/seeded|duty=|gap_ms|at_ms/ {sub(/ card=[0-9a-f]*/, ""); sub(/ *##.*/, ""); for (i = 1; i <= NF; i++) if ($i ~ /^ns=/) {split($i, a, "="); $i = "ns=" int(a[2] * 1.1)} else if ($i ~ /^p[19]0=/) $i = ""; gsub(/  +/, " "); print}' >"$work/anchors.txt"
 expect 0 validate "$work/r.db" --assumed-routing --anchors "$work/anchors.txt" --json
 json "json_extract(j,'\$.runs[0].anchored_error') > 0.05 AND json_extract(j,'\$.runs[0].anchored_error') < 0.13" 1
+# runs of a list keep their names; several stores become one
+echo "up-first | --layers 2 --tokens 4K --seq 1K --forwards 2 --strategy dp" >"$work/list.txt"
+mkdir -p "$work/list"
+rm -f "$work"/named.db "$work"/both.db
+expect 0 simulate --model qwen3-30b-a3b --machine h200x1 --cells "$work/list.txt" --results "$work/list" --db "$work/named.db"
+sqlite3 "$work/named.db" "UPDATE runs SET kind='run'"
+experiments/validate/merge.sh "$work/both.db" "$work/v.db" "$work/named.db" && pass || fail "merge.sh"
+expect 0 validate "$work/both.db" && prints "all 5 runs" && prints "up-first: qwen3-30b-a3b"
+expect 0 validate "$work/both.db" --run 5 --json
+json "json_extract(j,'\$.runs[0].cell')" up-first
+json "abs(json_extract(j,'\$.runs[0].error')) < 1e-9 AND json_extract(j,'\$.runs[0].unjoined.measured') = 0" 1
 # both timelines in one Perfetto file, under the same ids
 expect 0 validate "$work/v.db" --run 3 --perfetto "$work/twins.json"
 live=$(sqlite3 "$work/v.db" "SELECT count(*) FROM spans WHERE run=3")
