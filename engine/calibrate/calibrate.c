@@ -22,7 +22,7 @@ const int32_t fr_cal_ramp[FR_CAL_RAMP_STEPS + 1] = {0, 5, 10, 20, 30, 45, 60, 90
 const int32_t fr_cal_pause[FR_CAL_PAUSE_STEPS + 1] = {0, 5, 10, 20, 30, 45, 60};
 
 const char *fr_cal_what_name(fr_cal_what w) {
-    static const char *const names[FR_CAL_WHATS] = {"burst", "hold", "ramp",       "release",  "host",
+    static const char *const names[FR_CAL_WHATS] = {"burst", "hold", "ramp",       "release",  "chain", "host",
                                                     "copy",  "pull", "collective", "exchange", "beside"};
     return names[w];
 }
@@ -105,6 +105,8 @@ static double estimate(const fr_cal_grid *g, uint32_t i, const fr_cost_model *co
     switch ((fr_cal_what)it->what) {
     case FR_CAL_HOLD:
         return it->hold_s + 0.3;
+    case FR_CAL_CHAIN:
+        return it->hold_s + 0.5;
     case FR_CAL_RELEASE:
         return 0.6 + 1e-3 * r->gap_ms;
     case FR_CAL_RAMP:
@@ -170,7 +172,7 @@ static fr_status fill(fr_cal_maker *m, int devices, fr_error *err) {
         return fr_cal_add_together(m, devices, err);
     }
     if (!anchors) fr_cal_add_host(m);
-    fr_cal_add_anchors(m);
+    FR_TRY(fr_cal_add_anchors(m, err));
     if (anchors) return FR_OK;
     fr_cal_add_copies(m, devices);
     return fr_cal_add_work(m, err);
@@ -200,8 +202,8 @@ static fr_status check_only(const char *only, fr_error *err) {
         if (!known(name))
             return fr_fail(
                 err, FR_BAD_INPUT,
-                "--only: '%s': expected burst, hold, turn, ramp, release, host, copy, pull, collective, exchange, "
-                "beside, an op or a class of ops",
+                "--only: '%s': expected burst, hold, turn, ramp, release, chain, host, copy, pull, collective, "
+                "exchange, beside, an op or a class of ops",
                 name);
         at = at[n] ? at + n + 1 : NULL;
     }
@@ -300,9 +302,9 @@ double fr_cal_grid_seconds(const fr_cal_grid *g, double limit, uint32_t *count) 
 }
 
 void fr_cal_grid_list(const fr_cal_grid *g, double limit, bool rows, fr_text *out) {
-    static const char *const whats[FR_CAL_WHATS] = {"bursts",          "sustained",   "ramps", "pauses",
-                                                    "host and events", "copies",      "pulls", "collectives",
-                                                    "exchanges",       "interference"};
+    static const char *const whats[FR_CAL_WHATS] = {"bursts",      "sustained",       "ramps",       "pauses",
+                                                    "a layer",     "host and events", "copies",      "pulls",
+                                                    "collectives", "exchanges",       "interference"};
     double sum[FR_CAL_WHATS] = {0}, tier[FR_CAL_TIERS + 4] = {0}, total = 0;
     uint32_t count[FR_CAL_WHATS] = {0}, tiers[FR_CAL_TIERS + 4] = {0}, fit = 0;
     for (uint32_t i = 0; i < g->count; i++) {

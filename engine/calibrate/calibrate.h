@@ -23,6 +23,7 @@ typedef enum {
     FR_CAL_HOLD,      /* sustained, at the row's duty: one row */
     FR_CAL_RAMP,      /* back to back from rest: a row for each time of fr_cal_ramp */
     FR_CAL_RELEASE,   /* back to back until the limit holds it, a pause, back to back again: rows before and after */
+    FR_CAL_CHAIN,     /* a layer's kernels in their order under the limit: a row for each, this one last */
     FR_CAL_HOST,      /* host and event overheads, the shortest kernel, read-back */
     FR_CAL_COPY,      /* copies of one GPU, both ways too */
     FR_CAL_PULL,      /* two GPUs or more from here on */
@@ -38,9 +39,9 @@ typedef struct {
     uint8_t tier;  /* 0 = most wanted */
     int16_t top_k; /* experts a token: permute, combine, sort, top-k */
     int16_t head_dim;
-    int32_t tokens; /* EXCHANGE: of each rank, and how many of them leave it */
+    int32_t tokens; /* EXCHANGE: of each rank, and how many of them leave it; CHAIN: in the batch */
     int32_t leaving;
-    float hold_s;   /* HOLD: seconds */
+    float hold_s;   /* HOLD, CHAIN: seconds */
     double seconds; /* estimate of what it takes */
     bool fp8;       /* NORM, PERMUTE: rows come out quantised; with `quantise` they only are */
     bool quantise;
@@ -102,6 +103,15 @@ void fr_cal_grid_list(const fr_cal_grid *g, double limit, bool rows, fr_text *ou
 fr_status fr_cal_plan_shapes(const fr_model *model, const fr_machine *machine, int tp, fr_precision precision,
                              int64_t tokens, void (*each)(void *context, const fr_shape *shape), void *context,
                              fr_error *err);
+
+/* The kernels of one layer of a model in their order, of `tokens` tokens in sequences of `seq` under even routing, as
+ * sustained rows with behind=1; their vectors are pushed to t->pairs. */
+enum { FR_CAL_LAYER = 12 };
+fr_status fr_cal_layer(const fr_model *model, const fr_machine *machine, int64_t tokens, int32_t seq, fr_table *t,
+                       fr_row rows[FR_CAL_LAYER], fr_error *err);
+/* The layer of a CHAIN item. */
+#define FR_CAL_CHAIN_MODEL "qwen3-235b-a22b"
+int32_t fr_cal_chain_length(int64_t tokens); /* of its sequences */
 
 /* ---- files (calibrate_file.c) ------------------------------------------------------------------------------------ */
 

@@ -3,6 +3,11 @@
 
 #include <math.h>
 
+/* The limit's slow hand comes round every 0.9 s once 0.8 s are over (engine/cost/power.h): 3 s count two of its rounds,
+ * 4.5 s three. */
+#define ANCHOR_HOLD_S 3.0F
+#define LAYER_HOLD_S  4.5F
+
 /* How the power limit comes and goes: pauses after a load (in some, memory is streamed), and turns of several lengths,
  * the first `turns` of them. */
 static void add_limits(fr_cal_maker *m, const fr_row *op, int turns) {
@@ -38,7 +43,7 @@ static void add_hold(fr_cal_maker *m, fr_row r, fr_precision precision, int64_t 
         fr_even_rows(mean * 128, 128, even);
         for (int e = 0; e < 128; e++) fr_cal_push(m, &r, even[e], 0);
     }
-    fr_cal_add(m, FR_CAL_HOLD, 2, r)->hold_s = fr_cal_hold_seconds(m, 1);
+    fr_cal_add(m, FR_CAL_HOLD, 2, r)->hold_s = fminf(LAYER_HOLD_S, fr_cal_hold_seconds(m, 1));
 }
 
 /* More work of a layer, sustained: 256 rows an expert, where HBM and tensor cores draw alike and most together, and
@@ -66,8 +71,26 @@ static void add_holds(fr_cal_maker *m) {
     }
 }
 
+/* A whole layer's kernels in turn under the limit, as forwards have them: by this cards are compared. */
+static fr_status add_chains(fr_cal_maker *m, fr_error *err) {
+    static const int32_t tokens[] = {16384, 2048};
+    fr_model model;
+    FR_TRY(fr_model_load(FR_CAL_CHAIN_MODEL, &model, err));
+    for (int i = 0; i < (m->mode == FR_CAL_QUICK ? 1 : 2); i++) {
+        fr_row rows[FR_CAL_LAYER];
+        FR_TRY(fr_cal_layer(&model, m->machine, tokens[i], fr_cal_chain_length(tokens[i]), &m->g->table, rows, err));
+        int up = 0;
+        while (rows[up].shape.kind != FR_OP_EXPERT_UP) up++;
+        const int tier = m->mode == FR_CAL_ANCHORS ? 1 + 2 * i : 2;
+        fr_cal_item *it = fr_cal_add(m, FR_CAL_CHAIN, tier, rows[up]);
+        it->tokens = tokens[i];
+        it->hold_s = i ? ANCHOR_HOLD_S : LAYER_HOLD_S;
+    }
+    return FR_OK;
+}
+
 /* About a dozen ops that stand for all: classes, models, and both ends of how much power an op draws. */
-void fr_cal_add_anchors(fr_cal_maker *m) {
+fr_status fr_cal_add_anchors(fr_cal_maker *m, fr_error *err) {
     fr_row list[16];
     int count = 0;
     int32_t even[128];
@@ -120,7 +143,8 @@ void fr_cal_add_anchors(fr_cal_maker *m) {
         list[count].shape.n = (int32_t)memory[i].n;
         list[count++].shape.bytes = memory[i].bytes;
     }
-    const float hold = m->mode == FR_CAL_ANCHORS ? (float)fmax(m->hold_s, 1.2) : fr_cal_hold_seconds(m, 1);
+    const bool anchors = m->mode == FR_CAL_ANCHORS;
+    const float hold = !anchors ? fr_cal_hold_seconds(m, 1) : m->hold_s > 0 ? (float)m->hold_s : ANCHOR_HOLD_S;
     for (int i = 0; i < count; i++) {
         const bool chief = i == 0 || i == 4 || i == 8 || i == 11; /* one a class */
         const bool residual = list[i].shape.kind == FR_OP_GEMM_O;
@@ -128,11 +152,13 @@ void fr_cal_add_anchors(fr_cal_maker *m) {
         fr_row r = list[i];
         r.regime = FR_SUSTAINED;
         if (m->mode == FR_CAL_FULL || chief || (m->mode == FR_CAL_QUICK && i == 5)) {
-            fr_cal_item *it = fr_cal_add(m, FR_CAL_HOLD, m->mode == FR_CAL_FULL ? 2 : 0, r);
-            it->hold_s = hold;
+            const bool limited = fr_op_class_of((fr_op_kind)r.shape.kind) != FR_CLASS_MEMORY;
+            const int tier = anchors ? (limited ? 2 : 4) : m->mode == FR_CAL_FULL ? 2 : 0;
+            fr_cal_item *it = fr_cal_add(m, FR_CAL_HOLD, tier, r);
+            it->hold_s = anchors && !limited ? hold / 2 : hold;
             it->residual = residual;
         }
-        if (m->mode == FR_CAL_ANCHORS || !chief) continue;
+        if (anchors || !chief) continue;
         static const double duties[] = {0.5, 0.25, 0.75};
         for (int d = 0; d < 3; d++) {
             r.duty = duties[d];
@@ -145,4 +171,5 @@ void fr_cal_add_anchors(fr_cal_maker *m) {
         if (m->mode == FR_CAL_FULL) add_limits(m, &list[i], i == 4 ? 8 : i == 0 ? 6 : i == 8 ? 2 : 0);
     }
     if (m->mode == FR_CAL_FULL) add_holds(m);
+    return add_chains(m, err);
 }

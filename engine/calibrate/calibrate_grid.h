@@ -32,8 +32,9 @@ fr_cal_item *fr_cal_add(fr_cal_maker *m, fr_cal_what what, int tier, fr_row row)
 
 /* Products, grouped products, attention, memory-bound ops: in bursts. */
 fr_status fr_cal_add_work(fr_cal_maker *m, fr_error *err);
-/* A dozen ops that stand for all, short and sustained; but for the mode `anchors` also under pauses and in turns. */
-void fr_cal_add_anchors(fr_cal_maker *m);
+/* A dozen ops that stand for all, short and sustained, and a layer of them; but for the mode `anchors` also under
+ * pauses and in turns. */
+fr_status fr_cal_add_anchors(fr_cal_maker *m, fr_error *err);
 void fr_cal_add_host(fr_cal_maker *m); /* launches, events, gaps */
 /* Copies of one GPU, or pulls of several. */
 void fr_cal_add_copies(fr_cal_maker *m, int devices);

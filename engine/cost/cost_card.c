@@ -44,6 +44,36 @@ static fr_draw on_card(const fr_draw *d, double time) {
     return own;
 }
 
+static bool in_chain(const fr_row *r, uint32_t id) {
+    return r->type == FR_ROW_OP && r->behind && r->clock_mhz > 0 && r->card == id;
+}
+
+/* A layer's kernels in turn under the limit: at their clock the mix draws what the limit allows. What it draws over
+ * what the model says, each kernel weighed by its time; `first` is the chain's first row, others share its clock. */
+static double chain_draw(const fr_cost_model *c, const fr_table *t, const fr_card *card, const fr_row *first) {
+    const fr_power *p = fr_cost_power(c);
+    const double x = first->clock_mhz / p->full_mhz;
+    double time = 0, base = 0, slope = 0;
+    for (const fr_row *r = first; r < t->rows + t->count; r++) {
+        fr_cost k;
+        if (!in_chain(r, first->card) || fabs(r->clock_mhz - first->clock_mhz) > 0) continue;
+        fr_cost_op(c, &r->shape, t->pairs, &k);
+        if (k.draw.slope <= 0) continue;
+        const fr_draw d = on_card(&k.draw, card->time[fr_op_class_of((fr_op_kind)r->shape.kind)]);
+        time += r->ns;
+        base += r->ns * d.base;
+        slope += r->ns * d.slope * x * x;
+    }
+    return slope > 0 ? ((p->cap - p->idle) * time - base) / slope : 0;
+}
+
+/* Whether a row before it is of the same chain. */
+static bool goes_on(const fr_table *t, const fr_row *r) {
+    for (const fr_row *b = t->rows; b < r; b++)
+        if (in_chain(b, r->card) && fabs(b->clock_mhz - r->clock_mhz) <= 0) return true;
+    return false;
+}
+
 static bool counts(const fr_row *r, uint32_t id) {
     return fr_row_plain(r) && r->card == id;
 }
@@ -85,6 +115,13 @@ static void read_card(const fr_cost_model *c, const fr_table *t, uint32_t id, fr
         if (bursts[k].n || sustained) out->classes |= 1u << k;
     }
     for (uint32_t i = 0; i < t->count && p->known; i++) {
+        const fr_row *r = &t->rows[i];
+        if (!in_chain(r, id) || goes_on(t, r)) continue;
+        const double ratio = chain_draw(c, t, out, r);
+        if (ratio > 0.5 && ratio < 2) add(&draw, ratio);
+    }
+    const bool chained = draw.n > 0; /* forwards are such mixes: single kernels say less of them */
+    for (uint32_t i = 0; i < t->count && p->known && !chained; i++) {
         const fr_row *r = &t->rows[i];
         fr_cost x;
         if (!counts(r, id) || r->regime != FR_SUSTAINED) continue;

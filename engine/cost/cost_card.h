@@ -21,9 +21,10 @@ void fr_card_plain(fr_card *out);
 
 /*
  * Reads anchors of one GPU or of several: rows with `card`, or one table's text after the other (format:
- * kernels/measured/FORMAT.md, each with its header). `draw` is the mean of what sustained rows under the limit say,
- * each taken at its own burst; without a power model sustained rows, where there are any, are what `time` says. The
- * caller frees *out. FR_BAD_INPUT with "where:line: ..." otherwise.
+ * kernels/measured/FORMAT.md, each with its header). `draw` is what chains of a layer's kernels under the limit say
+ * (rows with behind=1); where there are none, the mean of what single sustained rows say, each taken at its own burst.
+ * Without a power model sustained rows, where there are any, are what `time` says. The caller frees *out. FR_BAD_INPUT
+ * with "where:line: ..." otherwise.
  */
 fr_status fr_cards_read(const fr_cost_model *c, const char *text, const char *where, fr_card **out, int *count,
                         fr_error *err);

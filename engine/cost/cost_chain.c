@@ -7,7 +7,9 @@
 #define NEAR 0.05
 
 bool fr_chain_row(const fr_row *r) {
-    return r->type == FR_ROW_OP && r->behind && r->clock_mhz > 0;
+    const fr_op_kind kind = (fr_op_kind)r->shape.kind;
+    const bool light = kind == FR_OP_GEMM_ROUTER || fr_op_class_of(kind) == FR_CLASS_MEMORY;
+    return r->type == FR_ROW_OP && r->behind && light && r->clock_mhz > 0;
 }
 
 void fr_chain_add(fr_chain *c, fr_op_kind kind, double base_ns, double alone, double full, double taken, double clock) {

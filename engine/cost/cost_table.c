@@ -427,15 +427,15 @@ static void row_fields(const fr_row *row, uint64_t *need, uint64_t *may) {
         break;
     case FR_CLASS_GEMM:
         *need = TIMED | BIT(F_PRECISION) | BIT(F_M) | BIT(F_N) | BIT(F_K);
-        if (row->shape.kind == FR_OP_GEMM_ROUTER) *may |= BIT(F_BEHIND);
+        *may |= BIT(F_BEHIND);
         break;
     case FR_CLASS_GROUPED:
         *need = TIMED | BIT(F_PRECISION) | BIT(F_ROWS) | BIT(F_N) | BIT(F_K);
-        *may |= BIT(F_TILE);
+        *may |= BIT(F_TILE) | BIT(F_BEHIND);
         break;
     case FR_CLASS_ATTENTION:
         *need = TIMED | BIT(F_PRECISION) | BIT(F_SEQS) | BIT(F_HEADS) | BIT(F_KV_HEADS) | BIT(F_HEAD_DIM);
-        *may |= BIT(F_V_HEAD_DIM) | BIT(F_WINDOW) | BIT(F_PACKED);
+        *may |= BIT(F_V_HEAD_DIM) | BIT(F_WINDOW) | BIT(F_PACKED) | BIT(F_BEHIND);
         break;
     case FR_CLASS_COLLECTIVE:
         *need = TIMED | BIT(F_BYTES) | BIT(F_RANKS);

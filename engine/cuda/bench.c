@@ -43,7 +43,7 @@ struct fr_bench {
     cudaEvent_t fork, join;
     /* what is launched */
     fr_row row;
-    int top_k, head_dim, variant;
+    int top_k, head_dim, variant[2]; /* of the products up and down */
     bool residual, fp8, quantise, chained;
     int64_t turn; /* launches so far */
     fr_attention_args at;
@@ -211,7 +211,9 @@ static fr_status run_gemm_fp8(fr_bench *b, int64_t at, cudaStream_t stream, fr_e
     return check(fr_k_grouped_fp8(&a, stream), "fr_k_grouped_fp8", err);
 }
 
-/* Chained: qkv and what comes of it, the residual stream, its normed rows, experts' rows. */
+/* Chained: qkv and what comes of it, the residual stream, its normed rows, experts' rows. The stream comes out of x
+ * with each layer and ends behind its half: fed back, a thousand layers of one expert's weights would make all tokens
+ * alike, and routing with them. */
 static fr_bf16 *quarter(const fr_bench *b, int i) {
     return b->y + i * (ACTIVATIONS / 4);
 }
@@ -222,7 +224,7 @@ static fr_status run_chained_gemm(fr_bench *b, cudaStream_t stream, fr_error *er
     const bool o = s->kind == FR_OP_GEMM_O, router = s->kind == FR_OP_GEMM_ROUTER;
     const fr_gemm_args a = {.x = quarter(b, o ? 0 : 2),
                             .w = b->w + b->turn++ % b->copies * ((int64_t)s->n * s->k),
-                            .add = o ? quarter(b, 1) : NULL,
+                            .add = o ? b->x + ACTIVATIONS / 2 : NULL,
                             .out = router ? (void *)b->logits : quarter(b, o ? 1 : 0),
                             .M = s->m,
                             .N = s->n,
@@ -305,17 +307,18 @@ static fr_status run_grouped_fp8(fr_bench *b, cudaStream_t stream, fr_error *err
 static fr_status run_grouped(fr_bench *b, cudaStream_t stream, fr_error *err) {
     const fr_shape *s = &b->row.shape;
     if (s->precision == FR_FP8) return run_grouped_fp8(b, stream, err);
-    const fr_k_grouped_args a = {.a = b->x,
+    const bool up = s->kind == FR_OP_EXPERT_UP;
+    const fr_k_grouped_args a = {.a = b->chained ? quarter(b, up ? 3 : 0) : b->x,
                                  .b = b->w,
-                                 .c = b->y,
+                                 .c = b->chained ? quarter(b, up ? 0 : 3) : b->y,
                                  .offsets = b->offsets,
                                  .counter = b->counter,
                                  .rows = s->m,
                                  .E = (int32_t)s->vector_count,
                                  .N = s->n,
                                  .K = s->k,
-                                 .swiglu = s->kind == FR_OP_EXPERT_UP};
-    return check(fr_k_grouped_gemm_variant(&a, b->variant, stream), "fr_k_grouped_gemm", err);
+                                 .swiglu = up};
+    return check(fr_k_grouped_gemm_variant(&a, b->variant[!up], stream), "fr_k_grouped_gemm", err);
 }
 
 static fr_status prepare_grouped(fr_bench *b, const fr_table *t, fr_error *err) {
@@ -327,7 +330,7 @@ static fr_status prepare_grouped(fr_bench *b, const fr_table *t, fr_error *err) 
         return fr_fail(err, FR_FAILED, "the grouped product is larger than the memory set aside");
     /* the one that the row names, or the one that the engine takes (ops_experts.c) */
     const fr_tile tile = b->row.tile ? (fr_tile)(b->row.tile - 1) : fr_cost_tile(b->cost, s, t->pairs);
-    b->variant = tile == FR_TILE_NONE ? fr_k_grouped_default(s->m, count) : (int)tile;
+    b->variant[s->kind != FR_OP_EXPERT_UP] = tile == FR_TILE_NONE ? fr_k_grouped_default(s->m, count) : (int)tile;
     int32_t rows[FR_K_MAX_EXPERTS], sum = 0;
     uint64_t seed = 3;
     for (int32_t i = 0; i < count; i++) rows[i] = t->pairs[s->vector + (uint32_t)i].queries;
@@ -489,8 +492,8 @@ static fr_status run_memory(fr_bench *b, cudaStream_t stream, fr_error *err) {
         return check(e, fr_row_name(&b->row), err);
     }
     if (b->chained && s->kind == FR_OP_COMBINE) {
-        e = fr_k_combine(quarter(b, 3), b->slot, b->weights, quarter(b, 1), quarter(b, 1), b->w, quarter(b, 2), 1e-6F,
-                         m, k, n, stream);
+        e = fr_k_combine(quarter(b, 3), b->slot, b->weights, quarter(b, 1), quarter(b, 1) + ACTIVATIONS / 8, b->w,
+                         quarter(b, 2), 1e-6F, m, k, n, stream);
         return check(e, fr_row_name(&b->row), err);
     }
     switch ((fr_op_kind)s->kind) {

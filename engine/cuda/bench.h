@@ -16,11 +16,12 @@ void fr_bench_close(fr_bench *b, bool lost);
 
 /* Makes ready what fr_bench_run then launches: choices, compiled kernels, tables on the device. */
 fr_status fr_bench_prepare(fr_bench *b, const fr_table *t, const fr_row *row, const fr_cal_item *item, fr_error *err);
-/* Goes over to another product or memory-bound op whose tokens and experts are those of the row prepared last: nothing
- * is made, so launches can follow one another. */
+/* Goes over to another product or memory-bound op whose tokens and experts are those of the row prepared last, or to
+ * the grouped product or attention that was prepared last: nothing is made, so launches can follow one another. */
 void fr_bench_switch(fr_bench *b, const fr_row *row, int top_k, int head_dim);
-/* From now on (of bf16) qkv, rope, o, norm, router, top-k, sort, permute and combine, in this order, each read what the
- * one before has just written, as in a layer; what experts do between the last two is left out. */
+/* From now on (of bf16) qkv, rope, o, norm, router, top-k, sort, permute, up, down and combine, in this order, each
+ * read what the one before has just written, as in a layer (experts may be left out); attention reads what it reads by
+ * itself. */
 void fr_bench_chain(fr_bench *b, bool on);
 fr_status fr_bench_run(void *bench, cudaStream_t stream, fr_error *err); /* an fr_work */
 bool fr_bench_hot(const fr_row *row);                                    /* draws power: products and attention */

@@ -103,7 +103,7 @@ static fr_status tiny(void *context, cudaStream_t stream, fr_error *err) {
     return check(fr_k_rmsnorm(x, x, NULL, x + 4096, 1, 64, 1e-6F, stream), "fr_k_rmsnorm", err);
 }
 
-static fr_status write_list(fr_cal_run *r, int d, uint32_t i, const double *ns, int n, fr_error *err) {
+fr_status fr_cal_write_list(fr_cal_run *r, int d, uint32_t i, const double *ns, int n, fr_error *err) {
     const fr_reading reading = fr_reading_of(ns, n);
     const fr_row row = fr_cal_filled(r, d, i, &reading);
     return fr_cal_write(r, &r->grid->table, &row, ns, n, err);
@@ -122,7 +122,7 @@ static fr_status launch(fr_cal_run *r, int d, uint32_t i, fr_error *err) {
         if (t >= 0) ns[t] = 1e9 * (fr_monotonic_s() - start) / RUN;
         FR_TRY(fr_measure_wait(m, err));
     }
-    return write_list(r, d, i, ns, TURNS, err);
+    return fr_cal_write_list(r, d, i, ns, TURNS, err);
 }
 
 static fr_status shortest(fr_cal_run *r, int d, uint32_t i, fr_error *err) {
@@ -175,7 +175,7 @@ static fr_status events(fr_cal_run *r, int d, uint32_t i, fr_error *err) {
         if (e[k]) cudaEventDestroy(e[k]);
     cudaStreamDestroy(other);
     FR_TRY(status);
-    return write_list(r, d, i, ns, TURNS, err);
+    return fr_cal_write_list(r, d, i, ns, TURNS, err);
 }
 
 /* As the engine reads counts: a copy of four bytes, an event, polls. */
@@ -199,97 +199,12 @@ static fr_status readback(fr_cal_run *r, int d, uint32_t i, fr_error *err) {
     }
     cudaEventDestroy(e);
     FR_TRY(status);
-    return write_list(r, d, i, ns, TIMES, err);
-}
-
-/* ---- chains -------------------------------------------------------------------------------------------------------*/
-
-enum { CHAIN = 9, CHAIN_KERNELS = CHAIN + 2, CHAIN_TOKENS = 512, CHAIN_WIDTH = 4096 }; /* sorting is three kernels */
-
-/* What a layer of few tokens is made of, but for attention and the experts: kernels of some microseconds. Bytes only
- * tell kinds of norms and combines apart (engine/strategy/layer.c). */
-static void chain_rows(fr_row rows[CHAIN]) {
-    static const struct {
-        fr_op_kind kind;
-        int32_t m, n, k;
-        int64_t bytes;
-    } list[CHAIN] = {{FR_OP_GEMM_QKV, CHAIN_TOKENS, 5120, 2048, 0},
-                     {FR_OP_ROPE, CHAIN_TOKENS, 32 * 128, 0, INT64_C(4) * CHAIN_TOKENS * 36 * 128},
-                     {FR_OP_GEMM_O, CHAIN_TOKENS, 2048, 4096, 0},
-                     {FR_OP_NORM, CHAIN_TOKENS, 2048, 0, INT64_C(4) * CHAIN_TOKENS * 2048},
-                     {FR_OP_GEMM_ROUTER, CHAIN_TOKENS, 128, 2048, 0},
-                     {FR_OP_TOPK, CHAIN_TOKENS, 128, 0, 1},
-                     {FR_OP_SORT, CHAIN_TOKENS * 8, 128, 0, 1},
-                     {FR_OP_PERMUTE, CHAIN_TOKENS * 8, 2048, 0, 1},
-                     {FR_OP_COMBINE, CHAIN_TOKENS, 2048, 0, INT64_C(2) * CHAIN_TOKENS * 2048 * 11}};
-    for (int i = 0; i < CHAIN; i++)
-        rows[i] = (fr_row){
-            .type = FR_ROW_OP,
-            .ways = 1,
-            .duty = 1,
-            .at_ms = -1,
-            .gap_ms = -1,
-            .shape = {
-                .kind = (uint8_t)list[i].kind, .m = list[i].m, .n = list[i].n, .k = list[i].k, .bytes = list[i].bytes}};
-}
-
-/* ns of the kernels of a chain, one after the other, behind a kernel that holds the stream. */
-static fr_status run_chain(fr_cal_run *r, int d, const fr_row rows[CHAIN], bool timed, cudaEvent_t *e, double *ns,
-                           fr_error *err) {
-    enum { TURNS = 12 };
-    cudaStream_t s = fr_measure_stream(r->measure[d]);
-    float ms = 0;
-    CU(fr_k_hold(3000000, s));
-    CU(cudaEventRecord(e[0], s));
-    for (int t = 0; t < TURNS * CHAIN; t++) {
-        fr_bench_switch(r->bench[d], &rows[t % CHAIN], 8, 128);
-        FR_TRY(fr_bench_run(r->bench[d], s, err));
-        if (timed) CU(cudaEventRecord(e[2 + t % CHAIN], s));
-    }
-    CU(cudaEventRecord(e[1], s));
-    FR_TRY(fr_measure_wait(r->measure[d], err));
-    CU(cudaEventElapsedTime(&ms, e[0], e[1]));
-    *ns = 1e6 * (double)ms / TURNS;
-    return FR_OK;
-}
-
-static fr_status gaps_with(fr_cal_run *r, int d, uint32_t i, cudaEvent_t *e, fr_error *err) {
-    enum { TURNS = 21 };
-    const bool timed = r->grid->table.rows[i].type == FR_ROW_GAP_TIMED;
-    const fr_cal_item item = {.top_k = 8, .head_dim = 128};
-    fr_row rows[CHAIN];
-    fr_reading one;
-    double alone = 0, ns[TURNS];
-    chain_rows(rows);
-    FR_TRY(fr_bench_prepare(r->bench[d], &r->grid->table, &rows[CHAIN - 1], &item, err));
-    for (int k = 0; k < CHAIN; k++) {
-        fr_bench_switch(r->bench[d], &rows[k], 8, 128);
-        FR_TRY(fr_measure_burst(r->measure[d], fr_bench_run, r->bench[d], false, BURST_NS / 4, &one, err));
-        alone += one.median;
-    }
-    for (int t = -1; t < TURNS; t++) {
-        double chain;
-        FR_TRY(run_chain(r, d, rows, timed, e, &chain, err));
-        if (t >= 0) ns[t] = fmax(1, (chain - alone) / CHAIN_KERNELS);
-    }
-    return write_list(r, d, i, ns, TURNS, err);
-}
-
-/* What a kernel takes in a chain of others beyond its own back to back. */
-static fr_status gaps(fr_cal_run *r, int d, uint32_t i, fr_error *err) {
-    cudaEvent_t e[2 + CHAIN] = {NULL};
-    fr_status status = FR_OK;
-    for (int k = 0; k < 2 + CHAIN && status == FR_OK; k++)
-        status = check(cudaEventCreate(&e[k]), "cudaEventCreate", err);
-    if (status == FR_OK) status = gaps_with(r, d, i, e, err);
-    for (int k = 0; k < 2 + CHAIN; k++)
-        if (e[k]) cudaEventDestroy(e[k]);
-    return status;
+    return fr_cal_write_list(r, d, i, ns, TIMES, err);
 }
 
 static fr_status host(fr_cal_run *r, int d, uint32_t i, fr_error *err) {
     const fr_row *row = &r->grid->table.rows[i];
-    if (row->type == FR_ROW_GAP || row->type == FR_ROW_GAP_TIMED) return gaps(r, d, i, err);
+    if (row->type == FR_ROW_GAP || row->type == FR_ROW_GAP_TIMED) return fr_cal_gaps_run(r, d, i, err);
     if (row->type == FR_ROW_FLOOR) return shortest(r, d, i, err);
     if (row->type == FR_ROW_EVENT) return events(r, d, i, err);
     return row->shape.kind == FR_OP_LAUNCH ? launch(r, d, i, err) : readback(r, d, i, err);
@@ -306,6 +221,8 @@ fr_status fr_cal_item_run(fr_cal_run *r, int d, uint32_t i, fr_error *err) {
         return ramp(r, d, i, err);
     case FR_CAL_RELEASE:
         return release(r, d, i, err);
+    case FR_CAL_CHAIN:
+        return fr_cal_chain_run(r, d, i, err);
     case FR_CAL_HOST:
         return host(r, d, i, err);
     default:

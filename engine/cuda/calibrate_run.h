@@ -40,6 +40,13 @@ fr_row fr_cal_filled(const fr_cal_run *r, int d, uint32_t i, const fr_reading *r
 /* Whether item i still fits into the time. */
 bool fr_cal_room(const fr_cal_run *r, uint32_t i);
 
+/* Readings of row i of the grid on device d, as a line. */
+fr_status fr_cal_write_list(fr_cal_run *r, int d, uint32_t i, const double *ns, int n, fr_error *err);
+
+/* GAP and GAP_TIMED, and a CHAIN (calibrate_chain.c). */
+fr_status fr_cal_gaps_run(fr_cal_run *r, int d, uint32_t i, fr_error *err);
+fr_status fr_cal_chain_run(fr_cal_run *r, int d, uint32_t i, fr_error *err);
+
 /* One GPU: item i on device d (calibrate_ops.c). Two or more with each other: calibrate_pair.c. */
 fr_status fr_cal_item_run(fr_cal_run *r, int d, uint32_t i, fr_error *err);
 fr_status fr_cal_pair_run(fr_cal_run *r, fr_error *err);

@@ -197,11 +197,16 @@ fr_status fr_measure_wait(fr_measure *m, fr_error *err) {
     return fr_measure_await(m, m->done, err);
 }
 
-/* ns of one launch, after one to warm up. */
-static fr_status probe(fr_measure *m, fr_work work, void *context, double *one, fr_error *err) {
-    FR_TRY(work(context, m->stream, err));
+static fr_status repeat(fr_measure *m, fr_work work, void *context, int times, fr_error *err) {
+    for (int i = 0; i < times; i++) FR_TRY(work(context, m->stream, err));
+    return FR_OK;
+}
+
+/* ns of a launch, or of `parts` of them, after as many to warm up. */
+static fr_status probe(fr_measure *m, fr_work work, void *context, int parts, double *one, fr_error *err) {
+    FR_TRY(repeat(m, work, context, parts, err));
     FR_TRY(mark(m, 0, err));
-    FR_TRY(work(context, m->stream, err));
+    FR_TRY(repeat(m, work, context, parts, err));
     FR_TRY(mark(m, 1, err));
     FR_TRY(wait_for(m, 1, err));
     return between(m, 0, 1, one, err);
@@ -261,7 +266,7 @@ fr_status fr_measure_burst(fr_measure *m, fr_work work, void *context, bool hot,
     double one = 0, busy = 0, cycles = 0;
     cudaGraphExec_t graph = NULL;
     CU(m, cudaSetDevice(m->device));
-    FR_TRY(probe(m, work, context, &one, err));
+    FR_TRY(probe(m, work, context, 1, &one, err));
     if (one < GRAPH_NS) {
         FR_TRY(capture(m, work, context, &graph, err));
         one *= GRAPH;
@@ -308,15 +313,16 @@ static fr_status turn(fr_measure *m, fr_work work, void *context, int batch, uin
     return FR_OK;
 }
 
-fr_status fr_measure_hold(fr_measure *m, fr_work work, void *context, double seconds, double duty, double turn_ns,
-                          fr_reading *out, fr_error *err) {
+/* Of `parts` works in turn; the readings stay in m->ns as they came. */
+static fr_status hold(fr_measure *m, fr_work work, void *context, int parts, double seconds, double duty,
+                      double turn_ns, fr_reading *out, fr_error *err) {
     double one = 0;
     CU(m, cudaSetDevice(m->device));
-    FR_TRY(probe(m, work, context, &one, err));
+    FR_TRY(probe(m, work, context, parts, &one, err));
     const bool paused = duty < 1;
     const double busy = paused ? duty * (turn_ns > 0 ? turn_ns : TURN_NS) : 5 * TURN_NS;
-    const int batch = (int)fmin(fmax(busy / fmax(one, 1) + 0.5, 1), 1500);
-    const double pause = paused ? batch * one * (1 / duty - 1) : 0, start = fr_monotonic_s();
+    const int batch = parts * (int)fmin(fmax(busy / fmax(one, 1) + 0.5, 1), 1500.0 / parts);
+    const double pause = paused ? batch * one * (1 / duty - 1) / parts : 0, start = fr_monotonic_s();
     fr_meter *meter = NULL;
     m->count = 0;
     int stamps = 0;
@@ -354,6 +360,29 @@ fr_status fr_measure_hold(fr_measure *m, fr_work work, void *context, double sec
     out->watts = r.watts;
     out->capped = r.capped;
     m->rest_until = fr_monotonic_s() + 0.5;
+    return FR_OK;
+}
+
+fr_status fr_measure_hold(fr_measure *m, fr_work work, void *context, double seconds, double duty, double turn_ns,
+                          fr_reading *out, fr_error *err) {
+    return hold(m, work, context, 1, seconds, duty, turn_ns, out, err);
+}
+
+fr_status fr_measure_cycle(fr_measure *m, fr_work work, void *context, int parts, double seconds, fr_reading *out,
+                           fr_error *err) {
+    fr_reading all;
+    FR_TRY(hold(m, work, context, parts, seconds, 1, 0, &all, err));
+    const int each = m->count / parts;
+    double *ns = fr_alloc(((size_t)each * (size_t)parts + 1) * sizeof *ns);
+    for (int i = 0; i < each * parts; i++) ns[i % parts * each + i / parts] = m->ns[i];
+    memcpy(m->ns, ns, (size_t)each * (size_t)parts * sizeof *ns);
+    free(ns);
+    for (int k = 0; k < parts; k++) {
+        out[k] = fr_reading_of(m->ns + k * each, each);
+        out[k].clock_mhz = all.clock_mhz;
+        out[k].watts = all.watts;
+        out[k].capped = all.capped;
+    }
     return FR_OK;
 }
 
@@ -413,7 +442,7 @@ fr_status fr_measure_ramp(fr_measure *m, fr_work work, void *context, const int3
     double one = 0;
     int stamps = 0;
     CU(m, cudaSetDevice(m->device));
-    FR_TRY(probe(m, work, context, &one, err));
+    FR_TRY(probe(m, work, context, 1, &one, err));
     const int n = (int)fmin(1.25e6 * ms[count] / fmax(one, 1), 4000), each = (int)fmax(4e6 / fmax(one, 1), 1);
     sleep_until(fr_monotonic_s() + 1);
     FR_TRY(stamped_launches(m, work, context, 0, n, each, &stamps, err));
@@ -430,7 +459,7 @@ static fr_status sit_out(fr_measure *m, fr_work fill, void *context, double gap_
     cudaError_t e;
     double one = 0, begin;
     if (fill) {
-        FR_TRY(probe(m, fill, context, &one, err)); /* three launches with the next one, of some 0.5 ms each */
+        FR_TRY(probe(m, fill, context, 1, &one, err)); /* three launches with the next one, of some 0.5 ms each */
         for (int i = 2; i * one < gap_ns; i++) FR_TRY(fill(context, m->stream, err));
         return FR_OK;
     }
@@ -449,7 +478,7 @@ fr_status fr_measure_release(fr_measure *m, fr_work work, fr_work fill, void *co
     double one = 0;
     int stamps = 0;
     CU(m, cudaSetDevice(m->device));
-    FR_TRY(probe(m, work, context, &one, err));
+    FR_TRY(probe(m, work, context, 1, &one, err));
     one = fmax(one, 1e4);
     /* the load: the probe's own events 0 and 1 are read already. Its last part has stamps */
     const int tail = (int)fmax(5e7 / one, 1), load = (int)(3e8 / one), n = (int)(1.25e6 * ms[count] / one) + 1;

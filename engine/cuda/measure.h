@@ -70,6 +70,11 @@ fr_status fr_measure_burst(fr_measure *m, fr_work work, void *context, bool hot,
 fr_status fr_measure_hold(fr_measure *m, fr_work work, void *context, double seconds, double duty, double turn_ns,
                           fr_reading *out, fr_error *err);
 
+/* Several kinds of work in turn for `seconds`: `work` launches the next one with each call and starts over after
+ * `parts` of them. out[parts]: readings of each, their clock and power those of all. */
+fr_status fr_measure_cycle(fr_measure *m, fr_work work, void *context, int parts, double seconds, fr_reading *out,
+                           fr_error *err);
+
 /* After a second of rest, back to back until ms[count]: out[i] holds the launches that began from ms[i] to ms[i + 1] on
  * (count 0: none), with the clock meanwhile. */
 fr_status fr_measure_ramp(fr_measure *m, fr_work work, void *context, const int32_t *ms, int count, fr_reading *out,

@@ -21,7 +21,7 @@ const fr_option cmd_calibrate_options[] = {
     {"device", "N|N,M,..", NULL, "measure this GPU, or what two or more do with each other (default 0)"},
     {"spread", NULL, NULL, "deal the grid of one GPU out to all of --device (anchors: all of them on each)"},
     {"only", "LIST", NULL,
-     "parts of the grid: burst, hold (sustained), turn (on and off), ramp (from rest), release (after a pause), host, "
+     "parts of the grid: burst, hold (sustained), turn (on and off), ramp (from rest), release (after a pause), chain (a layer), host, "
      "copy, pull, collective, exchange, beside (what slows what), or ops and classes of ops by name (default: all)"},
     {"shard", "K/N", NULL,
      "part K (0 <= K < N) of N of about the same time each, for several processes; --merge joins them"},
