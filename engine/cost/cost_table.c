@@ -11,6 +11,7 @@
 
 #include <gsl/gsl_cdf.h>
 #include <math.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -73,14 +74,6 @@ typedef enum {
     F_COUNT
 } field_id;
 
-static const char *const field_names[F_COUNT] = {
-    "precision", "regime",   "m",          "n",           "k",           "bytes",      "rows",        "seqs",
-    "heads",     "kv_heads", "head_dim",   "v_head_dim",  "window",      "ranks",      "hosts",       "transport",
-    "ways",      "victim",   "aggressor",  "alone",       "beside",      "overlap",    "hbm_traffic", "ns",
-    "p10",       "p90",      "samples",    "clock_mhz",   "watts",       "provenance", "duty",        "at_ms",
-    "capped",    "rate",     "rate_alone", "clock_alone", "watts_alone", "tile",       "packed",      "gap_ms",
-    "turn_ms",   "fill",     "streams",    "order",       "card",        "by",         "of",          "behind"};
-
 #define BIT(f) (UINT64_C(1) << (f))
 #define TIMED  (BIT(F_REGIME) | BIT(F_NS))
 #define ALWAYS_OPTIONAL                                                                                                \
@@ -138,14 +131,6 @@ static fr_status read_int(const reader *r, const char *field, const char *text, 
     char what[512];
     snprintf(what, sizeof what, "%.300s:%d: %s", r->where, r->line, field);
     return fr_parse_int(text, low, high, false, what, out, r->err);
-}
-
-static fr_status read_i32(const reader *r, const char *field, const char *text, int32_t low, int32_t high,
-                          int32_t *out) {
-    int64_t v = 0;
-    FR_TRY(read_int(r, field, text, low, high, &v));
-    *out = (int32_t)v;
-    return FR_OK;
 }
 
 static fr_status read_name(const reader *r, const char *field, const char *text, const char *const *names, int count,
@@ -247,152 +232,160 @@ static fr_status read_vector(const reader *r, const char *field, char *text, boo
     return FR_OK;
 }
 
+/* ---- fields of a row ----------------------------------------------------------------------------------------------*/
+
+static fr_status read_rows(const reader *r, fr_row *row, char *text) {
+    return read_vector(r, "rows", text, false, &row->shape);
+}
+
+static fr_status read_seqs(const reader *r, fr_row *row, char *text) {
+    return read_vector(r, "seqs", text, true, &row->shape);
+}
+
 /* Eight hexadecimal digits. */
-static fr_status read_card(const reader *r, const char *field, const char *text, uint32_t *out) {
+static fr_status read_card(const reader *r, fr_row *row, char *text) {
     if (strlen(text) != 8 || strspn(text, "0123456789abcdef") != 8)
-        return bad(r, field, "expected the first eight digits of a GPU's uuid");
-    *out = (uint32_t)strtoul(text, NULL, 16);
+        return bad(r, "card", "expected the first eight digits of a GPU's uuid");
+    row->card = (uint32_t)strtoul(text, NULL, 16);
     return FR_OK;
 }
 
-static fr_status read_field(const reader *r, fr_row *row, field_id f, char *text) {
-    static const char *const precisions[] = {"bf16", "fp8"}, *const regimes[] = {"burst", "sustained"},
-                             *const transports[] = {"ce", "nccl", "nccl-ce"}, *const origins[] = {"measured", "seeded"},
-                             *const orders[] = {"fixed", "round", "same"},
-                             *const draws[] = {"link", "nccl", "exchange"},
-                             *const aggressors[] = {"pull", "nccl", "h2d"}, *const victims[] = {"other",      "host",
-                                                                                                "memory",     "gemm",
-                                                                                                "attention",  "grouped",
-                                                                                                "collective", "copy"};
-    const char *name = field_names[f], *tiles[FR_TILES];
-    fr_shape *s = &row->shape;
+static fr_status read_provenance(const reader *r, fr_row *row, char *text) {
+    static const char *const names[] = {"measured", "seeded"};
+    uint8_t seeded = 0;
+    FR_TRY(read_name(r, "provenance", text, names, 2, &seeded));
+    row->provenance = (uint8_t)(seeded ? FR_FROM_SEEDED : FR_FROM_MEASURED);
+    return FR_OK;
+}
+
+static fr_status read_fill(const reader *r, fr_row *row, char *text) {
+    row->fill = true;
+    return strcmp(text, "memory") == 0 ? FR_OK : bad(r, "fill", "expected memory");
+}
+
+static fr_status read_by(const reader *r, fr_row *row, char *text) {
+    row->by_owner = strcmp(text, "owner") == 0;
+    return row->by_owner || strcmp(text, "reader") == 0 ? FR_OK : bad(r, "by", "expected owner or reader");
+}
+
+static fr_status read_tile(const reader *r, fr_row *row, char *text) {
+    const char *tiles[FR_TILES];
+    for (int i = 0; i < FR_TILES; i++) tiles[i] = fr_tile_name((fr_tile)i);
+    FR_TRY(read_name(r, "tile", text, tiles, FR_TILES, &row->tile));
+    row->tile++;
+    return FR_OK;
+}
+
+static const char *const
+    precisions[FR_PRECISIONS] = {"bf16", "fp8"},
+    *const regimes[] = {"burst", "sustained"}, *const transports[] = {"ce", "nccl", "nccl-ce"},
+    *const orders[FR_PULL_ORDERS] = {"fixed", "round", "same"}, *const draws[FR_DRAWS] = {"link", "nccl", "exchange"},
+    *const aggressors[FR_AGGRESSORS] = {"pull", "nccl", "h2d"},
+    *const victims[FR_CLASS_COUNT] = {"other", "host", "memory", "gemm", "attention", "grouped", "collective", "copy"};
+
+/* How a field stands in the row: a number of this type, one of a list of names (its place in it), true where it says 1,
+ * or what a function of its own makes of it. */
+typedef enum { A_DOUBLE, AN_I64, AN_I32, AN_I16, A_U8, A_NAME, A_FLAG, ITS_OWN } field_type;
+
+typedef struct {
+    const char *name;
+    field_type type;
+    size_t at; /* in the row */
+    double low, high;
+    const char *const *names;
+    int count;
+    fr_status (*own)(const reader *r, fr_row *row, char *text);
+} field;
+
+#define NUMBER(f, type, member, low, high)                                                                             \
+    { f, type, offsetof(fr_row, member), low, high, NULL, 0, NULL }
+#define NAMED(f, member, list)                                                                                         \
+    { f, A_NAME, offsetof(fr_row, member), 0, 0, list, (int)(sizeof(list) / sizeof *(list)), NULL }
+#define FLAG(f, member)                                                                                                \
+    { f, A_FLAG, offsetof(fr_row, member), 1, 1, NULL, 0, NULL }
+#define OWN(f, reads)                                                                                                  \
+    { f, ITS_OWN, 0, 0, 0, NULL, 0, reads }
+#define MOST_RATE 1e15 /* bytes/s */
+#define MOST_SIZE (1 << 24)
+#define MOST_MS   60000
+
+static const field fields[F_COUNT] = {[F_PRECISION] = NAMED("precision", shape.precision, precisions),
+                                      [F_REGIME] = NAMED("regime", regime, regimes),
+                                      [F_M] = NUMBER("m", AN_I64, shape.m, 1, INT32_MAX),
+                                      [F_N] = NUMBER("n", AN_I32, shape.n, 1, MOST_SIZE),
+                                      [F_K] = NUMBER("k", AN_I32, shape.k, 1, MOST_SIZE),
+                                      [F_BYTES] = NUMBER("bytes", AN_I64, shape.bytes, 0, MAX_BYTES),
+                                      [F_ROWS] = OWN("rows", read_rows),
+                                      [F_SEQS] = OWN("seqs", read_seqs),
+                                      [F_HEADS] = NUMBER("heads", AN_I32, shape.n, 1, MOST_SIZE),
+                                      [F_KV_HEADS] = NUMBER("kv_heads", AN_I32, shape.k, 1, MOST_SIZE),
+                                      [F_HEAD_DIM] = NUMBER("head_dim", AN_I32, shape.head_dim, 1, MOST_SIZE),
+                                      [F_V_HEAD_DIM] = NUMBER("v_head_dim", AN_I16, shape.v_head_dim, 1, 4096),
+                                      [F_WINDOW] = NUMBER("window", AN_I32, shape.window, 0, MOST_SIZE),
+                                      [F_RANKS] = NUMBER("ranks", AN_I16, shape.ranks, 2, 4096),
+                                      [F_HOSTS] = NUMBER("hosts", A_U8, shape.hosts, 1, 255),
+                                      [F_TRANSPORT] = NAMED("transport", shape.transport, transports),
+                                      [F_WAYS] = NUMBER("ways", A_U8, ways, 1, 2),
+                                      [F_VICTIM] = NAMED("victim", victim, victims),
+                                      [F_AGGRESSOR] = NAMED("aggressor", aggressor, aggressors),
+                                      [F_ALONE] = NUMBER("alone", A_DOUBLE, alone, 1, MAX_NS),
+                                      [F_BESIDE] = NUMBER("beside", A_DOUBLE, beside, 1, MAX_NS),
+                                      [F_OVERLAP] = NUMBER("overlap", A_DOUBLE, overlap, 1, MAX_NS),
+                                      [F_HBM_TRAFFIC] = NUMBER("hbm_traffic", A_DOUBLE, hbm_traffic, 0, MOST_RATE),
+                                      [F_NS] = NUMBER("ns", A_DOUBLE, ns, 1, MAX_NS),
+                                      [F_P10] = NUMBER("p10", A_DOUBLE, p10, 1, MAX_NS),
+                                      [F_P90] = NUMBER("p90", A_DOUBLE, p90, 1, MAX_NS),
+                                      [F_SAMPLES] = NUMBER("samples", A_DOUBLE, samples, 1, 1e9),
+                                      [F_CLOCK] = NUMBER("clock_mhz", A_DOUBLE, clock_mhz, 1, 1e5),
+                                      [F_WATTS] = NUMBER("watts", A_DOUBLE, watts, 1, 1e5),
+                                      [F_PROVENANCE] = OWN("provenance", read_provenance),
+                                      [F_DUTY] = NUMBER("duty", A_DOUBLE, duty, 0.01, 1),
+                                      [F_AT_MS] = NUMBER("at_ms", AN_I32, at_ms, 0, MOST_MS),
+                                      [F_CAPPED] = NUMBER("capped", A_DOUBLE, capped, 0, 1),
+                                      [F_RATE] = NUMBER("rate", A_DOUBLE, rate, 1, MOST_RATE),
+                                      [F_RATE_ALONE] = NUMBER("rate_alone", A_DOUBLE, rate_alone, 1, MOST_RATE),
+                                      [F_CLOCK_ALONE] = NUMBER("clock_alone", A_DOUBLE, clock_alone, 1, 1e5),
+                                      [F_WATTS_ALONE] = NUMBER("watts_alone", A_DOUBLE, watts_alone, 1, 1e5),
+                                      [F_TILE] = OWN("tile", read_tile),
+                                      [F_PACKED] = FLAG("packed", packed),
+                                      [F_GAP_MS] = NUMBER("gap_ms", AN_I32, gap_ms, 1, MOST_MS),
+                                      [F_TURN_MS] = NUMBER("turn_ms", AN_I32, turn_ms, 1, MOST_MS),
+                                      [F_FILL] = OWN("fill", read_fill),
+                                      [F_STREAMS] = NUMBER("streams", A_U8, streams, 1, 64),
+                                      [F_ORDER] = NAMED("order", order, orders),
+                                      [F_CARD] = OWN("card", read_card),
+                                      [F_BY] = OWN("by", read_by),
+                                      [F_OF] = NAMED("of", aggressor, draws),
+                                      [F_BEHIND] = FLAG("behind", behind)};
+
+static void store(field_type type, void *to, int64_t v) {
+    switch (type) {
+    case AN_I64:
+        *(int64_t *)to = v;
+        break;
+    case AN_I32:
+        *(int32_t *)to = (int32_t)v;
+        break;
+    case AN_I16:
+        *(int16_t *)to = (int16_t)v;
+        break;
+    case A_FLAG:
+        *(bool *)to = true;
+        break;
+    default:
+        *(uint8_t *)to = (uint8_t)v;
+        break;
+    }
+}
+
+static fr_status read_field(const reader *r, fr_row *row, const field *f, char *text) {
+    void *const to = (char *)row + f->at;
     int64_t v = 0;
-    uint8_t origin = 0;
-    switch (f) {
-    case F_PRECISION:
-        return read_name(r, name, text, precisions, FR_PRECISIONS, &s->precision);
-    case F_REGIME:
-        return read_name(r, name, text, regimes, 2, &row->regime);
-    case F_PROVENANCE:
-        FR_TRY(read_name(r, name, text, origins, 2, &origin));
-        row->provenance = (uint8_t)(origin ? FR_FROM_SEEDED : FR_FROM_MEASURED);
-        return FR_OK;
-    case F_TRANSPORT:
-        return read_name(r, name, text, transports, 3, &s->transport);
-    case F_VICTIM:
-        return read_name(r, name, text, victims, FR_CLASS_COUNT, &row->victim);
-    case F_AGGRESSOR:
-        return read_name(r, name, text, aggressors, FR_AGGRESSORS, &row->aggressor);
-    case F_OF:
-        return read_name(r, name, text, draws, FR_DRAWS, &row->aggressor);
-    case F_M:
-        return read_int(r, name, text, 1, INT32_MAX, &s->m);
-    case F_BYTES:
-        return read_int(r, name, text, 0, MAX_BYTES, &s->bytes);
-    case F_ROWS:
-        return read_vector(r, name, text, false, s);
-    case F_SEQS:
-        return read_vector(r, name, text, true, s);
-    case F_NS:
-        return read_double(r, name, text, 1, MAX_NS, &row->ns);
-    case F_P10:
-        return read_double(r, name, text, 1, MAX_NS, &row->p10);
-    case F_P90:
-        return read_double(r, name, text, 1, MAX_NS, &row->p90);
-    case F_ALONE:
-        return read_double(r, name, text, 1, MAX_NS, &row->alone);
-    case F_BESIDE:
-        return read_double(r, name, text, 1, MAX_NS, &row->beside);
-    case F_OVERLAP:
-        return read_double(r, name, text, 1, MAX_NS, &row->overlap);
-    case F_HBM_TRAFFIC:
-        return read_double(r, name, text, 0, 1e15, &row->hbm_traffic);
-    case F_SAMPLES:
-        return read_double(r, name, text, 1, 1e9, &row->samples);
-    case F_CLOCK:
-        return read_double(r, name, text, 1, 1e5, &row->clock_mhz);
-    case F_WATTS:
-        return read_double(r, name, text, 1, 1e5, &row->watts);
-    case F_DUTY:
-        return read_double(r, name, text, 0.01, 1, &row->duty);
-    case F_AT_MS:
-        return read_i32(r, name, text, 0, 60000, &row->at_ms);
-    case F_GAP_MS:
-        return read_i32(r, name, text, 1, 60000, &row->gap_ms);
-    case F_TURN_MS:
-        return read_i32(r, name, text, 1, 60000, &row->turn_ms);
-    case F_FILL:
-        row->fill = true;
-        return strcmp(text, "memory") == 0 ? FR_OK : bad(r, name, "expected memory");
-    case F_STREAMS:
-        FR_TRY(read_int(r, name, text, 1, 64, &v));
-        row->streams = (uint8_t)v;
-        return FR_OK;
-    case F_ORDER:
-        return read_name(r, name, text, orders, FR_PULL_ORDERS, &row->order);
-    case F_BY:
-        row->by_owner = strcmp(text, "owner") == 0;
-        return row->by_owner || strcmp(text, "reader") == 0 ? FR_OK : bad(r, name, "expected owner or reader");
-    case F_CARD:
-        return read_card(r, name, text, &row->card);
-    case F_CAPPED:
-        return read_double(r, name, text, 0, 1, &row->capped);
-    case F_RATE:
-        return read_double(r, name, text, 1, 1e15, &row->rate);
-    case F_RATE_ALONE:
-        return read_double(r, name, text, 1, 1e15, &row->rate_alone);
-    case F_CLOCK_ALONE:
-        return read_double(r, name, text, 1, 1e5, &row->clock_alone);
-    case F_WATTS_ALONE:
-        return read_double(r, name, text, 1, 1e5, &row->watts_alone);
-    case F_PACKED:
-        row->packed = true;
-        return read_int(r, name, text, 1, 1, &v);
-    case F_BEHIND:
-        row->behind = true;
-        return read_int(r, name, text, 1, 1, &v);
-    case F_TILE:
-        for (int i = 0; i < FR_TILES; i++) tiles[i] = fr_tile_name((fr_tile)i);
-        FR_TRY(read_name(r, name, text, tiles, FR_TILES, &row->tile));
-        row->tile++;
-        return FR_OK;
-    case F_RANKS:
-        FR_TRY(read_int(r, name, text, 2, 4096, &v));
-        s->ranks = (int16_t)v;
-        return FR_OK;
-    case F_HOSTS:
-        FR_TRY(read_int(r, name, text, 1, 255, &v));
-        s->hosts = (uint8_t)v;
-        return FR_OK;
-    case F_WAYS:
-        FR_TRY(read_int(r, name, text, 1, 2, &v));
-        row->ways = (uint8_t)v;
-        return FR_OK;
-    case F_V_HEAD_DIM:
-        FR_TRY(read_int(r, name, text, 1, 4096, &v));
-        s->v_head_dim = (int16_t)v;
-        return FR_OK;
-    default:
-        break;
-    }
-    FR_TRY(read_int(r, name, text, f == F_WINDOW ? 0 : 1, 1 << 24, &v));
-    int32_t value = (int32_t)v;
-    switch (f) {
-    case F_N:
-    case F_HEADS:
-        s->n = value;
-        break;
-    case F_K:
-    case F_KV_HEADS:
-        s->k = value;
-        break;
-    case F_HEAD_DIM:
-        s->head_dim = value;
-        break;
-    default:
-        s->window = value;
-        break;
-    }
+    if (f->type == ITS_OWN) return f->own(r, row, text);
+    if (f->type == A_NAME) return read_name(r, f->name, text, f->names, f->count, to);
+    if (f->type == A_DOUBLE) return read_double(r, f->name, text, f->low, f->high, to);
+    FR_TRY(read_int(r, f->name, text, (int64_t)f->low, (int64_t)f->high, &v));
+    store(f->type, to, v);
     return FR_OK;
 }
 
@@ -481,9 +474,9 @@ static fr_status check_row(const reader *r, fr_row *row, uint64_t seen) {
     uint64_t need, may;
     row_fields(row, &need, &may);
     for (int f = 0; f < F_COUNT; f++) {
-        if ((need & BIT(f)) && !(seen & BIT(f))) return bad(r, field_names[f], "missing in this row");
+        if ((need & BIT(f)) && !(seen & BIT(f))) return bad(r, fields[f].name, "missing in this row");
         if ((seen & BIT(f)) && !((need | may | ALWAYS_OPTIONAL) & BIT(f)))
-            return bad(r, field_names[f], "does not belong to this op");
+            return bad(r, fields[f].name, "does not belong to this op");
     }
     const double middle = row->type == FR_ROW_SLOWDOWN ? row->beside : row->ns;
     if ((row->p10 > 0 && row->p10 > middle) || (row->p90 > 0 && row->p90 < middle))
@@ -536,11 +529,11 @@ static fr_status read_row(const reader *r, char *line) {
         if (!value) return bad(r, token, "expected key=value");
         *value++ = 0;
         int looked = 0;
-        for (; looked < F_COUNT && strcmp(field_names[f], token) != 0; looked++) f = (f + 1) % F_COUNT;
+        for (; looked < F_COUNT && strcmp(fields[f].name, token) != 0; looked++) f = (f + 1) % F_COUNT;
         if (looked == F_COUNT) return bad(r, token, "unknown field");
         if (seen & BIT(f)) return bad(r, token, "given twice");
         seen |= BIT(f);
-        FR_TRY(read_field(r, &row, (field_id)f, value));
+        FR_TRY(read_field(r, &row, &fields[f], value));
     }
     FR_TRY(check_row(r, &row, seen));
     fr_table *t = r->t;

@@ -150,6 +150,8 @@ fr_status fr_cal_chain_run(fr_cal_run *r, int d, uint32_t i, fr_error *err) {
     if (status == FR_OK)
         status = fr_measure_cycle(r->measure[d], next_kernel, &l, FR_CAL_LAYER, (double)grid->hold_s, readings, err);
     fr_bench_chain(l.bench, false);
+    if (status == FR_OK && readings[0].clock_mhz <= 0)
+        status = fr_fail(err, FR_FAILED, "the SM clock of the layer is not known");
     if (status == FR_OK) status = write_layer(r, d, i, &t, rows, readings, err);
     fr_table_free(&t);
     return status;

@@ -195,6 +195,7 @@ static void cards(void **state) {
         for (uint32_t i = 0; i < g->count - (uint32_t)card; i++) {
             fr_row r = g->table.rows[i];
             r.ns = 1000 + card;
+            r.clock_mhz = 1400; /* a layer's rows need it */
             r.card = fr_cal_card(card ? "GPU-0000001a-2" : "GPU-85e3539b-1");
             fr_cal_line(&g->table, &r, NULL, 0, &text);
         }

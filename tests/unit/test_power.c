@@ -340,11 +340,57 @@ static void cards(void **state) {
     fr_cost_close(c);
 }
 
+/* A layer in turn under the limit, on a card that is 3 % thirstier, and a single hold that says another thing: the
+ * layer counts, and its draw is taken at its own clock. */
+static void cards_by_chains(void **state) {
+    (void)state;
+    fr_machine m;
+    fr_cost_model *c = h200(FR_SUSTAINED, &m);
+    const fr_power *p = fr_cost_power(c);
+    const fr_shape shapes[] = {{.kind = FR_OP_GEMM_QKV, .m = 16384, .n = 9216, .k = 4096},
+                               {.kind = FR_OP_GEMM_O, .m = 16384, .n = 4096, .k = 8192},
+                               {.kind = FR_OP_NORM, .m = 16384, .n = 4096, .bytes = INT64_C(16384) * 4096 * 4}};
+    fr_text text = {0};
+    fr_cost x[3];
+    double low = 0.3, high = 1;
+    for (int i = 0; i < 3; i++) fr_cost_op(c, &shapes[i], NULL, &x[i]);
+    for (int turn = 0; turn < 60; turn++) {
+        const double at = (low + high) / 2;
+        double time = 0, drawn = 0;
+        for (int i = 0; i < 3; i++) {
+            const double ns = (double)x[i].burst_ns / fr_power_speed(&x[i].draw, at);
+            time += ns;
+            drawn += ns * (x[i].draw.base + 1.03 * x[i].draw.slope * at * at);
+        }
+        *(drawn / time + p->idle > p->cap ? &high : &low) = at;
+    }
+    fr_text_add(&text, "# gpu: h200\n# sms: 132\n# peak_bf16: 989.5e12\n# hbm_rate: 4.8e12\n# clock_max_mhz: 1980\n");
+    for (int i = 0; i < 3; i++) {
+        const fr_shape *s = &shapes[i];
+        fr_text_add(&text, i < 2 ? "%s precision=bf16 m=%d n=%d k=%d" : "%s m=%d n=%d bytes=268435456",
+                    fr_op_name((fr_op_kind)s->kind), (int)s->m, s->n, s->k);
+        fr_text_add(&text, " behind=1 regime=sustained ns=%.1f clock_mhz=%.6f card=0000abcd\n",
+                    (double)x[i].burst_ns / fr_power_speed(&x[i].draw, low), low * p->full_mhz);
+    }
+    fr_text_add(&text, "gemm_dense precision=bf16 m=8192 n=8192 k=8192 regime=sustained ns=1700000 card=0000abcd\n");
+    fr_card *card;
+    fr_error err = {0};
+    int count = 0;
+    if (fr_cards_read(c, text.text, "anchors", &card, &count, &err)) fail_msg("%s", err.text);
+    assert_int_equal(count, 1);
+    assert_true(near(card[0].draw, 1.03, 1e-4) && card[0].held == 1);
+    free(card);
+    fr_text_free(&text);
+    fr_cost_close(c);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(coefficients), cmocka_unit_test(precisions), cmocka_unit_test(collectives_follow),
-        cmocka_unit_test(window),       cmocka_unit_test(slow_hand),  cmocka_unit_test(draws),
-        cmocka_unit_test(mean_card),    cmocka_unit_test(unknown),    cmocka_unit_test(pulls_cost_clock),
+        cmocka_unit_test(cards_by_chains), cmocka_unit_test(coefficients),
+        cmocka_unit_test(precisions),      cmocka_unit_test(collectives_follow),
+        cmocka_unit_test(window),          cmocka_unit_test(slow_hand),
+        cmocka_unit_test(draws),           cmocka_unit_test(mean_card),
+        cmocka_unit_test(unknown),         cmocka_unit_test(pulls_cost_clock),
         cmocka_unit_test(cards),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
