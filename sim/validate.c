@@ -291,8 +291,16 @@ static fr_parts measured_parts(const fr_validation *v, const stored_run *r) {
                       .hidden_comm = ns_of(times * r->parts_s[5])};
 }
 
-static void compare(fr_validation *v, const stored_run *r, const played *p, const forward_list *f,
-                    const request_list *q) {
+/* What the store holds of the run, and one simulation of it, whose lanes are those of v->plan. */
+typedef struct {
+    const stored_run *run;
+    const forward_list *forwards;
+    const request_list *requests;
+} stored;
+
+static void compare(const fr_validation *v, const stored *s, const fr_timeline *spans, const played *p,
+                    const fr_result *predicted, fr_compare *out) {
+    const stored_run *r = s->run;
     const char **names = fr_alloc((v->plan->lanes_count + 1) * sizeof *names);
     char(*texts)[32] = fr_alloc((v->plan->lanes_count + 1) * sizeof *texts);
     uint8_t *kernels = fr_alloc(v->plan->lanes_count + 1);
@@ -301,27 +309,27 @@ static void compare(fr_validation *v, const stored_run *r, const played *p, cons
         names[l] = texts[l];
         kernels[l] = v->plan->lanes[l].kind == FR_LANE_COMPUTE;
     }
-    const fr_side sides[2] = {{.spans = &v->spans[0],
+    const fr_side sides[2] = {{.spans = spans,
                                .lane_names = names,
                                .lane_compute = kernels,
                                .forwards = p->forwards,
                                .forwards_count = p->forwards_count,
                                .requests = p->requests,
                                .requests_count = p->requests_count,
-                               .parts = v->predicted.parts,
-                               .rank = last_rank(&v->spans[0]),
-                               .clock_mhz = v->predicted.clock_mhz},
+                               .parts = predicted->parts,
+                               .rank = last_rank(spans),
+                               .clock_mhz = predicted->clock_mhz},
                               {.spans = &v->spans[1],
                                .lane_names = names,
                                .lane_compute = kernels,
-                               .forwards = f->v,
-                               .forwards_count = f->n,
-                               .requests = q->v,
-                               .requests_count = q->n,
+                               .forwards = s->forwards->v,
+                               .forwards_count = s->forwards->n,
+                               .requests = s->requests->v,
+                               .requests_count = s->requests->n,
                                .parts = measured_parts(v, r),
                                .rank = last_rank(&v->spans[1]),
                                .clock_mhz = r->clock_mhz}};
-    fr_compare_run(&sides[0], &sides[1], &v->compare);
+    fr_compare_run(&sides[0], &sides[1], out);
     free(names);
     free(texts);
     free(kernels);
@@ -338,12 +346,32 @@ static bool is_card_of(const char *uuids, int rank, int known, const char *uuid)
     return told >= 12 && told <= n && strncmp(uuids, uuid, told) == 0; /* GPU- and the first eight digits */
 }
 
-static fr_status anchor(fr_validation *v, const fr_validate_options *o, const stored_run *r, const request_list *q,
-                        fr_error *err) {
+/* The run once more, on the GPUs that it ran on as their anchors show them. */
+static fr_status play_anchored(fr_validation *v, const fr_validate_options *o, const stored *s, fr_error *err) {
+    fr_timeline spans = {0};
+    fr_planner *planner = NULL;
+    fr_result result;
+    played p = {0};
+    fr_status status = play(v, o, s->requests, v->cards, &spans, &p, &result, err);
+    if (status == FR_OK) status = fr_setup_planner(&v->setup, false, &planner, err);
+    if (status == FR_OK) {
+        remap(v->plan, fr_planner_plan(planner), &spans);
+        fr_planner_close(planner);
+        compare(v, s, &spans, &p, &result, &v->anchored_compare);
+        v->anchored = true;
+        v->anchored_forward_s = result.forward_s;
+    }
+    fr_timeline_free(&spans);
+    free(p.requests);
+    free(p.forwards);
+    return status;
+}
+
+static fr_status anchor(fr_validation *v, const fr_validate_options *o, const stored *s, fr_error *err) {
+    const stored_run *r = s->run;
     const char *text = o->anchors ? o->anchors : r->anchors;
     v->anchored_forward_s = NAN;
     if (!text) return FR_OK;
-    fr_result scaled;
     fr_card *known;
     int count, met = 0;
     const int ranks = v->plan->ranks;
@@ -358,11 +386,7 @@ static fr_status anchor(fr_validation *v, const fr_validate_options *o, const st
             }
     }
     free(known);
-    if (!met) return FR_OK;
-    FR_TRY(play(v, o, q, v->cards, NULL, NULL, &scaled, err));
-    v->anchored = true;
-    v->anchored_forward_s = scaled.forward_s;
-    return FR_OK;
+    return met ? play_anchored(v, o, s, err) : FR_OK;
 }
 
 /* For a replay: how much its queue makes of kernels that take a little more or less time. */
@@ -418,8 +442,9 @@ fr_status fr_validate_run(fr_store *s, const char *path, int64_t run, const fr_v
     if (status == FR_OK) status = open_twin(v, o, &r, r.live && has_spans(s, run), err);
     if (status == FR_OK) status = play(v, o, &q, NULL, &v->spans[0], &p, &v->predicted, err);
     if (status == FR_OK) status = name_lanes(v, s, err);
-    if (status == FR_OK) compare(v, &r, &p, &f, &q);
-    if (status == FR_OK) status = anchor(v, o, &r, &q, err);
+    const stored all = {&r, &f, &q};
+    if (status == FR_OK) compare(v, &all, &v->spans[0], &p, &v->predicted, &v->compare);
+    if (status == FR_OK) status = anchor(v, o, &all, err);
     if (status == FR_OK) status = service(v, o, &q, err);
     free_run(&r);
     free(f.v);
@@ -432,6 +457,7 @@ fr_status fr_validate_run(fr_store *s, const char *path, int64_t run, const fr_v
 
 void fr_validation_free(fr_validation *v) {
     fr_compare_free(&v->compare);
+    fr_compare_free(&v->anchored_compare);
     free(v->cards);
     fr_timeline_free(&v->spans[0]);
     fr_timeline_free(&v->spans[1]);

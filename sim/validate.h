@@ -44,6 +44,7 @@ typedef struct {
     bool anchored;                               /* anchors were there */
     fr_card *cards;                              /* by rank, as its GPU's anchors show it */
     double anchored_forward_s;                   /* the prediction with these cards */
+    fr_compare anchored_compare;                 /* of it */
     fr_service_point service[FR_SERVICE_POINTS]; /* of a replay */
 } fr_validation;
 
@@ -66,6 +67,8 @@ typedef struct {
     fr_error_stats single, request;                 /* over all forwards and all requests that were joined */
     fr_compare_row kinds[FR_OP_KIND_COUNT];         /* sums over runs; `each` is not filled */
     int kinds_count;
+    fr_compare_row anchored_kinds[FR_OP_KIND_COUNT]; /* of the runs that have anchors, predicted with them */
+    int anchored_kinds_count;
     fr_compare_row lanes[FR_MOST_LANES]; /* the same, of lanes of one name */
     int lanes_count;
     fr_cause causes[FR_MOST_CAUSES];    /* ns replaced by the mean share of a run's elapsed time, whichever way */

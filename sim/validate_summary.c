@@ -113,6 +113,8 @@ void fr_validate_summarise(const fr_validation *v, int count, fr_validate_summar
         out->width += (p->forward_high_s - p->forward_low_s) / 2 / p->forward_s / count;
         add_rows(v[i].compare.kinds, v[i].compare.kinds_count, true, FR_OP_KIND_COUNT, out->kinds, &out->kinds_count);
         add_rows(v[i].compare.lanes, v[i].compare.lanes_count, false, FR_MOST_LANES, out->lanes, &out->lanes_count);
+        add_rows(v[i].anchored_compare.kinds, v[i].anchored_compare.kinds_count, true, FR_OP_KIND_COUNT,
+                 out->anchored_kinds, &out->anchored_kinds_count);
         add_causes(&v[i], count, out);
     }
     out->single = pooled(v, count, false);

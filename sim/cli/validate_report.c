@@ -4,6 +4,7 @@
 #include <jansson.h>
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #define TOP 3 /* causes named in words */
 
@@ -49,16 +50,35 @@ static void whole(const fr_validation *v, fr_text *out) {
                         rows[i].scale * rows[i].measured, 100 * (rows[i].predicted / rows[i].measured - 1));
 }
 
-static void rows_table(const char *title, const fr_compare_row *r, int count, fr_text *out) {
+/* Error of the row of this name with anchors; NaN where there is none. */
+static double anchored_error(const fr_compare_row *anchored, int count, const char *name) {
+    for (int i = 0; i < count; i++)
+        if (strcmp(anchored[i].name, name) == 0) return anchored[i].sum.predicted / anchored[i].sum.measured - 1;
+    return NAN;
+}
+
+/* "  +3.1%", as wide where it is not known. */
+static void add_error(double error, fr_text *out) {
+    if (isfinite(error))
+        fr_text_add(out, " %+7.1f%%", 100 * error);
+    else
+        fr_text_add(out, " %8s", "");
+}
+
+/* With anchors: their errors beside. */
+static void rows_table(const char *title, const fr_compare_row *r, int count, const fr_compare_row *anchored,
+                       int anchored_count, fr_text *out) {
     if (!count) return;
-    fr_text_add(out, "  %-22s %7s %13s %13s %8s | single ops: %6s %6s %7s %7s\n", title, "ops", "predicted us",
-                "measured us", "total", "median", "p95", "worst", "bias");
+    fr_text_add(out, "  %-22s %7s %13s %13s %8s%s | single ops: %6s %6s %7s %7s\n", title, "ops", "predicted us",
+                "measured us", "total", anchored_count ? " anchored" : "", "median", "p95", "worst", "bias");
     for (int i = 0; i < count; i++) {
         double n = (double)r[i].count;
-        fr_text_add(out, "  %-22s %7" PRId64 " %13.1f %13.1f %+7.1f%% |             %5.1f%% %5.1f%% %6.1f%% %+6.1f%%\n",
-                    r[i].name, r[i].count, r[i].sum.predicted / n / 1e3, r[i].sum.measured / n / 1e3,
-                    100 * (r[i].sum.predicted / r[i].sum.measured - 1), 100 * r[i].each.median, 100 * r[i].each.p95,
-                    100 * r[i].each.worst, 100 * r[i].each.bias);
+        fr_text_add(out, "  %-22s %7" PRId64 " %13.1f %13.1f %+7.1f%%", r[i].name, r[i].count,
+                    r[i].sum.predicted / n / 1e3, r[i].sum.measured / n / 1e3,
+                    100 * (r[i].sum.predicted / r[i].sum.measured - 1));
+        if (anchored_count) add_error(anchored_error(anchored, anchored_count, r[i].name), out);
+        fr_text_add(out, " |             %5.1f%% %5.1f%% %6.1f%% %+6.1f%%\n", 100 * r[i].each.median,
+                    100 * r[i].each.p95, 100 * r[i].each.worst, 100 * r[i].each.bias);
     }
 }
 
@@ -103,7 +123,7 @@ static void parts_table(const fr_compare *c, fr_text *out) {
 }
 
 void cli_validate_details(const fr_validation *v, fr_text *out) {
-    const fr_compare *c = &v->compare;
+    const fr_compare *c = &v->compare, *a = &v->anchored_compare;
     fr_text_add(out, "run %" PRId64 ": %s\n  routing: %s\n", v->run, v->label,
                 v->own_routing ? "as the run recorded it" : "as the experiment assumes");
     whole(v, out);
@@ -113,8 +133,8 @@ void cli_validate_details(const fr_validation *v, fr_text *out) {
     if (c->other_batches)
         fr_text_add(out, "  %" PRId64 " live forwards had other batches than simulated ones and are not joined\n",
                     c->other_batches);
-    rows_table("op kind", c->kinds, c->kinds_count, out);
-    rows_table("lane", c->lanes, c->lanes_count, out);
+    rows_table("op kind", c->kinds, c->kinds_count, a->kinds, a->kinds_count, out);
+    rows_table("lane", c->lanes, c->lanes_count, a->lanes, a->lanes_count, out);
     if (c->only_predicted || c->only_measured)
         fr_text_add(out, "  ops of one side only: %" PRId64 " predicted, %" PRId64 " measured\n", c->only_predicted,
                     c->only_measured);
@@ -152,13 +172,18 @@ void cli_validate_line(const fr_validation *v, bool head, fr_text *out) {
     fr_text_add(out, "\n");
 }
 
-static void totals_table(const char *title, const fr_compare_row *r, int count, fr_text *out) {
+static void totals_table(const char *title, const fr_compare_row *r, int count, const fr_compare_row *anchored,
+                         int anchored_count, fr_text *out) {
     if (!count) return;
-    fr_text_add(out, "  %-16s %8s %13s %13s %9s\n", title, "ops", "predicted ms", "measured ms", "total");
-    for (int i = 0; i < count; i++)
-        fr_text_add(out, "  %-16s %8" PRId64 " %13.3f %13.3f %+7.1f %%\n", r[i].name, r[i].count,
+    fr_text_add(out, "  %-16s %8s %13s %13s %9s%s\n", title, "ops", "predicted ms", "measured ms", "total",
+                anchored_count ? " anchored" : "");
+    for (int i = 0; i < count; i++) {
+        fr_text_add(out, "  %-16s %8" PRId64 " %13.3f %13.3f %+7.1f %%", r[i].name, r[i].count,
                     r[i].sum.predicted / 1e6, r[i].sum.measured / 1e6,
                     100 * (r[i].sum.predicted / r[i].sum.measured - 1));
+        if (anchored_count) add_error(anchored_error(anchored, anchored_count, r[i].name), out);
+        fr_text_add(out, "\n");
+    }
 }
 
 void cli_validate_summary(const fr_validation *v, int count, fr_text *out) {
@@ -177,8 +202,8 @@ void cli_validate_summary(const fr_validation *v, int count, fr_text *out) {
     if (s.pairs)
         fr_text_add(out, "  layouts under one load, gaps above 3 %%: %" PRId64 " of %" PRId64 " pairs ranked alike\n",
                     s.agree, s.pairs);
-    totals_table("op kind", s.kinds, s.kinds_count, out);
-    totals_table("lane", s.lanes, s.lanes_count, out);
+    totals_table("op kind", s.kinds, s.kinds_count, s.anchored_kinds, s.anchored_kinds_count, out);
+    totals_table("lane", s.lanes, s.lanes_count, NULL, 0, out);
     for (int i = 0; i < TOP && i < s.causes_count; i++) {
         fr_text_add(out, i ? "  %d. " : "  top causes\n  %d. ", i + 1);
         fr_validate_words(&s, i, out);
@@ -197,12 +222,15 @@ static json_t *stats_json(const fr_error_stats *s) {
                      real(s->median), "p95", real(s->p95), "worst", real(s->worst), "bias", real(s->bias));
 }
 
-static json_t *rows_json(const fr_compare_row *r, int count, bool each) {
+static json_t *rows_json(const fr_compare_row *r, int count, bool each, const fr_compare_row *anchored,
+                         int anchored_count) {
     json_t *list = json_array();
     for (int i = 0; i < count; i++) {
         json_t *o = json_pack("{s:s, s:I, s:f, s:f, s:o}", "name", r[i].name, "ops", (json_int_t)r[i].count,
                               "predicted_s", r[i].sum.predicted * 1e-9, "measured_s", r[i].sum.measured * 1e-9,
                               "total_error", real(r[i].sum.predicted / r[i].sum.measured - 1));
+        if (anchored_count)
+            json_object_set_new(o, "anchored_error", real(anchored_error(anchored, anchored_count, r[i].name)));
         if (each) json_object_set_new(o, "single", stats_json(&r[i].each));
         json_array_append_new(list, o);
     }
@@ -250,7 +278,7 @@ static json_t *service_json(const fr_validation *v) {
 }
 
 static json_t *run_json(const fr_validation *v) {
-    const fr_compare *c = &v->compare;
+    const fr_compare *c = &v->compare, *a = &v->anchored_compare;
     const fr_result *p = &v->predicted;
     json_t *o = json_pack("{s:I, s:s?, s:s, s:s, s:f, s:b}", "run", (json_int_t)v->run, "cell",
                           v->cell[0] ? v->cell : NULL, "label", v->label, "routing",
@@ -267,8 +295,8 @@ static json_t *run_json(const fr_validation *v) {
     json_object_set_new(o, "service", service_json(v));
     json_object_set_new(o, "forwards", stats_json(&c->forward));
     json_object_set_new(o, "requests", stats_json(&c->request));
-    json_object_set_new(o, "kinds", rows_json(c->kinds, c->kinds_count, true));
-    json_object_set_new(o, "lanes", rows_json(c->lanes, c->lanes_count, true));
+    json_object_set_new(o, "kinds", rows_json(c->kinds, c->kinds_count, true, a->kinds, a->kinds_count));
+    json_object_set_new(o, "lanes", rows_json(c->lanes, c->lanes_count, true, a->lanes, a->lanes_count));
     json_object_set_new(o, "causes", causes_json(c));
     json_object_set_new(o, "unjoined",
                         json_pack("{s:I, s:I, s:I}", "predicted", (json_int_t)c->only_predicted, "measured",
@@ -300,8 +328,9 @@ json_t *cli_validate_json(const fr_validation *v, int count) {
     json_object_set_new(all, "interval_half_width", json_real(s.width));
     json_object_set_new(all, "ranked_pairs", json_integer(s.pairs));
     json_object_set_new(all, "ranked_alike", json_integer(s.agree));
-    json_object_set_new(all, "kinds", rows_json(s.kinds, s.kinds_count, false));
-    json_object_set_new(all, "lanes", rows_json(s.lanes, s.lanes_count, false));
+    json_object_set_new(all, "kinds",
+                        rows_json(s.kinds, s.kinds_count, false, s.anchored_kinds, s.anchored_kinds_count));
+    json_object_set_new(all, "lanes", rows_json(s.lanes, s.lanes_count, false, NULL, 0));
     json_object_set_new(all, "causes", causes);
     return json_pack("{s:o, s:o}", "runs", runs, "summary", all);
 }
