@@ -252,7 +252,7 @@ static fr_status group(fr_measure *m, fr_work work, void *context, cudaGraphExec
     FR_TRY(read_stamps(m, 2, err));
     const double mhz = clock_of(m, 0, 1, &stretch);
     for (int i = 0; i < n; i++) {
-        double ns;
+        double ns = 0;
         FR_TRY(between(m, (uint32_t)i, (uint32_t)i + 1, &ns, err));
         *busy += ns;
         *cycles += ns * mhz;
@@ -344,7 +344,7 @@ static fr_status hold(fr_measure *m, fr_work work, void *context, int parts, dou
         if (status == FR_OK) status = turn(m, work, context, batch, base, pause, stamped && paused, &stamps, err);
         if (status == FR_OK) status = wait_for(m, other + (uint32_t)batch, err);
         for (int i = 0; i < batch && counted && status == FR_OK; i++) {
-            double ns;
+            double ns = 0;
             status = between(m, other + (uint32_t)i, other + (uint32_t)i + 1, &ns, err);
             keep(m, ns);
         }
@@ -408,7 +408,7 @@ static fr_status by_time(fr_measure *m, int first, int n, int from_stamp, int st
     int *start = fr_alloc(((size_t)count + 1) * sizeof *start);
     fr_status status = FR_OK;
     int i = 0;
-    double begin = 0, took;
+    double begin = 0, took = 0;
     for (int b = 0; b < count && status == FR_OK; b++) {
         start[b] = m->count;
         for (; i < n; i++) {
@@ -423,7 +423,7 @@ static fr_status by_time(fr_measure *m, int first, int n, int from_stamp, int st
         out[b] = fr_reading_of(m->ns + start[b], start[b + 1] - start[b]);
         double cycles = 0, time = 0, at = 0; /* of the stretches that lie mostly inside */
         for (int s = from_stamp; s + 1 < stamps; s++) {
-            double ns;
+            double ns = 0;
             const double mhz = clock_of(m, s, s + 1, &ns);
             if (at + ns / 2 >= 1e6 * ms[b] && at + ns / 2 < 1e6 * ms[b + 1]) {
                 cycles += mhz * ns;
