@@ -274,7 +274,7 @@ static fr_status fetch(fr_pools *g, const struct fr_issue *issue, const fr_fragm
 static fr_status drain(fr_pools *g, const struct fr_issue *issue, const fr_fragment *f, const fr_op *op,
                        cudaStream_t stream, fr_error *err) {
     const fr_shard *s = &g->o.weights->shard;
-    char *from, *to;
+    char *from = NULL, *to = NULL;
     const uint32_t b = find(g, issue, f, op, FR_USE_WRITE, &to);
     if (b == FR_NONE || find(g, issue, f, op, FR_USE_READ, &from) != g->shards) return unknown(op, err);
     const fr_run_move move = {own(g), 0, own(g), g->pools[b].experts, s->expert_first};

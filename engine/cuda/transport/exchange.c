@@ -202,7 +202,7 @@ static int blocks_of(const fr_exchanges *x) {
 
 fr_status fr_exchanges_pack(fr_exchanges *x, const fr_collective *c, cudaStream_t stream, fr_error *err) {
     const fr_dispatch *d = &c->dispatch;
-    half *h;
+    half *h = NULL;
     FR_TRY(half_of(x, c, &h, err));
     void *send = x->peer_of(x->transport, d->send, x->o.rank);
     h->ids = d->ids;
@@ -255,7 +255,7 @@ static fr_status back(fr_exchanges *x, half *h, const fr_collective *c, cudaStre
 }
 
 fr_status fr_exchanges_run(fr_exchanges *x, const fr_collective *c, cudaStream_t stream, fr_error *err) {
-    half *h;
+    half *h = NULL;
     FR_TRY(half_of(x, c, &h, err));
     h->number++;
     h->recent[h->number % RECENT] = c->id;
