@@ -118,10 +118,11 @@ static uint32_t within_error(const row *rows, uint32_t count) {
 
 static void print_winner_note(const row *rows, uint32_t count, fr_text *out) {
     if (rows[0].extrapolated > 0.02)
-        fr_text_add(out,
-                    "  %.0f %% of the busy time of %s rests on extrapolated costs: more ranks or larger shapes than "
-                    "measured.\n",
-                    rows[0].extrapolated * 100, rows[0].label);
+        fr_text_add(
+            out,
+            "  %.0f %% of the busy time of %s rests on extrapolated costs: more ranks, larger shapes or another "
+            "machine than measured.\n",
+            rows[0].extrapolated * 100, rows[0].label);
     if (count < 2) return;
     double lead = rows[0].per_gpu / rows[1].per_gpu - 1;
     uint32_t n = within_error(rows, count);

@@ -54,7 +54,7 @@ struct fr_cost_model {
     int source_count;
     fr_family_set set;
     fr_ceilings ceilings;
-    bool scaled; /* ceilings differ from those of the tables: nothing is measured any more */
+    unsigned moved; /* ceilings that differ from those of the tables: what stands on them is not measured any more */
     bool fp8_attention;
     fr_power power;
     fr_packed packed;
@@ -188,8 +188,30 @@ static double row_of(const fr_cost_model *c, fr_row_type type, double otherwise)
     return otherwise;
 }
 
-static bool differs(double a, double b) {
-    return a > 0 && b > 0 && fabs(a / b - 1) > 0.01;
+enum { MOVED_PEAK = 1, MOVED_SMS = 2, MOVED_HBM = 4, MOVED_LINK = 8, MOVED_PCIE = 16 };
+
+static unsigned differs(double a, double b, unsigned what) {
+    return a > 0 && b > 0 && fabs(a / b - 1) > 0.01 ? what : 0;
+}
+
+/* What the ideal time of a kind is made of (cost_base.c). */
+static unsigned stands_on(const fr_ceilings *c, fr_op_kind kind) {
+    switch (fr_op_class_of(kind)) {
+    case FR_CLASS_GEMM:
+    case FR_CLASS_ATTENTION:
+    case FR_CLASS_GROUPED:
+        return MOVED_PEAK | MOVED_SMS | MOVED_HBM;
+    case FR_CLASS_MEMORY:
+        return fr_op_over_pcie(kind) ? MOVED_PCIE : MOVED_SMS | MOVED_HBM;
+    case FR_CLASS_COPY:
+        if (kind == FR_OP_DRAIN) return MOVED_HBM;
+        if (kind == FR_OP_H2D || kind == FR_OP_D2H) return MOVED_PCIE;
+        return c->link > 0 ? MOVED_LINK : MOVED_PCIE;
+    case FR_CLASS_COLLECTIVE:
+        return c->link > 0 ? MOVED_LINK : MOVED_PCIE;
+    default:
+        return 0;
+    }
 }
 
 static void set_ceilings(fr_cost_model *c) {
@@ -214,9 +236,9 @@ static void set_ceilings(fr_cost_model *c) {
         t->floor_ns = floor_ns;
         if (t->peak[FR_FP8] <= 0) t->peak[FR_FP8] = t->peak[FR_BF16];
         if (c->sources[s].cap == FR_FROM_TRANSFERRED) continue;
-        for (int p = 0; p < FR_PRECISIONS; p++) c->scaled |= differs(t->peak[p], c->ceilings.peak[p]);
-        c->scaled |= differs(t->hbm, c->ceilings.hbm) || differs(t->link, c->ceilings.link) ||
-                     differs(t->pcie, c->ceilings.pcie) || t->sms != c->ceilings.sms;
+        for (int p = 0; p < FR_PRECISIONS; p++) c->moved |= differs(t->peak[p], c->ceilings.peak[p], MOVED_PEAK);
+        c->moved |= differs(t->hbm, c->ceilings.hbm, MOVED_HBM) | differs(t->link, c->ceilings.link, MOVED_LINK) |
+                    differs(t->pcie, c->ceilings.pcie, MOVED_PCIE) | (t->sms != c->ceilings.sms ? MOVED_SMS : 0);
     }
 }
 
@@ -443,7 +465,8 @@ void fr_cost_op(const fr_cost_model *c, const fr_shape *shape, const fr_pair *pa
     bool crowd = (s.kind == FR_OP_PULL || s.kind == FR_OP_PUSH) && s.ranks > 2 && e.provenance >= FR_FROM_EXTRAPOLATED;
     /* Inside the grid what was measured stands, under a what-if too: L2 serves small tensors faster than HBM could. */
     if (e.provenance > FR_FROM_INTERPOLATED && e.ns < base.bound) e.ns = base.bound;
-    if (c->scaled && e.provenance < FR_FROM_EXTRAPOLATED) e.provenance = FR_FROM_EXTRAPOLATED;
+    if (c->moved & stands_on(&c->ceilings, (fr_op_kind)s.kind) && e.provenance < FR_FROM_EXTRAPOLATED)
+        e.provenance = FR_FROM_EXTRAPOLATED;
     widen(&e, least_width[e.provenance]);
     if (crowd) widen(&e, 0.25);
     if (e.provenance < FR_FROM_TRANSFERRED && class >= FR_CLASS_MEMORY && class <= FR_CLASS_GROUPED) {

@@ -488,6 +488,34 @@ static void what_if(void **state) {
     fr_cost_close(b);
 }
 
+/* A what-if takes "measured" from the ops that stand on what it scales, and from no others. */
+static void what_if_origin(void **state) {
+    (void)state;
+    enum { GEMM, MEMORY, PULL, ALLREDUCE, H2D, OPS };
+    const fr_shape s[OPS] = {gemm(16384, 9216, 4096),
+                             {.kind = FR_OP_COMBINE, .bytes = INT64_C(1) << 28},
+                             {.kind = FR_OP_PULL, .bytes = INT64_C(1) << 28, .ranks = 2},
+                             {.kind = FR_OP_ALLREDUCE, .bytes = INT64_C(1) << 27, .ranks = 2},
+                             {.kind = FR_OP_H2D, .bytes = INT64_C(1) << 28}};
+    const fr_what_if as_is = FR_WHAT_IF_NONE;
+    fr_what_if by[4] = {as_is, as_is, as_is, as_is};
+    by[0].link = by[1].hbm = by[2].pcie = by[3].flops = 2;
+    const bool stands[4][OPS] = {
+        {[PULL] = true, [ALLREDUCE] = true}, {[GEMM] = true, [MEMORY] = true}, {[H2D] = true}, {[GEMM] = true}};
+    fr_machine m = machine("h200");
+    fr_cost_model *plain = open_with(&m, NULL);
+    for (int w = 0; w < 4; w++) {
+        fr_cost_model *c = open_with(&m, &(fr_cost_options){.what_if = by[w]});
+        for (int i = 0; i < OPS; i++) {
+            const fr_provenance before = cost(plain, s[i], NULL).provenance, now = cost(c, s[i], NULL).provenance;
+            assert_true(before < FR_FROM_EXTRAPOLATED);
+            assert_int_equal(now, stands[w][i] ? FR_FROM_EXTRAPOLATED : before);
+        }
+        fr_cost_close(c);
+    }
+    fr_cost_close(plain);
+}
+
 static void slowdowns(void **state) {
     (void)state;
     fr_cost_model *b = h200(FR_BURST), *s = h200(FR_SUSTAINED);
@@ -836,6 +864,7 @@ int main(void) {
         cmocka_unit_test(pulls_beyond_the_measured_ranks),
         cmocka_unit_test(pulls_of_many_measured),
         cmocka_unit_test(what_if),
+        cmocka_unit_test(what_if_origin),
         cmocka_unit_test(slowdowns),
         cmocka_unit_test(chains),
         cmocka_unit_test(permute_sources),
