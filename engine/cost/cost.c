@@ -62,6 +62,8 @@ struct fr_cost_model {
     fr_follow follow;
     fr_card mean; /* of the cards of this kind, over the table's */
     double spread[FR_CLASS_COUNT];
+    int cards; /* that it is the mean of; how well each is foretold from the others: */
+    fr_card_check card_time[FR_CLASS_COUNT], card_clock;
     double own_ratio[FR_CLASS_COUNT]; /* of rows that outrank the power model's table: sustained over burst */
     double slowdown[FR_CLASS_COUNT][FR_AGGRESSORS];
     double held_back[FR_CLASS_COUNT];
@@ -174,6 +176,8 @@ static fr_status set_cards(fr_cost_model *c, fr_error *err) {
     if (status == FR_OK) {
         c->hash = fr_hash(text, length, c->hash);
         fr_cards_mean(cards, count, &c->mean, c->spread);
+        fr_cards_check(cards, count, c->card_time, &c->card_clock);
+        c->cards = count;
         free(cards);
     }
     free(read);
@@ -571,12 +575,28 @@ static void leave_out(const fr_cost_model *c, const fr_source *src, const fr_row
     fr_family_free(&set);
 }
 
+/* The mean card, and what is not known of a card that nobody measured. */
+static void describe_cards(const fr_cost_model *c, fr_text *out) {
+    if (!c->cards) return;
+    fr_text_add(out, "cards: costs are those of the mean of %d and the table's own, over the table:\n ", c->cards);
+    for (int k = FR_CLASS_MEMORY; k <= FR_CLASS_GROUPED; k++)
+        fr_text_add(out, " %s %.3f,", fr_op_class_name((fr_op_class)k), c->mean.time[k]);
+    fr_text_add(out, " power at a clock %.3f\n  each card from the others, rms (worst):", c->mean.draw);
+    for (int k = FR_CLASS_MEMORY; k <= FR_CLASS_GROUPED; k++)
+        if (c->card_time[k].count)
+            fr_text_add(out, " %s %.1f %% (%.1f),", fr_op_class_name((fr_op_class)k), 100 * c->card_time[k].rms,
+                        100 * c->card_time[k].worst);
+    fr_text_add(out, " clock under the limit %.1f %% (%.1f) of %d\n", 100 * c->card_clock.rms,
+                100 * c->card_clock.worst, c->card_clock.count);
+}
+
 void fr_cost_describe(const fr_cost_model *c, bool check, fr_text *out) {
     static const char *const generic[] = {"gemm", "grouped", "memory"};
     fr_text_add(out, "tables: %s\n", c->source);
     fr_text_add(out, "families: %d, rows in use: %d, regime: %s\n", c->set.count, c->set.rows,
                 c->options.regime == FR_BURST ? "burst" : "sustained");
     fr_power_describe(&c->power, out);
+    describe_cards(c, out);
     fr_family_list(&c->set, out);
     for (int s = 0; s < c->source_count; s++) {
         const fr_table *t = c->sources[s].table;

@@ -78,6 +78,12 @@ static bool counts(const fr_row *r, uint32_t id) {
     return fr_row_plain(r) && r->card == id;
 }
 
+/* Of less than a round of the limit's slow hand a median says what was allowed just then, not what is in the long run
+ * (engine/cost/power.h). */
+static bool settled(const fr_row *r) {
+    return r->samples <= 0 || r->samples * r->ns >= FR_POWER_CYCLE_NS;
+}
+
 /* The card's own burst of what a row measured; else the model's on such a card. */
 static double burst_of(const fr_table *t, const fr_row *r, double otherwise) {
     for (uint32_t i = 0; i < t->count; i++) {
@@ -120,11 +126,11 @@ static void read_card(const fr_cost_model *c, const fr_table *t, uint32_t id, fr
         const double ratio = chain_draw(c, t, out, r);
         if (ratio > 0.5 && ratio < 2) add(&draw, ratio);
     }
-    const bool chained = draw.n > 0; /* forwards are such mixes: single kernels say less of them */
-    for (uint32_t i = 0; i < t->count && p->known && !chained; i++) {
+    out->layers = draw.n > 0; /* forwards are such mixes: single kernels say less of them */
+    for (uint32_t i = 0; i < t->count && p->known && !out->layers; i++) {
         const fr_row *r = &t->rows[i];
         fr_cost x;
-        if (!counts(r, id) || r->regime != FR_SUSTAINED) continue;
+        if (!counts(r, id) || r->regime != FR_SUSTAINED || !settled(r)) continue;
         fr_cost_op(c, &r->shape, t->pairs, &x);
         const double time = out->time[fr_op_class_of((fr_op_kind)r->shape.kind)];
         const fr_draw d = on_card(&x.draw, time);
@@ -171,21 +177,56 @@ fr_status fr_cards_read(const fr_cost_model *c, const char *text, const char *wh
     return FR_OK;
 }
 
+static bool any_layers(const fr_card *cards, int count, int left_out) {
+    for (int i = 0; i < count; i++)
+        if (cards[i].layers && i != left_out) return true;
+    return false;
+}
+
+/* The mean of all but one (-1: of all). */
+static double mean_draw(const fr_card *cards, int count, int left_out) {
+    const bool layers = any_layers(cards, count, left_out);
+    mean m = {0};
+    if (!layers) add(&m, 1); /* the table's own */
+    for (int i = 0; i < count; i++)
+        if (i != left_out && cards[i].held && cards[i].layers == layers) add(&m, cards[i].draw);
+    return value(&m);
+}
+
+static double mean_time(const fr_card *cards, int count, int class, int left_out) {
+    mean m = {0};
+    add(&m, 1); /* the table's own */
+    for (int i = 0; i < count; i++)
+        if (i != left_out && cards[i].classes >> class & 1) add(&m, cards[i].time[class]);
+    return value(&m);
+}
+
 void fr_cards_mean(const fr_card *cards, int count, fr_card *out, double spread[FR_CLASS_COUNT]) {
     fr_card_plain(out);
-    mean draw = {0};
-    add(&draw, 1); /* the table's own */
-    for (int i = 0; i < count; i++)
-        if (cards[i].held) add(&draw, cards[i].draw);
-    out->draw = value(&draw);
+    out->draw = mean_draw(cards, count, -1);
     for (int k = 0; k < FR_CLASS_COUNT; k++) {
-        mean m = {0};
-        add(&m, 1);
-        for (int i = 0; i < count; i++)
-            if (cards[i].classes >> k & 1) add(&m, cards[i].time[k]);
-        out->time[k] = value(&m);
+        out->time[k] = mean_time(cards, count, k, -1);
         spread[k] = fabs(1 / out->time[k] - 1);
         for (int i = 0; i < count; i++)
             if (cards[i].classes >> k & 1) spread[k] = fmax(spread[k], fabs(cards[i].time[k] / out->time[k] - 1));
     }
+}
+
+static void judge(fr_card_check *c, double error) {
+    c->rms = sqrt((c->rms * c->rms * c->count + error * error) / (c->count + 1));
+    c->worst = fmax(c->worst, fabs(error));
+    c->count++;
+}
+
+void fr_cards_check(const fr_card *cards, int count, fr_card_check time[FR_CLASS_COUNT], fr_card_check *clock) {
+    const bool layers = any_layers(cards, count, -1);
+    *clock = (fr_card_check){0};
+    for (int k = 0; k < FR_CLASS_COUNT; k++) {
+        time[k] = (fr_card_check){0};
+        for (int i = 0; i < count; i++)
+            if (cards[i].classes >> k & 1) judge(&time[k], mean_time(cards, count, k, i) / cards[i].time[k] - 1);
+    }
+    for (int i = 0; i < count; i++)
+        if (cards[i].held && cards[i].layers == layers)
+            judge(clock, sqrt(cards[i].draw / mean_draw(cards, count, i)) - 1);
 }

@@ -14,6 +14,7 @@ typedef struct {
     double draw;                 /* what busy SMs draw at a given clock over what the power model says; 1 = unknown */
     unsigned classes;            /* bit k: an anchor spoke for class k */
     int bursts, held;            /* anchors that `time` and `draw` rest on */
+    bool layers;                 /* those of `draw` are whole layers */
 } fr_card;
 
 /* A card that is as the table says. */
@@ -31,8 +32,17 @@ fr_status fr_cards_read(const fr_cost_model *c, const char *text, const char *wh
 
 /*
  * The cards of a kind, as their anchors show them and the table itself as one more: the mean card, to predict for one
- * that is not known, and by how much single ones are off it at most, by class.
+ * that is not known, and by how much single ones are off it at most, by class. What it draws is the mean of the cards
+ * whose layers were measured, where there are any: the table's single kernels are not asked then.
  */
 void fr_cards_mean(const fr_card *cards, int count, fr_card *out, double spread[FR_CLASS_COUNT]);
+
+/* Each card in turn from the mean of the others: errors of `time`, and of the clock under the limit, which goes with
+ * the root of `draw`. */
+typedef struct {
+    int count; /* cards that were foretold so */
+    double rms, worst;
+} fr_card_check;
+void fr_cards_check(const fr_card *cards, int count, fr_card_check time[FR_CLASS_COUNT], fr_card_check *clock);
 
 #endif

@@ -161,7 +161,8 @@ static void shipped(void **state) {
         for (int e = 0; e < 128; e++) groups[e] = (fr_pair){rows, 0};
         fr_shape up = {.kind = FR_OP_EXPERT_UP, .n = 3072, .k = 4096, .experts = 128, .vector_count = 128};
         fr_cost x = cost(b, up, groups), y = cost(s, up, groups);
-        double ratio = (double)y.ns / (double)x.ns, want = rows == 32 ? 1 : 1.21; /* raw: 5.24 against 4.33 ms */
+        double ratio = (double)y.ns / (double)x.ns, want = rows == 32 ? 1 : 1.22;
+        /* random rows: 5.37 against 4.45 ms, 1.21; equal ones fill the tensor cores more */
         assert_true(fabs(ratio / want - 1) < 0.02);
         /* an H200 in 750.8 us at 32 rows an expert; 4.13 to 4.36 ms at 1,024, equal to multinomial; costs are those of
          * the mean of ten cards, whose bursts of products are 2 % longer */

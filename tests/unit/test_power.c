@@ -239,6 +239,15 @@ static void mean_card(void **state) {
     assert_true(near(spread[FR_CLASS_GEMM], fmax(1.04 / cbrt(1.02 * 1.04) - 1, 1 - 1 / cbrt(1.02 * 1.04)), 1e-9));
     assert_true(near(mean.time[FR_CLASS_MEMORY], sqrt(1.03), 1e-9) && near(mean.time[FR_CLASS_ATTENTION], 1, 1e-9));
     assert_true(near(mean.draw, sqrt(1.1), 1e-9) && spread[FR_CLASS_ATTENTION] < 1e-9);
+    fr_card_check time[FR_CLASS_COUNT], clock;
+    fr_cards_check(c, 2, time, &clock); /* the second card from the first and the table's own */
+    assert_true(time[FR_CLASS_GEMM].count == 2 && near(time[FR_CLASS_GEMM].worst, 1 - sqrt(1.02) / 1.04, 1e-9));
+    assert_true(clock.count == 1 && near(clock.rms, sqrt(1.1) - 1, 1e-9));
+    c[1].held = 1; /* its layers were measured: single kernels and the table's own count no more */
+    c[1].layers = true;
+    c[1].draw = 0.95;
+    fr_cards_mean(c, 2, &mean, spread);
+    assert_true(near(mean.draw, 0.95, 1e-9));
 }
 
 /* Rows that don't say enough give no model. */
