@@ -53,9 +53,9 @@ $(BUILD)/%.o: %.c
 	$(CC) $(CFLAGS) -c -o $@ $<
 
 # one binary per unit test file; `make unit T=plan` builds and runs tests/unit/test_plan.c alone
-$(BUILD)/tests/%: tests/unit/%.c $(BUILD)/libforerun.a
-	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) -MF $@.d -o $@ $(filter %.c %.o,$^) $(BUILD)/libforerun.a $(LDLIBS) -lcmocka
+$(BUILD)/tests/%: $(BUILD)/tests/unit/%.o $(BUILD)/libforerun.a
+	$(CC) $(OPT) $(EXTRA) -o $@ $(filter %.o,$^) $(BUILD)/libforerun.a $(LDLIBS) -lcmocka
+.PRECIOUS: $(BUILD)/tests/unit/%.o $(BUILD)/tests/fuzz/%.o
 $(BUILD)/tests/test_cells: $(BUILD)/sim/cli/args.o $(BUILD)/sim/cli/cells.o
 
 # ---- several hosts: build/forerun-mpi is the same program whose sweep hands cells to MPI ranks; only it links MPI -------
@@ -83,9 +83,9 @@ FUZZ_SECONDS ?= 2
 FUZZ_SRC := $(wildcard tests/fuzz/fuzz_*.c)
 FUZZ     := $(FUZZ_SRC:tests/fuzz/%.c=$(BUILD)/fuzz/%)
 
-$(BUILD)/fuzz/%: tests/fuzz/%.c tests/fuzz/standalone.c $(BUILD)/libforerun.a
+$(BUILD)/fuzz/%: $(BUILD)/tests/fuzz/%.o $(BUILD)/tests/fuzz/standalone.o $(BUILD)/libforerun.a
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) -MF $@.d -o $@ $(filter %.c %.o,$^) $(BUILD)/libforerun.a $(LDLIBS)
+	$(CC) $(OPT) $(EXTRA) -o $@ $(filter %.o,$^) $(BUILD)/libforerun.a $(LDLIBS)
 $(BUILD)/fuzz/fuzz_cells: $(BUILD)/sim/cli/args.o $(BUILD)/sim/cli/cells.o
 
 .PHONY: all unit units clean format format-check test check test-programs engine-check demo bench man
