@@ -39,7 +39,7 @@ static void open_lanes(fr_player *p) {
         p->of_plan_lane[keys[i].number] = i;
         l->plan_lane = keys[i].number;
         l->index = i;
-        l->mate = FR_NONE;
+        l->mate = l->waiting = FR_NONE;
         l->rank = from->rank;
         l->kind = from->kind;
         l->first_ready = from->first_ready;
@@ -79,6 +79,7 @@ fr_player *fr_player_new(const fr_plan *plan, const fr_player_options *options) 
     fr_heap_init(&p->heap, plan->lanes_count);
     open_lanes(p);
     fr_play_flows_open(p);
+    fr_play_sms_open(p);
     return p;
 }
 
@@ -133,6 +134,7 @@ void fr_player_free(fr_player *p) {
         free(p->pools[i].queue);
     }
     fr_play_flows_close(p);
+    fr_play_sms_close(p);
     fr_heap_free(&p->heap);
     void *all[] = {p->lanes,  p->of_plan_lane, p->ready, p->choosers, p->waiter_next, p->waiter_need, p->events,
                    p->groups, p->pools,        p->ranks, p->items,    p->calls,       p->later};
@@ -211,6 +213,7 @@ static void settle(fr_player *p) {
         fr_play_drain(p);
         if (fr_heap_top(&p->heap).time == p->now) return; /* not over yet: something without work has just met */
         if (p->choosers_n && fr_play_choose(p)) continue;
+        if (p->asking_n && fr_play_sms_give(p)) continue;
         if (p->calls_n) {
             make_calls(p);
             continue;

@@ -36,6 +36,11 @@ static inline void take(fr_player *p, uint32_t resource, int64_t amount) {
 /* What presses on a rank: transfers on kernels, and kernels, by class, on its collectives. */
 enum { KERNELS = FR_CLASS_GROUPED - FR_CLASS_MEMORY + 1, PRESSING = FR_AGGRESSORS + KERNELS };
 
+/* Whose kernel carries a collective out. */
+static fr_aggressor kernel_of(fr_op_kind kind) {
+    return fr_play_mover((uint8_t)kind) == FR_MOVES_EXCHANGE ? FR_AGGRESSOR_EXCHANGE : FR_AGGRESSOR_NCCL;
+}
+
 enum { MOST_USAGES = 6 }; /* of one op or member */
 static void make_room(fr_player *p, uint32_t members) {
     FR_GROW(p->usages, p->usages_cap, (members + 1) * MOST_USAGES);
@@ -50,6 +55,20 @@ static void count_engines(fr_player *p) {
             lanes += p->lanes[i].rank == r && (p->lanes[i].kind == FR_LANE_COPY || p->lanes[i].kind == FR_LANE_H2D ||
                                                p->lanes[i].kind == FR_LANE_SEND);
         p->engines_bind[r] = lanes > p->capacity.copy_engines;
+    }
+}
+
+/* Kernels by transfers, and collectives by the kernels beside them. */
+static void fill_slowdowns(const fr_player *p, double out[FR_OP_KIND_COUNT][PRESSING]) {
+    const fr_player_options *o = &p->o;
+    for (int v = 0; v < FR_OP_KIND_COUNT; v++) {
+        const uint8_t class = p->class_of[v];
+        for (int a = 0; a < FR_AGGRESSORS && class >= FR_CLASS_MEMORY && class <= FR_CLASS_GROUPED; a++)
+            out[v][a] = o->slowdown ? o->slowdown(o->context, (fr_op_class) class, (fr_aggressor)a)
+                                    : fr_cost_slowdown(o->cost, (fr_op_kind)v, (fr_aggressor)a);
+        for (int k = 0; k < KERNELS && class == FR_CLASS_COLLECTIVE && !o->slowdown; k++)
+            out[v][FR_AGGRESSORS + k] =
+                fr_cost_held_back(o->cost, (fr_op_class)(FR_CLASS_MEMORY + k), kernel_of((fr_op_kind)v));
     }
 }
 
@@ -80,23 +99,16 @@ void fr_play_flows_open(fr_player *p) {
         p->may_pull = nobody;
     }
     make_room(p, 1);
-    double slowdown[FR_CLASS_COUNT][PRESSING] = {0};
-    const fr_op_class victims[] = {FR_CLASS_GEMM, FR_CLASS_ATTENTION, FR_CLASS_GROUPED};
-    for (size_t v = 0; o->interference && v < sizeof victims / sizeof *victims; v++)
-        for (int a = 0; a < FR_AGGRESSORS; a++)
-            slowdown[victims[v]][a] = o->slowdown ? o->slowdown(o->context, victims[v], (fr_aggressor)a)
-                                                  : fr_cost_slowdown(o->cost, victims[v], (fr_aggressor)a);
-    for (uint32_t i = 0; i < p->lanes_count && o->interference && !o->slowdown; i++)
+    double slowdown[FR_OP_KIND_COUNT][PRESSING] = {{0}};
+    if (o->interference) fill_slowdowns(p, slowdown);
+    for (uint32_t i = 0; i < p->lanes_count && o->interference; i++)
         p->holds |= p->lanes[i].kind == FR_LANE_COMM || p->lanes[i].kind == FR_LANE_SEND;
-    for (int k = 0; k < KERNELS && p->holds; k++)
-        slowdown[FR_CLASS_COLLECTIVE][FR_AGGRESSORS + k] =
-            fr_cost_held_back(o->cost, (fr_op_class)(FR_CLASS_MEMORY + k));
     p->fluid =
         fr_fluid_new(&(fr_fluid_options){.flows = p->lanes_count,
                                          .resources = resources,
                                          .capacity = p->capacities,
                                          .groups = o->interference ? ranks : 0,
-                                         .victims = FR_CLASS_COUNT,
+                                         .victims = FR_OP_KIND_COUNT,
                                          .aggressors = PRESSING,
                                          .slowdown = &slowdown[0][0],
                                          /* pulls and host copies cost power, which the clock counts too */
@@ -294,7 +306,7 @@ static inline uint8_t aggressor_of(const fr_player *p, const fr_play_lane *l) {
     case FR_CLASS_COLLECTIVE: /* nccl-ce moves the bytes on copy engines */
         if (op->kind == FR_OP_GATHER_WEIGHTS && fr_op_shape(l->run->f, op)->transport == FR_GATHER_NCCL_CE)
             return FR_AGGRESSOR_PULL + 1;
-        return FR_AGGRESSOR_NCCL + 1;
+        return (uint8_t)(kernel_of((fr_op_kind)op->kind) + 1);
     default:
         return 0;
     }
@@ -310,13 +322,15 @@ void fr_play_press(fr_player *p, const fr_play_lane *l, int delta) {
         fr_fluid_press(p->fluid, (uint32_t)op->peer, a, delta);
 }
 
-/* NCCL's kernel is on its SMs from the moment it may start, and polls them until its peers come (H200 x 2, pipelines:
- * a receive that waited so cost the products beside it what one under way does). The two ends of a send inside a host
- * meet before it is launched (engine/cuda/transport/gate.h). */
+bool fr_play_holds_sms(const fr_player *p, const fr_play_lane *l) {
+    const uint8_t a = aggressor_of(p, l);
+    return a == FR_AGGRESSOR_NCCL + 1 || a == FR_AGGRESSOR_EXCHANGE + 1;
+}
+
+/* Its kernel is on its SMs, and polls them until its peers come (H200 x 2, pipelines: a receive that waited so cost the
+ * products beside it what one under way does). */
 void fr_play_press_waiting(fr_player *p, fr_play_lane *l) {
-    if (!p->fluid || aggressor_of(p, l) != FR_AGGRESSOR_NCCL + 1) return;
-    if ((l->op->kind == FR_OP_SEND || l->op->kind == FR_OP_RECV) && fr_op_shape(l->run->f, l->op)->hosts < 2) return;
-    l->press = FR_AGGRESSOR_NCCL + 1;
+    l->press = aggressor_of(p, l);
     fr_play_press(p, l, 1);
 }
 
@@ -359,6 +373,7 @@ int64_t fr_play_flow_start(fr_player *p, fr_play_lane *l, int64_t work, bool gro
             take_host(p, l->rank, op->kind == FR_OP_UPLOAD, price);
         else if (p->o.sharing)
             take(p, at(l->rank, HBM), price->hbm);
+        if (l->press) fr_play_press(p, l, -1); /* as one that waits */
         l->press = aggressor_of(p, l);
         if (l->press) fr_play_press(p, l, 1);
         if (p->clocks && transfer && op->kind != FR_OP_DRAIN)
@@ -368,13 +383,14 @@ int64_t fr_play_flow_start(fr_player *p, fr_play_lane *l, int64_t work, bool gro
     }
     l->flows = true;
     bool victim = p->o.interference && l->compute && !transfer;
-    victim |= p->holds && l->press == FR_AGGRESSOR_NCCL + 1; /* by what runs on its leader: ranks are about alike */
+    victim |=
+        p->holds && !l->compute && fr_play_holds_sms(p, l); /* by what runs on its leader: ranks are about alike */
     return fr_fluid_start(p->fluid, l->index, p->now,
                           &(fr_fluid_flow){.work = work,
                                            .level = transfer ? 0 : 1,
                                            .weight = 1,
                                            .group = victim ? (uint32_t)l->rank : FR_FLUID_NO_GROUP,
-                                           .victim = class,
+                                           .victim = op->kind,
                                            .limit = limit,
                                            .usages = p->usages,
                                            .count = p->usages_n});

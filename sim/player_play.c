@@ -235,6 +235,13 @@ static inline bool begin(fr_player *p, fr_play_lane *l) {
     open_accounts(p, l, class >= FR_CLASS_COLLECTIVE);
     const fr_price *price = &l->run->prices[l->op->shape];
     int64_t end = p->now + price->ns;
+    if (class == FR_CLASS_COLLECTIVE && fr_play_sms_wanted(p, l, true)) {
+        l->leader = l->index;
+        l->without = 1;
+        l->state = FR_STATE_RUN;
+        fr_play_sms_ask(p, l);
+        return false;
+    }
     if (p->fluid && class == FR_CLASS_COPY && price->ns > 0) {
         const bool now = fr_play_pull_begin(p, l);
         start_pulls(p);
@@ -254,14 +261,19 @@ static inline bool begin(fr_player *p, fr_play_lane *l) {
     return false;
 }
 
+void fr_play_move(fr_player *p, fr_play_lane *l) {
+    const bool group = l->op->group != FR_NONE;
+    int64_t work = 0;
+    for (uint32_t m = l->index; m != FR_NONE; m = group ? p->lanes[m].mate : FR_NONE)
+        work = fr_max_i64(work, p->lanes[m].run->prices[p->lanes[m].op->shape].ns);
+    due(p, l, p->fluid && work > 0 ? fr_play_flow_start(p, l, work, group) : p->now + work);
+}
+
 /* All members of a meeting are there: they start, and end, together. */
 static void begin_group(fr_player *p, uint32_t first) {
-    uint32_t leader = first;
-    int64_t work = 0;
-    for (uint32_t m = first; m != FR_NONE; m = p->lanes[m].mate) {
+    uint32_t leader = first, without = 0;
+    for (uint32_t m = first; m != FR_NONE; m = p->lanes[m].mate)
         if (m < leader) leader = m;
-        work = fr_max_i64(work, p->lanes[m].run->prices[p->lanes[m].op->shape].ns);
-    }
     if (leader != first) { /* to the head of the list */
         uint32_t m = first;
         while (p->lanes[m].mate != leader) m = p->lanes[m].mate;
@@ -271,9 +283,12 @@ static void begin_group(fr_player *p, uint32_t first) {
     for (uint32_t m = leader; m != FR_NONE; m = p->lanes[m].mate) {
         open_accounts(p, &p->lanes[m], true);
         p->lanes[m].state = FR_STATE_RUN_GROUP;
+        p->lanes[m].leader = leader;
+        if (fr_play_sms_wanted(p, &p->lanes[m], true)) fr_play_sms_ask(p, &p->lanes[m]);
+        without += p->lanes[m].outside;
     }
-    fr_play_lane *l = &p->lanes[leader];
-    due(p, l, p->fluid && work > 0 ? fr_play_flow_start(p, l, work, true) : p->now + work);
+    p->lanes[leader].without = without;
+    if (!without) fr_play_move(p, &p->lanes[leader]);
 }
 
 static void meet(fr_player *p, fr_play_lane *l) {
@@ -288,10 +303,8 @@ static void meet(fr_player *p, fr_play_lane *l) {
     l->state = FR_STATE_MEET;
     l->mate = g->open[i].first;
     g->open[i].first = l->index;
-    if (++g->open[i].arrived < (uint32_t)p->plan->groups[op->group].count) {
-        fr_play_press_waiting(p, l);
-        return;
-    }
+    if (fr_play_sms_wanted(p, l, false)) fr_play_sms_ask(p, l);
+    if (++g->open[i].arrived < (uint32_t)p->plan->groups[op->group].count) return;
     g->open[i] = g->open[--g->n];
     begin_group(p, l->index);
 }
@@ -426,6 +439,7 @@ static void complete(fr_player *p, fr_play_lane *l) {
         l->press = 0;
     }
     if (l->draws) fr_play_clock_end(p, l);
+    if (l->waiting != FR_NONE) fr_play_sms_free(p, l);
     if (l->flows) {
         fr_fluid_end(p->fluid, l->index);
         l->flows = false;

@@ -81,6 +81,10 @@ typedef struct {
     bool flows;                            /* the running op is a flow */
     bool fresh;                            /* an item was just taken: ready since the item was */
     uint8_t press;                         /* aggressor + 1 of the running op, 0 = none */
+    bool outside;                          /* a collective's kernel that has no SMs yet (player_sms.c) */
+    uint32_t behind;                       /* the next one that waits for the same kernel's end */
+    uint32_t waiting;                      /* compute lanes: the first that waits for the running kernel's */
+    uint32_t leader, without;              /* of its meeting; at the leader: members that have no SMs yet */
     uint8_t draws;                         /* what draws power here, 0 = nothing (player_clock.c) */
     int64_t base_mw, slope_mw, draw_mw;    /* a kernel's draw */
     int64_t run_start, run_ready, run_end; /* stretch of back-to-back transfers */
@@ -177,8 +181,10 @@ struct fr_player {
     uint32_t items_count, items_cap, items_free;
     uint64_t items_order;
     uint32_t *choosers, choosers_n;
-    fr_pulled *pulled;      /* by rank; NULL = pulls of one source share it */
-    fr_lane_queue may_pull; /* whose pulls may begin now */
+    uint32_t *kernels_of;       /* by rank: its compute lane, FR_NONE = none or several */
+    uint32_t *asking, asking_n; /* lanes whose collectives have asked for SMs at this instant */
+    fr_pulled *pulled;          /* by rank; NULL = pulls of one source share it */
+    fr_lane_queue may_pull;     /* whose pulls may begin now */
     fr_account *ranks;
     fr_call *calls;
     uint32_t calls_n, calls_cap;
@@ -212,6 +218,16 @@ void fr_play_pull_end(fr_player *p, const fr_play_lane *l);
 fr_play_lane *fr_play_pull_next(fr_player *p);
 void fr_play_press(fr_player *p, const fr_play_lane *l, int delta);
 void fr_play_press_waiting(fr_player *p, fr_play_lane *l);
+bool fr_play_holds_sms(const fr_player *p, const fr_play_lane *l); /* the op on l is a kernel beside others */
+
+/* player_sms.c: when a collective's kernel gets its SMs */
+void fr_play_sms_open(fr_player *p);
+void fr_play_sms_close(fr_player *p);
+/* The op on l is carried out by a kernel beside others; `met`: those whose ends meet before they launch it. */
+bool fr_play_sms_wanted(const fr_player *p, const fr_play_lane *l, bool met);
+void fr_play_sms_ask(fr_player *p, fr_play_lane *l);
+bool fr_play_sms_give(fr_player *p); /* at the end of an instant, to those that asked in it; false: nobody did */
+void fr_play_sms_free(fr_player *p, fr_play_lane *l); /* the kernel on l has ended */
 
 /* player_clock.c: power and clock; all but _open and _mhz only where p->clocks is set */
 fr_mover fr_play_mover(uint8_t op_kind); /* of a collective with nothing beside it */
@@ -232,9 +248,10 @@ void fr_play_span(fr_player *p, fr_play_lane *l, const fr_op *op, const fr_price
 
 /* player_play.c: lanes, events, groups, pools */
 void fr_play_activate(fr_player *p, fr_run *run);
-void fr_play_ended(fr_player *p, uint32_t lane); /* the heap entry of `lane` is due */
-void fr_play_drain(fr_player *p);                /* starts all that may start now */
-bool fr_play_choose(fr_player *p);               /* first-ready lanes take items; false when none could */
+void fr_play_ended(fr_player *p, uint32_t lane);  /* the heap entry of `lane` is due */
+void fr_play_move(fr_player *p, fr_play_lane *l); /* a collective's kernels are all there, l their leader */
+void fr_play_drain(fr_player *p);                 /* starts all that may start now */
+bool fr_play_choose(fr_player *p);                /* first-ready lanes take items; false when none could */
 /* player_pool.c */
 bool fr_play_acquire(fr_player *p, fr_play_lane *l, bool skipped);
 bool fr_play_slots_free(const fr_player *p, const fr_fragment *f, const fr_op *op);

@@ -22,8 +22,8 @@ const int32_t fr_cal_ramp[FR_CAL_RAMP_STEPS + 1] = {0, 5, 10, 20, 30, 45, 60, 90
 const int32_t fr_cal_pause[FR_CAL_PAUSE_STEPS + 1] = {0, 5, 10, 20, 30, 45, 60};
 
 const char *fr_cal_what_name(fr_cal_what w) {
-    static const char *const names[FR_CAL_WHATS] = {"burst", "hold", "ramp",       "release",  "chain", "host",
-                                                    "copy",  "pull", "collective", "exchange", "beside"};
+    static const char *const names[FR_CAL_WHATS] = {"burst", "hold", "ramp",       "release",  "chain",  "host",
+                                                    "copy",  "pull", "collective", "exchange", "beside", "resident"};
     return names[w];
 }
 
@@ -113,6 +113,8 @@ static double estimate(const fr_cal_grid *g, uint32_t i, const fr_cost_model *co
         return 1e-3 * fr_cal_ramp[FR_CAL_RAMP_STEPS] + 1.6;
     case FR_CAL_HOST:
         return 0.15;
+    case FR_CAL_RESIDENT: /* the other half of the NCCL ones is what they note (engine/cuda/calibrate_resident.c) */
+        return r->aggressor == FR_AGGRESSOR_NCCL ? 2 : 0.8;
     case FR_CAL_BESIDE:
         return (r->regime == FR_BURST ? 1.4 : it->hold_s + 0.4) *
                (r->aggressor == 0 && r->ways == 2 && r->duty >= 1 ? 2 : 1);
@@ -203,7 +205,7 @@ static fr_status check_only(const char *only, fr_error *err) {
             return fr_fail(
                 err, FR_BAD_INPUT,
                 "--only: '%s': expected burst, hold, turn, ramp, release, chain, host, copy, pull, collective, "
-                "exchange, beside, an op or a class of ops",
+                "exchange, beside, resident, an op or a class of ops",
                 name);
         at = at[n] ? at + n + 1 : NULL;
     }
@@ -215,7 +217,9 @@ static bool asked(const fr_cal_grid *g, uint32_t i, const char *only) {
     const fr_op_kind kind = (fr_op_kind)r->shape.kind;
     const bool turns = g->items[i].what == FR_CAL_HOLD && r->duty < 1;
     if (!only || named(only, turns ? "turn" : fr_cal_what_name((fr_cal_what)g->items[i].what))) return true;
-    if (r->type == FR_ROW_SLOWDOWN) return named(only, fr_op_class_name((fr_op_class)r->victim));
+    if (r->type == FR_ROW_SLOWDOWN)
+        return named(only, fr_op_class_name((fr_op_class)r->victim)) ||
+               (kind != FR_OP_NONE && named(only, fr_op_name(kind)));
     return named(only, fr_op_name(kind)) || named(only, fr_op_class_name(fr_op_class_of(kind)));
 }
 

@@ -30,6 +30,7 @@ typedef enum {
     FR_CAL_COLLECTIVE,
     FR_CAL_EXCHANGE, /* of routed tokens */
     FR_CAL_BESIDE,   /* a victim beside an aggressor */
+    FR_CAL_RESIDENT, /* kernels that begin while a transfer is under way already */
     FR_CAL_WHATS
 } fr_cal_what;
 const char *fr_cal_what_name(fr_cal_what w); /* as --only has it */

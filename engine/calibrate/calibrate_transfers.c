@@ -173,7 +173,7 @@ static void add_beside(fr_cal_maker *m, int devices) {
     static const fr_op_class victims[] = {FR_CLASS_GEMM, FR_CLASS_GROUPED, FR_CLASS_ATTENTION, FR_CLASS_MEMORY};
     static const double duties[] = {1, 0.5, 0.25, 0.75};
     for (int regime = 0; regime < 2; regime++)
-        for (int a = 0; a < FR_AGGRESSORS; a++)
+        for (int a = 0; a <= FR_AGGRESSOR_H2D; a++)
             for (int v = 0; v < 4; v++)
                 for (int ways = 2; ways >= 1; ways--)
                     for (int d = 0; d < 4; d++) {
@@ -195,10 +195,35 @@ static void add_beside(fr_cal_maker *m, int devices) {
                     }
 }
 
+/* Kernels that begin while a transfer is under way already and end before it does: what it costs them, and they it. */
+static void add_resident(fr_cal_maker *m, int devices) {
+    static const fr_op_kind kinds[] = {FR_OP_GEMM_O,      FR_OP_ATTENTION,   FR_OP_EXPERT_UP, FR_OP_PERMUTE,
+                                       FR_OP_ROPE,        FR_OP_EXPERT_DOWN, FR_OP_GEMM_QKV,  FR_OP_NORM,
+                                       FR_OP_GEMM_ROUTER, FR_OP_TOPK,        FR_OP_SORT,      FR_OP_COMBINE};
+    for (int a = FR_AGGRESSOR_NCCL; a >= FR_AGGRESSOR_PULL; a--)
+        for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
+            fr_row row = {.type = FR_ROW_SLOWDOWN,
+                          .regime = FR_BURST,
+                          .victim = (uint8_t)fr_op_class_of(kinds[i]),
+                          .aggressor = (uint8_t)a,
+                          .resident = true,
+                          .ways = 2,
+                          .duty = 1,
+                          .at_ms = -1,
+                          .gap_ms = -1,
+                          .shape.ranks = (int16_t)(devices > 2 ? devices : 0)};
+            /* attention is a class of its own */
+            if (kinds[i] != FR_OP_ATTENTION) row.shape.kind = (uint8_t)kinds[i];
+            const int tier = a == FR_AGGRESSOR_NCCL ? 1 : 2;
+            if (fr_cal_wanted(m, tier)) fr_cal_add(m, FR_CAL_RESIDENT, tier, row);
+        }
+}
+
 fr_status fr_cal_add_together(fr_cal_maker *m, int devices, fr_error *err) {
     add_collectives(m, devices);
     add_loaded_collectives(m, devices);
     FR_TRY(add_exchanges(m, devices, err));
     add_beside(m, devices);
+    add_resident(m, devices);
     return FR_OK;
 }

@@ -6,6 +6,7 @@
  * only: "work that ideally takes b ns took T ns" is what a table says, whoever does the work.
  */
 #include "engine/cost/cost.h"
+#include "engine/cost/cost_beside.h"
 #include "engine/cost/cost_card.h"
 #include "engine/cost/cost_chain.h"
 #include "engine/cost/cost_family.h"
@@ -65,8 +66,7 @@ struct fr_cost_model {
     int cards; /* that it is the mean of; how well each is foretold from the others: */
     fr_card_check card_time[FR_CLASS_COUNT], card_clock;
     double own_ratio[FR_CLASS_COUNT]; /* of rows that outrank the power model's table: sustained over burst */
-    double slowdown[FR_CLASS_COUNT][FR_AGGRESSORS];
-    double held_back[FR_CLASS_COUNT];
+    fr_besides beside;
     double gap[2]; /* ns that a kernel takes in a chain of others beyond its own back to back: plain, timed */
     bool timed;
     fr_capacity capacity;
@@ -248,27 +248,6 @@ static void set_ceilings(fr_cost_model *c) {
 
 /* ---- sharing ----------------------------------------------------------------------------------------------------- */
 
-/* How much longer a collective takes beside the victim than alone, where the row says at what rates it went: then it
- * ran all the time, and the simulator slows it too. 0 where the row doesn't say. */
-static double held_back(const fr_row *r) {
-    if (r->aggressor != FR_AGGRESSOR_NCCL || r->rate <= 0 || r->rate_alone <= 0) return 0;
-    return fr_most(0, r->rate_alone / r->rate - 1);
-}
-
-/*
- * While the aggressor runs the victim goes on at speed v: beside = overlap + (alone - v overlap), so
- * v = 1 - (beside - alone) / overlap; without an overlap it ran all the time, v = alone / beside. What sharing HBM
- * already explains (aggressor's traffic h of capacity B: the victim gets B - h) is taken off memory-bound victims, so
- * that it isn't counted twice.
- */
-static double row_slowdown(const fr_row *r, double hbm) {
-    double speed = r->overlap > 0 && held_back(r) <= 0 ? 1 - (r->beside - r->alone) / r->overlap : r->alone / r->beside;
-    double slow = 1 / fr_most(speed, 0.05) - 1;
-    if (r->victim == FR_CLASS_MEMORY && r->hbm_traffic > 0 && r->hbm_traffic < hbm / 2)
-        slow = (1 + slow) * (hbm - r->hbm_traffic) / hbm - 1;
-    return fr_most(0, slow);
-}
-
 /* The first table that has the rows for it. Sources before it that were measured in both regimes say themselves what
  * sustained is. */
 static void set_power(fr_cost_model *c) {
@@ -276,28 +255,6 @@ static void set_power(fr_cost_model *c) {
     for (; s < c->source_count && !c->power.known; s++) fr_power_fit(c->sources[s].table, &c->power);
     for (int k = 0; k < FR_CLASS_COUNT; k++)
         c->own_ratio[k] = c->power.known && s > 1 ? fr_family_ratio(c->sources, s - 1, (fr_op_class)k) : 1;
-}
-
-/* With the power model a slow-down is that of a burst: under the limit the clock says what pulls cost. */
-static void set_slowdown(fr_cost_model *c) {
-    fr_regime wanted = c->power.known ? FR_BURST : c->options.regime;
-    for (int v = 0; v < FR_CLASS_COUNT; v++)
-        for (int a = 0; a < FR_AGGRESSORS; a++) {
-            const fr_row *best = NULL;
-            bool best_regime = false;
-            for (int s = 0; s < c->source_count && !best; s++) /* own rows before borrowed ones */
-                for (uint32_t i = 0; i < c->sources[s].table->count; i++) {
-                    const fr_row *r = &c->sources[s].table->rows[i];
-                    if (r->type != FR_ROW_SLOWDOWN || r->victim != v || r->aggressor != a || r->ways != 2 ||
-                        r->duty < 1 || r->shape.ranks > 2)
-                        continue;
-                    bool same = r->regime == wanted;
-                    if (!best || (same && !best_regime)) best = r;
-                    best_regime |= same;
-                }
-            c->slowdown[v][a] = best ? row_slowdown(best, c->capacity.hbm) : 0;
-            if (a == FR_AGGRESSOR_NCCL) c->held_back[v] = best ? held_back(best) : 0;
-        }
 }
 
 static double rate_of(const fr_cost_model *c, fr_op_kind kind, uint8_t ways, double factor) {
@@ -377,7 +334,9 @@ fr_status fr_cost_open(const fr_machine *machine, const fr_cost_options *options
     for (int i = c->set.first[FR_CLASS_ATTENTION]; i < c->set.end[FR_CLASS_ATTENTION]; i++)
         c->fp8_attention |= c->set.families[i].key.precision == FR_FP8;
     set_capacity(c);
-    set_slowdown(c);
+    /* with the power model a slow-down is that of a burst: under the limit the clock says what pulls cost */
+    fr_besides_fit(c->sources, c->source_count, c->power.known ? FR_BURST : c->options.regime, c->capacity.hbm,
+                   &c->beside);
     status = set_cards(c, err);
     if (status != FR_OK) {
         fr_cost_close(c);
@@ -442,6 +401,18 @@ static void apply_power(const fr_cost_model *c, const fr_shape *s, const fr_base
     if (slower > 1 && e->provenance < FR_FROM_INTERPOLATED) e->provenance = FR_FROM_INTERPOLATED;
 }
 
+/* Packing for other ranks is five launches (kernels/exchange.cu, fr_k_pack): each copy's target, a sort of the copies
+ * by it, and the permute, whose shape this is. ns of the first four, which find their rows in L2, in a chain. */
+static double packing(const fr_cost_model *c, const fr_shape *s) {
+    const fr_shape sort = {.kind = FR_OP_SORT, .m = s->m, .n = s->ranks, .bytes = 12 * s->m};
+    fr_base base;
+    fr_estimate e;
+    if (s->kind != FR_OP_PERMUTE || s->ranks < 1) return 0;
+    fr_cost_base(&c->ceilings, &sort, NULL, &base);
+    const bool known = fr_family_estimate(&c->set, &c->ceilings, &sort, &base, 1, &e);
+    return (known ? e.ns : base.ns) + c->ceilings.floor_ns + gap_of(c, FR_OP_SORT, false) + c->gap[0];
+}
+
 void fr_cost_op(const fr_cost_model *c, const fr_shape *shape, const fr_pair *pairs, fr_cost *out) {
     fr_shape s = *shape;
     fr_base base;
@@ -452,7 +423,9 @@ void fr_cost_op(const fr_cost_model *c, const fr_shape *shape, const fr_pair *pa
     fr_cost_base(&c->ceilings, &s, pairs, &base);
     if (base.ns <= 0) return;
     fr_estimate e = {.provenance = FR_FROM_ROOFLINE};
-    if (!fr_family_estimate(&c->set, &c->ceilings, &s, &base, 1, &e)) {
+    /* ranks that gather pull from each other: both directions of their links are busy */
+    const uint8_t ways = s.kind == FR_OP_PULL && s.ranks > 1 ? 2 : 1;
+    if (!fr_family_estimate(&c->set, &c->ceilings, &s, &base, ways, &e)) {
         double share = roofline_share[class];
         e.ns = base.ns / (share > 0 ? share : 1) + base.extra;
         e.low = e.high = e.ns;
@@ -480,6 +453,9 @@ void fr_cost_op(const fr_cost_model *c, const fr_shape *shape, const fr_pair *pa
         widen(&e, c->spread[class]);
     }
     apply_power(c, &s, &base, &e, out);
+    const double more = packing(c, &s);
+    scale(&e, 1 + more / e.ns);
+    out->burst_ns += fr_round(more);
     out->ns = fr_max_i64(1, fr_round(e.ns));
     out->low = fr_min_i64(out->ns, fr_round(fr_most(0, e.low)));
     out->high = fr_max_i64(out->ns, fr_round(e.high));
@@ -501,13 +477,12 @@ double fr_cost_measured(const fr_cost_model *c, const fr_table *t, const fr_row 
     return 0;
 }
 
-double fr_cost_held_back(const fr_cost_model *c, fr_op_class beside) {
-    return (unsigned)beside < FR_CLASS_COUNT ? c->held_back[beside] : 0;
+double fr_cost_held_back(const fr_cost_model *c, fr_op_class beside, fr_aggressor aggressor) {
+    return c->beside.held_back[beside][aggressor];
 }
 
-double fr_cost_slowdown(const fr_cost_model *c, fr_op_class victim, fr_aggressor aggressor) {
-    if ((unsigned)victim >= FR_CLASS_COUNT || (unsigned)aggressor >= FR_AGGRESSORS) return 0;
-    return c->slowdown[victim][aggressor];
+double fr_cost_slowdown(const fr_cost_model *c, fr_op_kind victim, fr_aggressor aggressor) {
+    return c->beside.slowdown[victim][aggressor];
 }
 
 const fr_power *fr_cost_power(const fr_cost_model *c) {

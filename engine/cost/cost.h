@@ -75,16 +75,20 @@ const char *fr_tile_name(fr_tile t); /* as tables have it */
 fr_tile fr_cost_tile(const fr_cost_model *c, const fr_shape *shape, const fr_pair *pairs);
 
 /*
- * What overlapping ops do to each other beyond sharing bytes: while an aggressor runs on the same rank, a victim of
- * class `v` progresses at 1 / (1 + slowdown). Measured (kernels/measured/): copy-engine pulls
- * draw power, NCCL kernels take SMs.
+ * What overlapping ops do to each other beyond sharing bytes: while an aggressor is under way on the same rank, a
+ * kernel of kind `victim` progresses at 1 / (1 + slowdown). Measured (kernels/measured/): copy-engine pulls draw power,
+ * kernels of NCCL and of our own exchange take SMs.
  */
-typedef enum { FR_AGGRESSOR_PULL = 0, FR_AGGRESSOR_NCCL, FR_AGGRESSOR_H2D, FR_AGGRESSORS } fr_aggressor;
-double fr_cost_slowdown(const fr_cost_model *c, fr_op_class victim, fr_aggressor aggressor);
-/* And the other way: an NCCL collective beside kernels of class `beside`, which leave it few SMs, runs at 1 / (1 +
- * this).
- */
-double fr_cost_held_back(const fr_cost_model *c, fr_op_class beside);
+typedef enum {
+    FR_AGGRESSOR_PULL = 0,
+    FR_AGGRESSOR_NCCL,
+    FR_AGGRESSOR_H2D,
+    FR_AGGRESSOR_EXCHANGE,
+    FR_AGGRESSORS
+} fr_aggressor;
+double fr_cost_slowdown(const fr_cost_model *c, fr_op_kind victim, fr_aggressor aggressor);
+/* And the other way: a transfer by kernels beside kernels of class `beside` runs at 1 / (1 + this). */
+double fr_cost_held_back(const fr_cost_model *c, fr_op_class beside, fr_aggressor aggressor);
 
 /* The power limit and what its clock depends on; known = false: the tables have no rows for it. */
 typedef struct fr_power fr_power;

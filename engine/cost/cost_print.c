@@ -107,12 +107,15 @@ static void print_number(fr_text *out, const char *name, double v) {
 void fr_row_print(const fr_table *t, const fr_row *r, fr_text *out) {
     static const char *const classes[FR_CLASS_COUNT] = {"other",     "host",    "memory",     "gemm",
                                                         "attention", "grouped", "collective", "copy"};
-    static const char *const aggressors[FR_AGGRESSORS] = {"pull", "nccl", "h2d"}, *const orders[FR_PULL_ORDERS] = {
-                                                                                      "fixed", "round", "same"};
+    static const char *const aggressors[FR_AGGRESSORS] = {"pull", "nccl", "h2d", "exchange"},
+                             *const orders[FR_PULL_ORDERS] = {"fixed", "round", "same"};
     static const char *const draws[FR_DRAWS] = {"link", "nccl", "exchange"};
     fr_text_add(out, "%s", fr_row_name(r));
     if (r->type == FR_ROW_SLOWDOWN) {
-        fr_text_add(out, " victim=%s aggressor=%s", classes[r->victim], aggressors[r->aggressor]);
+        const fr_op_kind kind = (fr_op_kind)r->shape.kind;
+        fr_text_add(out, " victim=%s aggressor=%s", kind ? fr_op_name(kind) : classes[r->victim],
+                    aggressors[r->aggressor]);
+        if (r->resident) fr_text_add(out, " resident=1");
         if (r->ways == 1) fr_text_add(out, " ways=1");
         if (r->shape.ranks > 1) fr_text_add(out, " ranks=%d", r->shape.ranks);
     } else if (r->type == FR_ROW_DRAW) {

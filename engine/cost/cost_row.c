@@ -77,11 +77,12 @@ bool fr_row_same(const fr_table *ta, const fr_row *a, const fr_table *tb, const 
     if (a->ways != b->ways || a->tile != b->tile || a->packed != b->packed || a->behind != b->behind ||
         a->at_ms != b->at_ms || a->gap_ms != b->gap_ms || a->turn_ms != b->turn_ms || a->fill != b->fill ||
         a->duty < b->duty || a->duty > b->duty || a->streams != b->streams || a->order != b->order ||
-        a->by_owner != b->by_owner)
+        a->by_owner != b->by_owner || a->resident != b->resident)
         return false;
     if (a->type == FR_ROW_DRAW) return a->aggressor == b->aggressor && a->shape.ranks == b->shape.ranks;
     if (a->type == FR_ROW_SLOWDOWN)
-        return a->victim == b->victim && a->aggressor == b->aggressor && a->shape.ranks == b->shape.ranks;
+        return a->victim == b->victim && a->shape.kind == b->shape.kind && a->aggressor == b->aggressor &&
+               a->shape.ranks == b->shape.ranks;
     const fr_shape *x = &a->shape, *y = &b->shape;
     if (x->kind != y->kind || x->precision != y->precision || x->m != y->m || x->n != y->n || x->k != y->k ||
         x->bytes != y->bytes || x->ranks != y->ranks || x->hosts != y->hosts || x->transport != y->transport ||
@@ -114,7 +115,7 @@ uint64_t fr_row_key(const fr_table *t, const fr_row *r) {
         s->kind,         s->precision, s->m,         s->n,        s->k,          s->bytes,
         s->ranks,        s->hosts,     s->transport, s->head_dim, s->v_head_dim, s->window,
         s->vector_count, r->tile,      r->packed,    r->gap_ms,   r->turn_ms,    r->fill,
-        r->streams,      r->order,     r->by_owner,  r->behind};
+        r->streams,      r->order,     r->by_owner,  r->behind,   r->resident};
     uint64_t h = FR_HASH_SEED;
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) h = mix(h, (uint64_t)fields[i]);
     for (uint32_t i = 0; i < s->vector_count; i++) {

@@ -71,6 +71,7 @@ typedef enum {
     F_BY,
     F_OF,
     F_BEHIND,
+    F_RESIDENT,
     F_COUNT
 } field_id;
 
@@ -280,8 +281,22 @@ static const char *const
     precisions[FR_PRECISIONS] = {"bf16", "fp8"},
     *const regimes[] = {"burst", "sustained"}, *const transports[] = {"ce", "nccl", "nccl-ce"},
     *const orders[FR_PULL_ORDERS] = {"fixed", "round", "same"}, *const draws[FR_DRAWS] = {"link", "nccl", "exchange"},
-    *const aggressors[FR_AGGRESSORS] = {"pull", "nccl", "h2d"},
+    *const aggressors[FR_AGGRESSORS] = {"pull", "nccl", "h2d", "exchange"},
     *const victims[FR_CLASS_COUNT] = {"other", "host", "memory", "gemm", "attention", "grouped", "collective", "copy"};
+
+/* A class, or with resident=1 one kind, which check_row sees to. */
+static fr_status read_victim(const reader *r, fr_row *row, char *text) {
+    for (int i = 0; i < FR_CLASS_COUNT; i++)
+        if (strcmp(victims[i], text) == 0) {
+            row->victim = (uint8_t)i;
+            return FR_OK;
+        }
+    const fr_op_kind kind = fr_op_by_name(text);
+    if (kind == FR_OP_KIND_COUNT) return bad(r, "victim", "expected a class of ops, or with resident=1 an op");
+    row->shape.kind = (uint8_t)kind;
+    row->victim = (uint8_t)fr_op_class_of(kind);
+    return FR_OK;
+}
 
 /* How a field stands in the row: a number of this type, one of a list of names (its place in it), true where it says 1,
  * or what a function of its own makes of it. */
@@ -326,7 +341,7 @@ static const field fields[F_COUNT] = {[F_PRECISION] = NAMED("precision", shape.p
                                       [F_HOSTS] = NUMBER("hosts", A_U8, shape.hosts, 1, 255),
                                       [F_TRANSPORT] = NAMED("transport", shape.transport, transports),
                                       [F_WAYS] = NUMBER("ways", A_U8, ways, 1, 2),
-                                      [F_VICTIM] = NAMED("victim", victim, victims),
+                                      [F_VICTIM] = OWN("victim", read_victim),
                                       [F_AGGRESSOR] = NAMED("aggressor", aggressor, aggressors),
                                       [F_ALONE] = NUMBER("alone", A_DOUBLE, alone, 1, MAX_NS),
                                       [F_BESIDE] = NUMBER("beside", A_DOUBLE, beside, 1, MAX_NS),
@@ -356,7 +371,8 @@ static const field fields[F_COUNT] = {[F_PRECISION] = NAMED("precision", shape.p
                                       [F_CARD] = OWN("card", read_card),
                                       [F_BY] = OWN("by", read_by),
                                       [F_OF] = NAMED("of", aggressor, draws),
-                                      [F_BEHIND] = FLAG("behind", behind)};
+                                      [F_BEHIND] = FLAG("behind", behind),
+                                      [F_RESIDENT] = FLAG("resident", resident)};
 
 static void store(field_type type, void *to, int64_t v) {
     switch (type) {
@@ -399,7 +415,7 @@ static void row_fields(const fr_row *row, uint64_t *need, uint64_t *may) {
     if (row->type == FR_ROW_SLOWDOWN) {
         *need = BIT(F_REGIME) | BIT(F_VICTIM) | BIT(F_AGGRESSOR) | BIT(F_ALONE) | BIT(F_BESIDE);
         *may = BIT(F_OVERLAP) | BIT(F_HBM_TRAFFIC) | BIT(F_WAYS) | BIT(F_DUTY) | BIT(F_TURN_MS) | BIT(F_RATE) |
-               BIT(F_RATE_ALONE) | BIT(F_CLOCK_ALONE) | BIT(F_WATTS_ALONE) | BIT(F_RANKS);
+               BIT(F_RATE_ALONE) | BIT(F_CLOCK_ALONE) | BIT(F_WATTS_ALONE) | BIT(F_RANKS) | BIT(F_RESIDENT);
         return;
     }
     if (row->type == FR_ROW_DRAW) {
@@ -490,6 +506,8 @@ static fr_status check_row(const reader *r, fr_row *row, uint64_t seen) {
     if (row->gap_ms >= 0 && row->regime != FR_BURST) return bad(r, "gap_ms", "belongs to regime=burst");
     if (row->fill && row->gap_ms < 0) return bad(r, "fill", "says what ran in the pause: needs gap_ms");
     if (row->order && !row->streams) return bad(r, "order", "needs streams: of how many pulls in flight");
+    if (row->type == FR_ROW_SLOWDOWN && row->shape.kind != FR_OP_NONE && !row->resident)
+        return bad(r, "victim", "a single op belongs to resident=1");
     if (row->turn_ms && row->duty >= 1 && row->type != FR_ROW_DRAW)
         return bad(r, "turn_ms", "needs duty: without a pause there are no turns");
     fr_op_class class = fr_op_class_of((fr_op_kind)row->shape.kind);
@@ -518,7 +536,7 @@ static fr_status read_row(const reader *r, char *line) {
     const fr_row *last = r->t->count ? &r->t->rows[r->t->count - 1] : NULL; /* rows of an op mostly lie together */
     if (op && last && strcmp(op, fr_row_name(last)) == 0) {
         row.type = last->type;
-        row.shape.kind = last->shape.kind;
+        row.shape.kind = last->type == FR_ROW_SLOWDOWN ? FR_OP_NONE : last->shape.kind; /* or its victim */
     } else if (!fr_row_kind(op, &row))
         return bad(r, "op", "unknown op (names are those of engine/plan/op.h)");
     uint64_t seen = 0;

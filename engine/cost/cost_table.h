@@ -31,10 +31,11 @@ typedef struct {
     uint8_t regime;     /* fr_regime */
     uint8_t provenance; /* FR_FROM_MEASURED, or FR_FROM_SEEDED where the table or the row says so */
     uint8_t ways;       /* copies: 1 = one direction busy, 2 = both at once */
-    uint8_t victim;     /* slowdown: fr_op_class */
+    uint8_t victim;     /* slowdown: fr_op_class; resident: of one kind, shape.kind */
     uint8_t aggressor;  /* slowdown: fr_aggressor; draw: fr_draw_of */
     bool packed;        /* attention: equal short lengths through the graph of varied ones (cost_packed.h) */
     bool behind;        /* between products, behind the kernel whose result it reads (cost_chain.h) */
+    bool resident;      /* slowdown: the transfer was under way before the victim began and until after its end */
     uint8_t tile;       /* grouped: 1 + the fr_tile that was forced; 0 = the one that the engine takes */
     uint8_t file;       /* which of the tables that were read */
     uint8_t streams;    /* pulls, pushes: how many were in flight on a GPU; 0 = two, what curves are made of */

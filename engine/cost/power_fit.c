@@ -291,6 +291,7 @@ static void fit_draws(const fr_table *t, fr_power *p) {
     }
     p->transfer[FR_AGGRESSOR_PULL] -= awake;
     p->transfer[FR_AGGRESSOR_NCCL] -= awake;
+    p->transfer[FR_AGGRESSOR_EXCHANGE] = p->transfer[FR_AGGRESSOR_NCCL]; /* some SMs fewer for the others as well */
 }
 
 /*

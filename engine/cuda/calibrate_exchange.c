@@ -62,14 +62,15 @@ static fr_status cut(fr_cal_exchange *x, char *arena, size_t bytes, fr_error *er
     return FR_OK;
 }
 
-fr_status fr_cal_exchange_open(fr_world *world, int rank, int device, void *arena, size_t bytes, fr_cal_exchange **out,
-                               fr_error *err) {
+fr_status fr_cal_exchange_open(fr_world *world, int rank, int device, void *arena, size_t bytes, bool spared,
+                               fr_cal_exchange **out, fr_error *err) {
     fr_cal_exchange *x = fr_alloc(sizeof *x);
     *out = x; /* the caller closes it */
     x->rank = rank;
     x->ranks = fr_world_ranks(world);
     x->most = fr_cal_exchange_tokens(x->ranks);
     x->layout = (fr_layout){.experts = FR_EXP_EP, .tp = 1, .pp = 1, .ep = x->ranks, .dp = x->ranks, .replicas = 1};
+    if (spared) x->layout.overlap = FR_OVERLAP_TBO;
     FR_TRY(fr_model_load(FR_CAL_EXCHANGE_MODEL, &x->model, err));
     FR_TRY(cut(x, arena, bytes, err));
     const fr_transport_options o = {.world = world,

@@ -6,9 +6,10 @@
 
 typedef struct fr_cal_exchange fr_cal_exchange;
 
-/* Collective. `arena` [bytes] is device memory for the buffers; all ranks' must stay until all have closed. */
-fr_status fr_cal_exchange_open(fr_world *world, int rank, int device, void *arena, size_t bytes, fr_cal_exchange **out,
-                               fr_error *err);
+/* Collective. `arena` [bytes] is device memory for the buffers; all ranks' must stay until all have closed. `spared`:
+ * by as few blocks as where two batches overlap. */
+fr_status fr_cal_exchange_open(fr_world *world, int rank, int device, void *arena, size_t bytes, bool spared,
+                               fr_cal_exchange **out, fr_error *err);
 void fr_cal_exchange_close(fr_cal_exchange *x, bool lost);
 
 /* Packs `tokens` tokens that send `leaving` copies to the other ranks, as many to each; every rank has the same. */

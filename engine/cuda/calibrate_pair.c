@@ -71,7 +71,7 @@ static fr_status measure_exchange(fr_cal_rank *r, uint32_t i, fr_error *err) {
     const fr_op_kind kind = (fr_op_kind)run->grid->table.rows[i].shape.kind;
     double ns[TIMES], all[FR_CAL_DEVICES][TIMES];
     if (!r->exchange)
-        FR_TRY(fr_cal_exchange_open(r->p->world, r->id, run->options->device[r->id], r->dst, (size_t)FR_CAL_SIDE,
+        FR_TRY(fr_cal_exchange_open(r->p->world, r->id, run->options->device[r->id], r->dst, (size_t)FR_CAL_SIDE, false,
                                     &r->exchange, err));
     FR_TRY(fr_cal_exchange_pack(r->exchange, item->tokens, item->leaving, r->comm, err));
     FR_TRY(fr_cal_drain(r, r->comm, err));
@@ -110,7 +110,9 @@ static fr_status open_rank(fr_cal_rank *r, fr_error *err) {
                                     .timeout_s = FR_CAL_WAIT_S};
     CU(cudaSetDevice(o.device));
     for (int i = 0; i < FR_CAL_STREAMS; i++) CU(cudaStreamCreateWithFlags(&r->copy[i], cudaStreamNonBlocking));
-    CU(cudaStreamCreateWithFlags(&r->comm, cudaStreamNonBlocking));
+    int least, greatest;
+    CU(cudaDeviceGetStreamPriorityRange(&least, &greatest));
+    CU(cudaStreamCreateWithPriority(&r->comm, cudaStreamNonBlocking, greatest)); /* as the engine's (exec.c) */
     r->event = fr_alloc(FR_CAL_EVENTS * sizeof(*r->event));
     for (int i = 0; i < FR_CAL_EVENTS; i++) CU(cudaEventCreate(&r->event[i]));
     CU(cudaMalloc((void **)&r->src, (size_t)FR_CAL_SIDE));
@@ -137,6 +139,8 @@ static fr_status one_item(fr_cal_rank *r, uint32_t i, fr_error *err) {
         return measure_exchange(r, i, err);
     case FR_CAL_BESIDE:
         return fr_cal_measure_beside(r, i, err);
+    case FR_CAL_RESIDENT:
+        return fr_cal_measure_resident(r, i, err);
     default:
         return fr_fail(err, FR_FAILED, "this is measured on one GPU");
     }
@@ -167,6 +171,7 @@ static void close_rank(fr_cal_rank *r, bool failed) {
     if (!failed) {
         cudaSetDevice(r->p->run->options->device[r->id]);
         fr_cal_exchange_close(r->exchange, false);
+        fr_cal_exchange_close(r->spared, false);
         fr_transport_close(r->windows, false);
         fr_transport_close(r->transport, false);
         for (int i = 0; i < FR_CAL_EVENTS && r->event; i++) cudaEventDestroy(r->event[i]);
@@ -176,6 +181,7 @@ static void close_rank(fr_cal_rank *r, bool failed) {
         cudaStreamDestroy(r->comm);
     } else {
         fr_cal_exchange_close(r->exchange, true);
+        fr_cal_exchange_close(r->spared, true);
         fr_transport_close(r->windows, true);
         fr_transport_close(r->transport, true);
     }

@@ -291,20 +291,20 @@ static void combine(fr_walk *w, fr_rank *r, int replica, int a) {
 static void dispatch(fr_walk *w, fr_rank *r, int replica, int a) {
     fr_planner *p = w->p;
     fr_scratch *b = fr_scratch_of(w, r);
-    int64_t tokens = fr_tokens_here(w, r), held = 0, row = 2 * (int64_t)p->model.hidden;
+    int64_t tokens = fr_tokens_here(w, r), held = 0;
     int64_t most = tokens * fr_min_i64(p->model.top_k, p->asap->experts);
     for (int e = 0; e < p->asap->experts; e++) held += p->asap->copies[cell(p, w->half, r->t, e)];
     fr_emit_norm(w, r, 1);
     fr_emit_router(w, r, tokens, 1);
     fr_fill_table(w->f, b->held);
     fr_next_waits(r, r->moved[w->half], p->raised.value[r->moved[w->half]]); /* the last layer's rows have left */
-    fr_put(w, r, FR_LANE_COMPUTE, FR_OP_PERMUTE, fr_permute_shape(w, held, tokens, p->model.hidden, 2 * held * row),
+    fr_put(w, r, FR_LANE_COMPUTE, FR_OP_PERMUTE, fr_pack_shape(w, held, tokens, p->model.hidden, p->asap->experts),
            1000);
     fr_read(w, b->route);
     fr_read(w, b->normed);
     fr_write(w, b->send);
     fr_write(w, b->route); /* where each copy's result will lie */
-    fr_late(w->f, b->held, fr_permute_shape(w, most, most, p->model.hidden, 2 * most * row));
+    fr_late(w->f, b->held, fr_pack_shape(w, most, most, p->model.hidden, p->asap->experts));
     uint32_t ready = fr_raise(w, r->ready[w->half]);
     push(w, r, replica, a, ready);
     fr_emit_shared(w, r, tokens, 1);

@@ -108,6 +108,13 @@ uint32_t fr_permute_shape(fr_walk *w, int64_t m, int64_t sources, int64_t n, int
     return fr_intern_shape(w, &s);
 }
 
+uint32_t fr_pack_shape(fr_walk *w, int64_t m, int64_t sources, int64_t n, int targets) {
+    if (m <= 0) return 0;
+    fr_shape s = {.kind = FR_OP_PERMUTE, .m = m, .n = (int32_t)n, .bytes = 4 * m * n, .ranks = (int16_t)targets};
+    s.k = (int32_t)fr_min_i64(sources, m);
+    return fr_intern_shape(w, &s);
+}
+
 uint32_t fr_gemm_shape(fr_walk *w, fr_op_kind kind, fr_precision precision, int64_t m, int64_t n, int64_t k,
                        double flops) {
     if (m <= 0) return 0;

@@ -236,14 +236,13 @@ static void moved(fr_walk *w, fr_rank *r) {
 /* Packs one copy per token and target: rows in and out. Its size is known to the device from its own top-k. */
 static void pack(fr_walk *w, fr_rank *r, int64_t held, int64_t most) {
     fr_scratch *b = fr_scratch_of(w, r);
-    int64_t hidden = w->p->model.hidden, row = 2 * hidden;
-    const int64_t tokens = moe_of(w, r, 0)->tokens;
-    fr_put(w, r, FR_LANE_COMPUTE, FR_OP_PERMUTE, fr_permute_shape(w, held, tokens, hidden, 2 * held * row), 1000);
+    const int64_t hidden = w->p->model.hidden, tokens = moe_of(w, r, 0)->tokens;
+    fr_put(w, r, FR_LANE_COMPUTE, FR_OP_PERMUTE, fr_pack_shape(w, held, tokens, hidden, r->ep.size), 1000);
     fr_read(w, b->route);
     fr_read(w, b->normed);
     fr_write(w, b->send);
     fr_write(w, b->route); /* where each copy lies */
-    fr_late(w->f, b->held, fr_permute_shape(w, most, most, hidden, 2 * most * row));
+    fr_late(w->f, b->held, fr_pack_shape(w, most, most, hidden, r->ep.size));
 }
 
 /* Tokens with their ids and weights (4 bytes each) to all ranks. */

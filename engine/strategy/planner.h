@@ -193,6 +193,8 @@ uint32_t fr_intern_shape(fr_walk *w, const fr_shape *s);
 uint32_t fr_memory_shape(fr_walk *w, fr_op_kind kind, int64_t m, int64_t n, int64_t bytes);
 /* A permute that writes m rows and reads each of `sources` rows once; bytes: each of the m in and out. */
 uint32_t fr_permute_shape(fr_walk *w, int64_t m, int64_t sources, int64_t n, int64_t bytes);
+/* The same for the copies of `sources` tokens that go to `targets` other ranks: sorted by target first (fr_k_pack). */
+uint32_t fr_pack_shape(fr_walk *w, int64_t m, int64_t sources, int64_t n, int targets);
 uint32_t fr_gemm_shape(fr_walk *w, fr_op_kind kind, fr_precision precision, int64_t m, int64_t n, int64_t k,
                        double flops);
 uint32_t fr_collective_shape(fr_walk *w, fr_op_kind kind, const fr_circle *c, int64_t m, int64_t n, int64_t bytes);

@@ -522,18 +522,18 @@ static void slowdowns(void **state) {
     fr_cost_model *b = h200(FR_BURST), *s = h200(FR_SUSTAINED);
     /* raw/h200x2-calibrate: GEMM, grouped GEMM, attention; NCCL all the time, at 192, 115 and 242 of 293 GB/s */
     const double full_clock[] = {0.0687, 0.0793, 0.052}, nccl[] = {0.302, 0.104, 0.196}, held[] = {0.526, 1.541, 0.207};
-    const fr_op_class victims[] = {FR_CLASS_GEMM, FR_CLASS_GROUPED, FR_CLASS_ATTENTION};
+    const fr_op_kind victims[] = {FR_OP_GEMM_DENSE, FR_OP_EXPERT_UP, FR_OP_ATTENTION};
     for (int i = 0; i < 3; i++) {
         assert_true(fabs(fr_cost_slowdown(b, victims[i], FR_AGGRESSOR_PULL) - full_clock[i]) < 0.001);
         /* what is lost under the power limit is the clock's (test_power.c) */
         assert_true(fabs(fr_cost_slowdown(s, victims[i], FR_AGGRESSOR_PULL) - full_clock[i]) < 0.001);
         assert_true(fr_cost_slowdown(s, victims[i], FR_AGGRESSOR_H2D) < 0.015);
         assert_true(fabs(fr_cost_slowdown(b, victims[i], FR_AGGRESSOR_NCCL) - nccl[i]) < 0.01);
-        assert_true(fabs(fr_cost_held_back(b, victims[i]) - held[i]) < 0.02);
+        assert_true(fabs(fr_cost_held_back(b, fr_op_class_of(victims[i]), FR_AGGRESSOR_NCCL) - held[i]) < 0.02);
     }
     /* sharing HBM explains what pulls cost a memory-bound kernel: 19 % in a burst */
-    assert_true(fr_cost_slowdown(b, FR_CLASS_MEMORY, FR_AGGRESSOR_PULL) < 0.02);
-    assert_true(fr_cost_slowdown(b, FR_CLASS_COPY, FR_AGGRESSOR_NCCL) == 0);
+    assert_true(fr_cost_slowdown(b, FR_OP_SWIGLU, FR_AGGRESSOR_PULL) < 0.02);
+    assert_true(fr_cost_slowdown(b, FR_OP_PULL, FR_AGGRESSOR_NCCL) == 0);
     fr_cost_close(b);
     fr_cost_close(s);
 }
@@ -600,7 +600,7 @@ static void power_rows(void **state) {
         fr_cost_model *c = open_with(&m, &(fr_cost_options){.extra = path, .what_if = FR_WHAT_IF_NONE});
         unlink(path);
         ns[i] = cost(c, (fr_shape){.kind = FR_OP_GEMM_DENSE, .m = 4096, .n = 4096, .k = 4096}, NULL).ns;
-        slow[i] = fr_cost_slowdown(c, FR_CLASS_GEMM, FR_AGGRESSOR_PULL);
+        slow[i] = fr_cost_slowdown(c, FR_OP_GEMM_DENSE, FR_AGGRESSOR_PULL);
         fr_cost_close(c);
     }
     assert_int_equal(ns[0], ns[1]);

@@ -31,7 +31,7 @@ static void exact_price(void *context, const fr_shape *s, const fr_pair *pairs, 
 }
 static double slow_by_half(void *context, fr_op_class victim, fr_aggressor a) {
     (void)context;
-    (void)victim;
+    if (victim == FR_CLASS_MEMORY) return 0;
     return a == FR_AGGRESSOR_PULL ? 0.5 : 0.25;
 }
 
@@ -479,8 +479,9 @@ static void test_collective_shares(void **state) {
     close_world(&w, plan);
 }
 
-/* A collective that waits for its peer is on its SMs already: the product beside it is slowed from its arrival on, as
- * by one under way; the peer's, whose collective has not come yet, is not. */
+/* A collective's kernel gets its SMs at once beside a kernel that streams memory, else when the product that runs ends;
+ * from then on it slows what runs beside it, also while it waits for its peer. It starts, as timelines have it, when
+ * all have come, and moves once all have SMs. */
 static void test_waiting_collective(void **state) {
     (void)state;
     fr_plan *plan = fr_plan_new(2, 2);
@@ -491,9 +492,13 @@ static void test_waiting_collective(void **state) {
     }
     uint32_t group = fr_plan_group(plan, (int16_t[]){0, 1}, 2, 2);
     fr_fragment *f = fr_fragment_new(plan, 0);
+    emit(f, compute[0], FR_OP_NORM, 100, 0, 0, 0);
+    emit(f, compute[0], FR_OP_GEMM_O, 1000, 0, 0, 0);
+    emit(f, compute[0], FR_OP_EXPERT_UP, 2000, 0, 0, 0);
     emit(f, comm[1], FR_OP_NORM, 2000, 0, 0, 0); /* keeps rank 1's from coming */
+    emit(f, compute[1], FR_OP_GEMM_O, 2500, 0, 0, 0);
+    emit(f, compute[1], FR_OP_EXPERT_UP, 1000, 0, 0, 0);
     for (int r = 0; r < 2; r++) {
-        emit(f, compute[r], FR_OP_GEMM_O, 1000, 0, 0, 0);
         emit(f, comm[r], FR_OP_ALLGATHER, 500, 0, 0, 1);
         fr_meet(f, group, 0);
     }
@@ -501,10 +506,44 @@ static void test_waiting_collective(void **state) {
     open_world(&w, plan, &links, true);
     fr_player_append(w.player, f, 0);
     play(&w);
-    assert_int_equal(find(&w, FR_OP_GEMM_O, 0, 0)->end, 1250);
-    assert_int_equal(find(&w, FR_OP_GEMM_O, 1, 0)->end, 1000);
+    assert_int_equal(find(&w, FR_OP_GEMM_O, 0, 0)->end, 100 + 1250);
+    assert_int_equal(find(&w, FR_OP_GEMM_O, 1, 0)->end, 2500); /* no SM of its own is taken */
     assert_int_equal(find(&w, FR_OP_ALLGATHER, 0, 1)->start, 2000);
-    assert_int_equal(find(&w, FR_OP_ALLGATHER, 0, 1)->end, 2500);
+    assert_int_equal(find(&w, FR_OP_ALLGATHER, 0, 1)->end, 3000);
+    assert_int_equal(find(&w, FR_OP_EXPERT_UP, 0, 0)->end, 3000 + 680); /* 1650 / 1.25 done by 3000 */
+    assert_int_equal(find(&w, FR_OP_EXPERT_UP, 1, 0)->end, 3000 + 600); /* 500 / 1.25 */
+    close_world(&w, plan);
+}
+
+/* A collective asked for at the instant at which a product begins comes behind it; behind one it is in before the next
+ * begins. The two ends of a send meet before either asks. */
+static void test_asked_for_beside(void **state) {
+    (void)state;
+    fr_plan *plan = fr_plan_new(2, 2);
+    uint32_t comm[2], compute[2];
+    for (int r = 0; r < 2; r++) {
+        compute[r] = fr_plan_lane(plan, r, FR_LANE_COMPUTE, "compute", false);
+        comm[r] = fr_plan_lane(plan, r, FR_LANE_COMM, "comm", false);
+    }
+    uint32_t group = fr_plan_group(plan, (int16_t[]){0, 1}, 2, 2);
+    fr_fragment *f = fr_fragment_new(plan, 0);
+    for (int r = 0; r < 2; r++)
+        for (int k = 0; k < 2; k++) emit(f, compute[r], FR_OP_GEMM_O, r ? 400 : 1000, 0, 0, k);
+    emit(f, compute[1], FR_OP_GEMM_O, 5000, 0, 0, 2);
+    emit(f, comm[1], FR_OP_NORM, 600, 0, 0, 0);
+    emit(f, comm[0], FR_OP_SEND, 200, 0, 0, 1); /* rank 1's end comes at 600: its product runs until 800 */
+    fr_meet(f, group, 0);
+    emit(f, comm[1], FR_OP_RECV, 200, 0, 0, 1);
+    fr_meet(f, group, 0);
+    world w;
+    open_world(&w, plan, &links, true);
+    fr_player_append(w.player, f, 0);
+    play(&w);
+    assert_int_equal(find(&w, FR_OP_RECV, 1, 1)->start, 600);
+    assert_int_equal(find(&w, FR_OP_SEND, 0, 1)->end, 1200); /* rank 0's first product ends at 1000 */
+    assert_int_equal(find(&w, FR_OP_GEMM_O, 0, 0)->end, 1000);
+    assert_int_equal(find(&w, FR_OP_GEMM_O, 0, 1)->end, 2040); /* 160 done by 1200 */
+    assert_int_equal(find(&w, FR_OP_GEMM_O, 1, 2)->end, 5880); /* slowed from 800, where the receive is in, to 1200 */
     close_world(&w, plan);
 }
 
@@ -990,6 +1029,7 @@ int main(void) {
         cmocka_unit_test(test_host_memory),
         cmocka_unit_test(test_collective_shares),
         cmocka_unit_test(test_waiting_collective),
+        cmocka_unit_test(test_asked_for_beside),
         cmocka_unit_test(test_random_sources),
         cmocka_unit_test(test_first_ready),
         cmocka_unit_test(test_back_pressure),
