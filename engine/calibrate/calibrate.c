@@ -306,9 +306,9 @@ double fr_cal_grid_seconds(const fr_cal_grid *g, double limit, uint32_t *count) 
 }
 
 void fr_cal_grid_list(const fr_cal_grid *g, double limit, bool rows, fr_text *out) {
-    static const char *const whats[FR_CAL_WHATS] = {"bursts",      "sustained",       "ramps",       "pauses",
-                                                    "a layer",     "host and events", "copies",      "pulls",
-                                                    "collectives", "exchanges",       "interference"};
+    static const char *const whats[FR_CAL_WHATS] = {
+        "bursts", "sustained", "ramps",       "pauses",    "a layer",      "host and events",
+        "copies", "pulls",     "collectives", "exchanges", "interference", "by kind of kernel"};
     double sum[FR_CAL_WHATS] = {0}, tier[FR_CAL_TIERS + 4] = {0}, total = 0;
     uint32_t count[FR_CAL_WHATS] = {0}, tiers[FR_CAL_TIERS + 4] = {0}, fit = 0;
     for (uint32_t i = 0; i < g->count; i++) {
