@@ -110,6 +110,10 @@ fr_status fr_cal_plan_shapes(const fr_model *model, const fr_machine *machine, i
 enum { FR_CAL_LAYER = 12 };
 fr_status fr_cal_layer(const fr_model *model, const fr_machine *machine, int64_t tokens, int32_t seq, fr_table *t,
                        fr_row rows[FR_CAL_LAYER], fr_error *err);
+/* The same without attention and experts: dense products and memory-bound ops. */
+enum { FR_CAL_LIGHT = 9 };
+fr_status fr_cal_light_layer(const fr_model *model, const fr_machine *machine, int64_t tokens,
+                             fr_row rows[FR_CAL_LIGHT], fr_error *err);
 /* The layer of a CHAIN item. */
 #define FR_CAL_CHAIN_MODEL "qwen3-235b-a22b"
 int32_t fr_cal_chain_length(int64_t tokens); /* of its sequences */

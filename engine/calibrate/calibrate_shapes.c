@@ -119,3 +119,14 @@ fr_status fr_cal_layer(const fr_model *m, const fr_machine *machine, int64_t tok
     }
     return FR_OK;
 }
+
+fr_status fr_cal_light_layer(const fr_model *m, const fr_machine *machine, int64_t tokens, fr_row rows[FR_CAL_LIGHT],
+                             fr_error *err) {
+    fr_table t = {0};
+    fr_row all[FR_CAL_LAYER];
+    const fr_status status = fr_cal_layer(m, machine, tokens, fr_cal_chain_length(tokens), &t, all, err);
+    for (int i = 0, k = 0; i < FR_CAL_LAYER && status == FR_OK; i++)
+        if (!all[i].shape.vector_count) rows[k++] = all[i];
+    fr_table_free(&t);
+    return status;
+}

@@ -11,34 +11,9 @@ static fr_status check(cudaError_t e, const char *what, fr_error *err) {
 }
 #define CU(call) FR_TRY(check(call, #call, err))
 
-enum { CHAIN = 9, CHAIN_KERNELS = CHAIN + 2, CHAIN_TOKENS = 512, CHAIN_WIDTH = 4096 }; /* sorting is three kernels */
-
-/* What a layer of few tokens is made of, but for attention and the experts: kernels of some microseconds. Bytes only
- * tell kinds of norms and combines apart (engine/strategy/layer.c). */
-static void chain_rows(fr_row rows[CHAIN]) {
-    static const struct {
-        fr_op_kind kind;
-        int32_t m, n, k;
-        int64_t bytes;
-    } list[CHAIN] = {{FR_OP_GEMM_QKV, CHAIN_TOKENS, 5120, 2048, 0},
-                     {FR_OP_ROPE, CHAIN_TOKENS, 32 * 128, 0, INT64_C(4) * CHAIN_TOKENS * 36 * 128},
-                     {FR_OP_GEMM_O, CHAIN_TOKENS, 2048, 4096, 0},
-                     {FR_OP_NORM, CHAIN_TOKENS, 2048, 0, INT64_C(4) * CHAIN_TOKENS * 2048},
-                     {FR_OP_GEMM_ROUTER, CHAIN_TOKENS, 128, 2048, 0},
-                     {FR_OP_TOPK, CHAIN_TOKENS, 128, 0, 1},
-                     {FR_OP_SORT, CHAIN_TOKENS * 8, 128, 0, 1},
-                     {FR_OP_PERMUTE, CHAIN_TOKENS * 8, 2048, 0, 1},
-                     {FR_OP_COMBINE, CHAIN_TOKENS, 2048, 0, INT64_C(2) * CHAIN_TOKENS * 2048 * 11}};
-    for (int i = 0; i < CHAIN; i++)
-        rows[i] = (fr_row){
-            .type = FR_ROW_OP,
-            .ways = 1,
-            .duty = 1,
-            .at_ms = -1,
-            .gap_ms = -1,
-            .shape = {
-                .kind = (uint8_t)list[i].kind, .m = list[i].m, .n = list[i].n, .k = list[i].k, .bytes = list[i].bytes}};
-}
+/* Kernels of some microseconds; sorting is three of them. */
+#define CHAIN_MODEL "qwen3-30b-a3b"
+enum { CHAIN = FR_CAL_LIGHT, CHAIN_KERNELS = CHAIN + 2, CHAIN_TOKENS = 512 };
 
 /* ns of the kernels of a chain, one after the other, behind a kernel that holds the stream. */
 static fr_status run_chain(fr_cal_run *r, int d, const fr_row rows[CHAIN], bool timed, cudaEvent_t *e, double *ns,
@@ -64,10 +39,12 @@ static fr_status gaps_with(fr_cal_run *r, int d, uint32_t i, cudaEvent_t *e, fr_
     enum { TURNS = 21 };
     const bool timed = r->grid->table.rows[i].type == FR_ROW_GAP_TIMED;
     const fr_cal_item item = {.top_k = 8, .head_dim = 128};
+    fr_model model;
     fr_row rows[CHAIN];
     fr_reading one;
     double alone = 0, ns[TURNS];
-    chain_rows(rows);
+    FR_TRY(fr_model_load(CHAIN_MODEL, &model, err));
+    FR_TRY(fr_cal_light_layer(&model, &r->machine, CHAIN_TOKENS, rows, err));
     FR_TRY(fr_bench_prepare(r->bench[d], &r->grid->table, &rows[CHAIN - 1], &item, err));
     for (int k = 0; k < CHAIN; k++) {
         fr_bench_switch(r->bench[d], &rows[k], 8, 128);

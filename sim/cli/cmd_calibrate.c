@@ -21,7 +21,8 @@ const fr_option cmd_calibrate_options[] = {
     {"device", "N|N,M,..", NULL, "measure this GPU, or what two or more do with each other (default 0)"},
     {"spread", NULL, NULL, "deal the grid of one GPU out to all of --device (anchors: all of them on each)"},
     {"only", "LIST", NULL,
-     "parts of the grid: burst, hold (sustained), turn (on and off), ramp (from rest), release (after a pause), chain (a layer), host, "
+     "parts of the grid: burst, hold (sustained), turn (on and off), ramp (from rest), release (after a pause), chain "
+     "(a layer), host, "
      "copy, pull, collective, exchange, beside (what slows what), or ops and classes of ops by name (default: all)"},
     {"shard", "K/N", NULL,
      "part K (0 <= K < N) of N of about the same time each, for several processes; --merge joins them"},
@@ -31,7 +32,8 @@ const fr_option cmd_calibrate_options[] = {
     {"machine", "NAME|FILE", NULL, "datasheet figures (default: of the GPU found; dry run: h200x2)"},
     {"dry-run", NULL, NULL, "no GPU: what would be measured, and how long it would take"},
     {"rows", NULL, NULL, "dry run: every row"},
-    {"merge", NULL, NULL, "no GPU: make the table --out from the journals named"},
+    {"merge", NULL, NULL,
+     "no GPU: make the table --out from the journals named (with --anchors each card's rows stay its own)"},
     {NULL, NULL, NULL, NULL},
 };
 
@@ -72,8 +74,8 @@ static fr_status refuse(const cli_args *a, const char *with, const char *const *
 }
 
 static fr_status merge(const cli_args *a, fr_error *err) {
-    static const char *const idle[] = {"quick", "anchors", "resume", "device",  "limit", "machine", "only",
-                                       "shard", "hold",    "spread", "dry-run", "rows",  NULL};
+    static const char *const idle[] = {"quick", "resume", "device", "limit",   "machine", "only",
+                                       "shard", "hold",   "spread", "dry-run", "rows",    NULL};
     char *texts[MOST_FILES] = {0};
     const char *names[MOST_FILES], *const_texts[MOST_FILES];
     size_t lengths[MOST_FILES] = {0};
@@ -88,7 +90,8 @@ static fr_status merge(const cli_args *a, fr_error *err) {
         status = fr_read_file(a->positional[i], FILE_LIMIT, &texts[i], &lengths[i], err);
         const_texts[i] = texts[i];
     }
-    if (status == FR_OK) status = fr_cal_merge(const_texts, lengths, names, a->count, false, &out, err);
+    if (status == FR_OK)
+        status = fr_cal_merge(const_texts, lengths, names, a->count, cli_value(a, "anchors"), &out, err);
     if (status == FR_OK) status = fr_write_file(cli_value(a, "out"), out.text, out.length, err);
     for (int i = 0; i < a->count; i++) free(texts[i]);
     fr_text_free(&out);

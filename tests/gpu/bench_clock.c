@@ -269,44 +269,28 @@ static bool mark(gpu *g, int step) {
 
 /* ---- chains ---- */
 
-enum { CHAIN = 9 };
+enum { CHAIN = FR_CAL_LIGHT };
 
-typedef struct {
-    const char *name;
-    int32_t hidden, heads, kv_heads, experts, top_k;
-} chain_model;
-static const chain_model chain_models[] = {
-    {"235b", 4096, 64, 4, 128, 8}, {"30b", 2048, 32, 4, 128, 8}, {"mixtral", 4096, 32, 8, 8, 2}};
-
-/* Shapes as plans have them (engine/strategy/layer.c). */
-static void chain_rows(const chain_model *m, int64_t tokens, fr_row rows[CHAIN]) {
-    const int64_t slots = tokens * m->top_k, row = 2 * tokens * m->hidden;
-    const int32_t q = 128 * m->heads, kv = 128 * m->kv_heads;
-    const fr_shape shapes[CHAIN] = {
-        {.kind = FR_OP_GEMM_QKV, .m = tokens, .n = q + 2 * kv, .k = m->hidden},
-        {.kind = FR_OP_ROPE, .m = tokens, .n = q, .bytes = 4 * tokens * (q + kv)},
-        {.kind = FR_OP_GEMM_O, .m = tokens, .n = m->hidden, .k = q},
-        {.kind = FR_OP_NORM, .m = tokens, .n = m->hidden, .bytes = 2 * row},
-        {.kind = FR_OP_GEMM_ROUTER, .m = tokens, .n = m->experts, .k = m->hidden},
-        {.kind = FR_OP_TOPK, .m = tokens, .n = m->experts, .bytes = 1},
-        {.kind = FR_OP_SORT, .m = slots, .n = m->experts, .bytes = 1},
-        {.kind = FR_OP_PERMUTE, .m = slots, .n = m->hidden, .bytes = 4 * slots * m->hidden},
-        {.kind = FR_OP_COMBINE, .m = tokens, .n = m->hidden, .bytes = row * (m->top_k + 3)}};
-    for (int i = 0; i < CHAIN; i++)
-        rows[i] = (fr_row){.type = FR_ROW_OP, .ways = 1, .duty = 1, .at_ms = -1, .gap_ms = -1, .shape = shapes[i]};
-}
+static const char *const chain_models[][2] = {
+    {"235b", "qwen3-235b-a22b"}, {"30b", "qwen3-30b-a3b"}, {"mixtral", "mixtral-8x7b"}};
 
 static bool chain(gpu *g, const char *text, int times, int number) {
     const char *at = strchr(text, '@');
-    const chain_model *m = NULL;
     cudaStream_t s = fr_measure_stream(g->measure);
     fr_error err = {0};
+    fr_machine machine;
+    fr_model model = {0}, *m = &model;
     fr_row rows[CHAIN];
-    for (size_t i = 0; i < sizeof chain_models / sizeof *chain_models; i++)
-        if (strncmp(text + 5, chain_models[i].name, strlen(chain_models[i].name)) == 0) m = &chain_models[i];
     const int64_t tokens = at ? atoll(at + 1) : 0;
-    if (!m || tokens < 1 || tokens > 16384) return snprintf(g->why, sizeof g->why, "%.60s: no such chain", text), false;
-    chain_rows(m, tokens, rows);
+    for (size_t i = 0; i < sizeof chain_models / sizeof *chain_models; i++)
+        if (strncmp(text + 5, chain_models[i][0], strlen(chain_models[i][0])) == 0 &&
+            !good(g, fr_model_load(chain_models[i][1], m, &err), &err))
+            return false;
+    if (!m->hidden || tokens < 1 || tokens > 16384)
+        return snprintf(g->why, sizeof g->why, "%.60s: no such chain", text), false;
+    if (!good(g, fr_machine_load("h200x1", &machine, &err), &err) ||
+        !good(g, fr_cal_light_layer(m, &machine, tokens, rows, &err), &err))
+        return false;
     const fr_cal_item item = {.top_k = (int16_t)m->top_k, .head_dim = 128};
     if (!good(g, fr_bench_prepare(g->bench[0], g->table, &rows[7], &item, &err), &err)) return false;
     fr_bench_chain(g->bench[0], true);
