@@ -120,7 +120,30 @@ static void add_generic(fr_cal_maker *m) {
 
 /* ---- tokens per expert --------------------------------------------------------------------------------------------*/
 
-typedef enum { EQUAL, EVEN, POWER } pattern;
+/* WIDE: even routing whose experts differ by a tenth in what they are asked for, as a router's do; HOT: one expert has
+ * eight means (of eight experts three), the others share the rest; HALF: every other expert has nothing; EDGE: every
+ * other one has a row more, so that half of them begin another tile. */
+typedef enum { EQUAL, EVEN, POWER, WIDE, HOT, HALF, EDGE } pattern;
+
+static void wide_rows(int64_t sum, int32_t experts, int32_t *rows) {
+    const double mean = (double)sum / experts, wider = sqrt(1 + 0.01 * mean);
+    int64_t left = sum;
+    fr_even_rows(sum, experts, rows);
+    for (int32_t i = 0; i < experts; i++) {
+        rows[i] = (int32_t)fr_min_i64(fr_round(fmax(0, mean + wider * (rows[i] - mean))), left);
+        left -= rows[i];
+    }
+    for (int32_t i = 0; left > 0; i = (i + 1) % experts, left--) rows[i]++;
+}
+
+static int most_first(const void *a, const void *b) {
+    return *(const int32_t *)b - *(const int32_t *)a;
+}
+
+static void hot_rows(int64_t sum, int32_t experts, int32_t *rows) {
+    rows[0] = (int32_t)(sum / experts) * (experts >= 64 ? 8 : 3);
+    fr_even_rows(sum - rows[0], experts - 1, rows + 1);
+}
 
 /* Rows by a power law (i + 1)^-s whose hottest expert has `peak` times the mean; what rounding leaves goes to the
  * first.
@@ -150,6 +173,11 @@ static void add_grouped(fr_cal_maker *m, fr_op_kind kind, fr_precision precision
     for (int32_t i = 0; i < experts; i++) rows[i] = (int32_t)mean;
     if (p == EVEN) fr_even_rows(mean * experts, experts, rows);
     if (p == POWER) power_rows(mean * experts, experts, experts >= 64 ? 6 : 2.5, rows); /* 8 experts: at most 8 means */
+    if (p == WIDE) wide_rows(mean * experts, experts, rows);
+    if (p == HOT) hot_rows(mean * experts, experts, rows);
+    for (int32_t i = 0; i < experts && p == HALF; i++) rows[i] = i % 2 ? 0 : 2 * (int32_t)mean;
+    for (int32_t i = 0; i < experts && p == EDGE; i++) rows[i] += i % 2;
+    if (p >= WIDE) qsort(rows, (size_t)experts, sizeof *rows, most_first); /* as a table's text has them */
     fr_row row = fr_cal_blank(kind);
     row.shape.precision = (uint8_t)precision;
     row.shape.n = n;
@@ -215,6 +243,11 @@ static fr_status add_all_experts(fr_cal_maker *m, fr_error *err) {
                          fp8_power[] = {64, 256, 1024};
     static const series quantised[] = {SERIES(fp8_even, EVEN, 3), SERIES(fp8_power, POWER, 3),
                                        SERIES(equal_core, EQUAL, 3)};
+    static const int32_t spread[] = {64, 96, 128, 160, 192, 256, 384, 512}, steps[] = {104, 112, 120, 144, 224, 448},
+                         edge[] = {64, 128, 192, 256};
+    static const series uneven[] = {SERIES(spread, WIDE, 5), SERIES(spread, HOT, 5), SERIES(edge, HALF, 5),
+                                    SERIES(edge, EDGE, 5), SERIES(steps, EQUAL, 5)},
+                        fp8_uneven[] = {SERIES(spread, WIDE, 5), SERIES(edge, HALF, 5), SERIES(edge, EDGE, 5)};
     static const int32_t tiles[] = {32, 64, 96, 128, 192, 256, 384, 512, 1024, 2048};
     static const int32_t long_batches[] = {6144, 8192};
     static const series mixtral_more[] = {SERIES(long_batches, EVEN, 4)};
@@ -232,6 +265,10 @@ static fr_status add_all_experts(fr_cal_maker *m, fr_error *err) {
         const bool fp8 = m->machine->peak_flops[FR_FP8] > 0;
         if (fp8)
             add_experts(m, &model, FR_FP8, model.experts, 1, quantised, (int)(sizeof quantised / sizeof *quantised), 0);
+        add_experts(m, &model, FR_BF16, model.experts, 1, uneven, (int)(sizeof uneven / sizeof *uneven), 0);
+        if (fp8)
+            add_experts(m, &model, FR_FP8, model.experts, 1, fp8_uneven, (int)(sizeof fp8_uneven / sizeof *fp8_uneven),
+                        0);
         for (int ep = 2; ep <= 4; ep *= 2) { /* a rank's experts */
             add_experts(m, &model, FR_BF16, model.experts / ep, 1, few, 1, 0);
             if (fp8) add_experts(m, &model, FR_FP8, model.experts / ep, 1, few, 1, 1);

@@ -11,7 +11,8 @@ typedef struct {
     double ns;      /* structural time, monotone in every extent of the shape; 0 for the empty shape */
     double bound;   /* no GPU with these ceilings is faster: exact FLOPs or bytes over the datasheet rate */
     double extra;   /* ns that a stated law adds beside ns, outside the curve (hops beyond two ranks, network) */
-    double feature; /* log of what tells shapes of equal ns apart: key blocks a query tile sees */
+    double feature; /* log of what tells shapes of equal ns apart: key blocks a query tile sees; grouped: tiles over
+                       bytes */
     double hbm_bytes, link_bytes;
     double flops; /* useful ones; 0 where none are done on tensor cores */
     bool cached;  /* attention: over keys from the cache, which are gathered first */

@@ -188,6 +188,19 @@ static int by_key(const void *a, const void *b) {
     return memcmp(&x->key, &y->key, sizeof x->key);
 }
 
+static fr_fit_kind fit_kind(fr_op_class class) {
+    switch (class) {
+    case FR_CLASS_GEMM:
+        return FR_FIT_STRAIGHT;
+    case FR_CLASS_GROUPED:
+        return FR_FIT_CLOCKED;
+    case FR_CLASS_ATTENTION:
+        return FR_FIT_FEATURED;
+    default:
+        return FR_FIT_SMOOTH;
+    }
+}
+
 /* One family from items[0..count), all of one key: measured rows outrank seeded ones. */
 static void add_family(fr_family_set *set, const item *items, uint32_t count) {
     bool measured = false;
@@ -199,7 +212,7 @@ static void add_family(fr_family_set *set, const item *items, uint32_t count) {
     fr_family *f = &set->families[set->count++];
     f->key = items[0].key;
     f->rows = n;
-    fr_curve_fit(&f->curve, samples, n, f->key.class == FR_CLASS_ATTENTION);
+    fr_curve_fit(&f->curve, samples, n, fit_kind((fr_op_class)f->key.class));
     set->rows += n;
     free(samples);
 }

@@ -3,8 +3,8 @@
  *
  * A row says: work that ideally takes b ns took T ns. Within a family (same n and k of a GEMM, same head width, same
  * collective and ranks, ...) T is a non-decreasing function of b: isotonic regression (pool adjacent violators) through
- * the rows, then Steffen's monotone cubic (GSL) between them; beyond the ends T/b keeps its last value, which is
- * "extrapolated along the roofline". Between families: inverse-distance weights, constant in b, so the blend stays
+ * the rows, then Steffen's monotone cubic (GSL) between them, or lines; beyond the ends T/b keeps its last value, which
+ * is "extrapolated along the roofline". Between families: inverse-distance weights, constant in b, so the blend stays
  * monotone. Where shapes of one family differ in more than b (attention: lengths), what
  * the rows deviate from the curve is interpolated over (log b, feature) by inverse distance and fades beyond a factor
  * of e. Other ceilings (another GPU, a what-if) only change b.
@@ -26,6 +26,7 @@ typedef struct {
     gsl_interp *spline;    /* from three points on; linear with two */
     double error;          /* leave-one-out, rms of log T */
     int residuals;         /* rows with a feature: where they lie and what they deviate by, in log; 0 = none */
+    int clocks;            /* the same of rows that say a clock; a curve has one of both */
     double *rx, *rf, *rr;
 } fr_curve;
 
@@ -38,8 +39,16 @@ typedef struct {
     uint8_t provenance;
 } fr_sample;
 
-/* Sorts samples[count] and fits; count >= 1. `featured`: use the second coordinate. */
-void fr_curve_fit(fr_curve *c, fr_sample *samples, int count, bool featured);
+typedef enum {
+    FR_FIT_SMOOTH,   /* Steffen's cubic */
+    FR_FIT_FEATURED, /* and the second coordinate says what sets rows apart */
+    FR_FIT_STRAIGHT, /* lines: rows of one time lie close together, and what they differ by would be taken for a slope
+                        that the next row is far from */
+    FR_FIT_CLOCKED   /* the same; the second coordinate says at which clock */
+} fr_fit_kind;
+
+/* Sorts samples[count] and fits; count >= 1. */
+void fr_curve_fit(fr_curve *c, fr_sample *samples, int count, fr_fit_kind kind);
 void fr_curve_free(fr_curve *c);
 
 typedef struct {
