@@ -142,6 +142,7 @@ typedef struct fr_result {
     double tokens_per_s, tokens_per_s_per_gpu, mfu, flops;
     double forward_low_s, forward_high_s; /* interval of forward_s */
     int idle_ranks;                       /* ranks without work in batch mode */
+    int64_t left_out, reordered;          /* rows of the trace file: of 0 tokens; earlier than the row before */
     fr_quantiles ttft_s;
     fr_memory memory;
     bool fits;

@@ -70,9 +70,6 @@ const char *fr_expert_split_name(fr_expert_split e) {
 const char *fr_gather_name(fr_gather g) {
     return (unsigned)g <= FR_GATHER_NCCL_CE ? gather_names[g] : "unknown";
 }
-const char *fr_gather_order_name(fr_gather_order o) {
-    return o == FR_ORDER_YIELD ? "yield" : "fcfs";
-}
 int fr_layout_yields(const fr_layout *l) {
     if (l->gather_order != FR_ORDER_YIELD || l->ep <= 2)
         return 0; /* with pulls, one in flight: check_transfer_options */

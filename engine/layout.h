@@ -174,7 +174,6 @@ void fr_layout_memory(const fr_layout *l, const fr_model *m, const fr_machine *m
 
 const char *fr_expert_split_name(fr_expert_split e);
 const char *fr_gather_name(fr_gather g);
-const char *fr_gather_order_name(fr_gather_order o);
 /*
  * Within how many pulls readers yield (fr_plan.yields_within), 0 = they do not, nor do two ranks, of whom nobody meets
  * anybody. Half the ranks and one: played over traces and equal batches, less leaves four ranks in the ring, more makes

@@ -89,10 +89,7 @@ int fr_model_window(const fr_model *m, int layer);
  * Face's block-scaled layout: 1 byte plus one fp32 scale per 128x128 block for the linear weights listed there; the
  * rest stays bf16. */
 int64_t fr_model_expert_bytes(const fr_model *m, fr_precision p); /* one routed expert of one layer, scales included */
-int64_t fr_model_attention_layer_bytes(const fr_model *m,
-                                       fr_precision p); /* one layer: attention, norms, router, shared experts */
-int64_t fr_model_dense_layer_bytes(const fr_model *m, fr_precision p); /* FFN of one leading dense layer */
-/* The same for a given layer, itemised: what a layout splits and what it repeats on every rank. Routed experts apart.
+/* A layer, itemised: what a layout splits and what it repeats on every rank. Routed experts apart.
  */
 typedef struct {
     int64_t attention;       /* projections */

@@ -138,16 +138,6 @@ void fr_model_layer_bytes(const fr_model *m, int layer, fr_precision p, fr_layer
     out->total = out->attention + out->attention_small + out->norms + out->router + out->shared + out->dense;
 }
 
-int64_t fr_model_attention_layer_bytes(const fr_model *m, fr_precision p) {
-    fr_layer_bytes b;
-    fr_model_layer_bytes(m, m->layers - 1, p, &b); /* the last layer is an MoE layer (checked when read) */
-    return b.total;
-}
-
-int64_t fr_model_dense_layer_bytes(const fr_model *m, fr_precision p) {
-    return ffn_bytes(m->hidden, m->dense_width, p);
-}
-
 int64_t fr_model_embedding_bytes(const fr_model *m) {
     return 2 * (int64_t)m->vocab * m->hidden;
 }

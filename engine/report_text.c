@@ -152,6 +152,10 @@ void fr_report_result(const fr_setup *s, const fr_result *r, fr_text *out) {
                     "requests         %" PRId64 " in %s, %" PRId64 " forwards, %" PRId64 " tokens computed, %" PRId64
                     " from cache\n",
                     r->requests, time_text((double)r->elapsed_ns / 1e9, a), r->forwards, r->tokens, r->cached_tokens);
+    if (r->left_out) fr_text_add(out, "left out         %" PRId64 " rows of the trace: 0 tokens\n", r->left_out);
+    if (r->reordered)
+        fr_text_add(out, "reordered        %" PRId64 " rows of the trace came earlier than the row before them\n",
+                    r->reordered);
     fr_text_add(out, "TTFT             mean %s, ", time_text(r->ttft_s.mean, a));
     fr_text_add(out, "p50 %s, p90 %s, ", time_text(r->ttft_s.p50, a), time_text(r->ttft_s.p90, b));
     fr_text_add(out, "p99 %s\n", time_text(r->ttft_s.p99, a));

@@ -152,21 +152,3 @@ void fr_routing_counts(const fr_routing *r, int64_t forward, int rank, int layer
 int fr_routing_placed(int experts, int rank, int ranks) {
     return (int)((int64_t)experts * rank / ranks);
 }
-
-double fr_routing_imbalance(const fr_routing *r, int layer, int ranks) {
-    const double *share = fr_routing_shares(r, layer);
-    double most = 0;
-    for (int t = 0; t < ranks; t++) {
-        double sum = 0;
-        for (int e = fr_routing_placed(r->experts, t, ranks); e < fr_routing_placed(r->experts, t + 1, ranks); e++)
-            sum += share[e];
-        if (sum > most) most = sum;
-    }
-    return most * ranks;
-}
-
-double fr_routing_worst_imbalance(const fr_routing *r, int ranks) {
-    double worst = 1;
-    for (int row = 0; row < r->rows; row++) worst = fmax(worst, fr_routing_imbalance(r, r->first_layer + row, ranks));
-    return worst;
-}

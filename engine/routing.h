@@ -33,11 +33,6 @@ const double *fr_routing_shares(const fr_routing *r, int layer);
  */
 void fr_routing_counts(const fr_routing *r, int64_t forward, int rank, int layer, int64_t tokens, int32_t *counts);
 
-/* Hottest of `ranks` ranks over the mean under contiguous placement, by the layer's shares (no sampling noise), and the
- * worst layer's: sizes ep's receive buffers. */
-double fr_routing_imbalance(const fr_routing *r, int layer, int ranks);
-double fr_routing_worst_imbalance(const fr_routing *r, int ranks);
-
 /*
  * Copies that an all-to-all sends at one per (token, target rank): copies[ranks] gets the expected number of tokens, of
  * `tokens`, that reach each target (self included), with the experts placed contiguously and as equally as possible. A

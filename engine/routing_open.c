@@ -15,12 +15,13 @@
 #define LAW_RANK  (-1)        /* rank of the stream that draws a layer's law, apart from any rank's counts */
 
 /*
- * The preset aimed at DeepSeek-V3's measured prefill load (shared/data: hottest of 256 experts 5.9 times the mean, top
- * 8 take 12-16 %, Gini 0.33-0.44, rank imbalance under contiguous placement EP4 1.38, EP8 1.54, EP16 1.86, EP32 2.15,
- * EP64 2.85). A log-normal with sigma 0.74 has the first three (E max of 256 = exp(2.77 s - s^2/2); Gini = erf(s/2);
- * top 8 = Phi(s - 1.86)). Independent experts would give EP8 only 1.2: neighbours are alike, as the router chooses
- * among 8 groups of 32 first. So ln share = 0.31 z_block + 0.67 z_expert over 8 blocks; 0.31^2 + 0.67^2 = 0.74^2. EP8
- * then comes out at 1.5, the other degrees 5 to 14 % below the measurement (test_routing.c).
+ * The preset aimed at DeepSeek-V3's prefill load as counted over a run of 1,024-token inputs (totals per expert,
+ * median of 58 layers: hottest of 256 experts 5.9 times the mean, top 8 take 12-16 %, Gini 0.33-0.44, rank imbalance
+ * under contiguous placement EP4 1.38, EP8 1.54, EP16 1.86, EP32 2.15, EP64 2.85). A log-normal with sigma 0.74 has
+ * the first three (E max of 256 = exp(2.77 s - s^2/2); Gini = erf(s/2); top 8 = Phi(s - 1.86)). Independent experts
+ * would give EP8 only 1.2: neighbours are alike, as the router chooses among 8 groups of 32 first. So ln share = 0.31
+ * z_block + 0.67 z_expert over 8 blocks; 0.31^2 + 0.67^2 = 0.74^2. EP8 then comes out at 1.5, the other degrees 5 to
+ * 14 % below the measurement (test_routing.c).
  */
 #define BLOCKS       8
 #define SIGMA_BLOCK  0.31

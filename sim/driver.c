@@ -456,6 +456,12 @@ fr_status fr_drive(const fr_setup *setup, const fr_drive_options *options, fr_re
     fr_trace *trace = NULL;
     drive d = {.setup = &sized, .options = options, .err = err};
     fr_status status = batch ? FR_OK : prepare_trace(&sized, options, &trace, err);
+    if (trace) {
+        fr_trace_summary rows;
+        fr_trace_describe(trace, &rows);
+        out->left_out = rows.skipped;
+        out->reordered = rows.reordered;
+    }
     out->memory = sized.memory;
     out->fits = sized.fits;
     memcpy(out->reason, sized.reason, sizeof out->reason);

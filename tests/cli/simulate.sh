@@ -70,6 +70,10 @@ expect 0 simulate --model qwen3-30b-a3b --machine h200x8 --layers 4 --strategy a
 json "json_extract(j,'\$.requests')" 50
 json "json_extract(j,'\$.ttft_s.p50') <= json_extract(j,'\$.ttft_s.p90') AND json_extract(j,'\$.ttft_s.p90') <= json_extract(j,'\$.ttft_s.p99')" 1
 expect 2 simulate --strategy tp --model qwen3-30b-a3b --trace /no/such/trace.csv && says /no/such/trace.csv
+# rows of a trace that do not go in as they are: said, not passed over
+printf 'TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03.9799600,500,1\n2023-11-16 18:17:02.0000000,0,1\n2023-11-16 18:17:02.5000000,700,1\n' >"$work/odd.csv"
+expect 0 simulate --model qwen3-30b-a3b --machine h200x8 --layers 4 --strategy asyncep --trace "$work/odd.csv" &&
+    prints "left out         1 rows of the trace: 0 tokens" && prints "reordered        1 rows"
 
 # an experiment file is the same experiment as the flags
 cat >"$work/cell.json" <<'J'
