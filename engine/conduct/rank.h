@@ -75,7 +75,7 @@ typedef struct {
 typedef enum { FR_RANK_NONE = 0, FR_RANK_RUNNING, FR_RANK_ENTERED, FR_RANK_DONE } fr_rank_state;
 
 typedef struct {
-    int64_t weights_bytes, activation_bytes;
+    int64_t weights_bytes, activation_bytes, communicator_bytes;
     int64_t memory_bytes;   /* of the device in use after the last forward, libraries and context included */
     double weights_s;       /* that it took to fill the weights */
     double clock_error_ns;  /* of device times on the run's clock, at most; NaN = not known */

@@ -203,16 +203,18 @@ static json_t *ranks_json(const fr_run_output *o, int gather) {
         const fr_meter_reading *m = &o->meter[r];
         json_array_append_new(
             list,
-            json_pack(
-                "{s:i, s:s, s:s, s:s, s:I, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:o, s:o, s:f, s:f, s:b, s:o}",
-                "rank", r, "gpu", o->device[r].name, "bus", o->device[r].bus, "uuid", o->device[r].uuid,
-                "weights_bytes", (json_int_t)f->weights_bytes, "activation_bytes", (json_int_t)f->activation_bytes,
-                "memory_bytes", (json_int_t)f->memory_bytes, "elapsed_s", (double)p->elapsed * 1e-9, "compute_s",
-                (double)p->compute * 1e-9, "exposed_comm_s", (double)p->exposed_comm * 1e-9, "hidden_comm_s",
-                (double)p->hidden_comm * 1e-9, "wait_s", (double)p->wait * 1e-9, "bubble_s", (double)p->bubble * 1e-9,
-                "idle_s", (double)p->idle * 1e-9, "clock_error_s", ns_or_null(f->clock_error_ns), "clock_drift_ppm",
-                isfinite(f->clock_drift_ppm) ? json_real(f->clock_drift_ppm) : json_null(), "sm_mhz", m->sm_mhz,
-                "watts", m->watts, "power_capped", m->power_capped, "transfers", transfers_json(f, gather)));
+            json_pack("{s:i, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:o, s:o, s:f, s:f, "
+                      "s:b, s:o}",
+                      "rank", r, "gpu", o->device[r].name, "bus", o->device[r].bus, "uuid", o->device[r].uuid,
+                      "weights_bytes", (json_int_t)f->weights_bytes, "activation_bytes",
+                      (json_int_t)f->activation_bytes, "communicator_bytes", (json_int_t)f->communicator_bytes,
+                      "memory_bytes", (json_int_t)f->memory_bytes, "elapsed_s", (double)p->elapsed * 1e-9, "compute_s",
+                      (double)p->compute * 1e-9, "exposed_comm_s", (double)p->exposed_comm * 1e-9, "hidden_comm_s",
+                      (double)p->hidden_comm * 1e-9, "wait_s", (double)p->wait * 1e-9, "bubble_s",
+                      (double)p->bubble * 1e-9, "idle_s", (double)p->idle * 1e-9, "clock_error_s",
+                      ns_or_null(f->clock_error_ns), "clock_drift_ppm",
+                      isfinite(f->clock_drift_ppm) ? json_real(f->clock_drift_ppm) : json_null(), "sm_mhz", m->sm_mhz,
+                      "watts", m->watts, "power_capped", m->power_capped, "transfers", transfers_json(f, gather)));
     }
     return list;
 }

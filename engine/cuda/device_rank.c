@@ -213,6 +213,7 @@ static void facts(void *self, fr_rank_facts *out) {
     d->facts.weights_bytes = d->weights->bytes;
     d->facts.weights_s = d->weights->seconds;
     d->facts.activation_bytes = fr_exec_bytes(d->exec) + fr_transport_bytes(d->transport);
+    d->facts.communicator_bytes = fr_transport_communicators(d->transport);
     memcpy(d->facts.launched, fr_exec_launched(d->exec), sizeof d->facts.launched);
     *out = d->facts;
 }

@@ -150,7 +150,10 @@ static void open_circles(fr_planner *p, fr_rank *r, int index) {
     r->ep = stage_circle(p, r, index, l->ep, r == back ? FR_NONE : back->ep.group);
     int all = l->experts == FR_EXP_TP ? l->tp * l->dp : 1;
     back = r - index % all;
-    r->stage_group = stage_circle(p, r, index, all, r == back ? FR_NONE : back->stage_group.group);
+    if (all == l->tp) /* attention's group: one communicator (engine/cuda/transport) */
+        r->stage_group = r->tp;
+    else
+        r->stage_group = stage_circle(p, r, index, all, r == back ? FR_NONE : back->stage_group.group);
     r->ep_index = (int16_t)(p->folded ? 0 : index % l->ep);
 }
 

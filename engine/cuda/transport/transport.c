@@ -25,8 +25,9 @@ struct fr_transport {
     fr_nccl *lib;
     fr_nccl_comm **comms; /* [plan groups]: of those that this rank is in */
     uint32_t groups;
-    void **arenas;    /* [ranks]: as seen from here */
-    int64_t *offsets; /* [ranks][plan buffers], from the rank's arena; -1: not there */
+    int64_t comm_bytes; /* device memory that they took */
+    void **arenas;      /* [ranks]: as seen from here */
+    int64_t *offsets;   /* [ranks][plan buffers], from the rank's arena; -1: not there */
     uint32_t buffers;
     fr_exchanges *exchanges;
     window windows[MOST_WINDOWS];
@@ -90,12 +91,34 @@ static int member_of(const fr_transport *t, uint32_t group, int rank) {
     return -1;
 }
 
+/* Whether our own kernels do all that the group does: it is the one of ep's exchange, ranks in a row (those of a
+ * pipeline's pair are a stage apart). Where a tp group has the same members it stands before (planner.c). */
+static bool exchanges_only(const fr_transport *t, uint32_t group) {
+    const fr_layout *l = t->o.layout;
+    const fr_plan *p = t->o.plan;
+    const fr_group *g = &p->groups[group];
+    const int16_t *members = p->members + g->first;
+    if (l->experts != FR_EXP_EP || l->exchange == FR_EXCHANGE_AGRS || g->count != l->ep) return false;
+    if (g->count < 2 || members[1] != members[0] + 1) return false;
+    bool second = l->tp != l->ep;
+    for (uint32_t h = 0; h < group && !second; h++)
+        second = p->groups[h].count == g->count &&
+                 memcmp(p->members + p->groups[h].first, members, (size_t)g->count * sizeof *members) == 0;
+    return second;
+}
+
+static int64_t memory_left(void) {
+    size_t left = 0, all = 0;
+    return cudaMemGetInfo(&left, &all) == cudaSuccess ? (int64_t)left : 0;
+}
+
 /* One group after the other, in the plan's order on all ranks: whoever waits for a peer is waited for by none. */
 static fr_status connect_groups(fr_transport *t, fr_error *err) {
     const fr_plan *p = t->o.plan;
     char *ids = fr_alloc((size_t)t->ranks * FR_NCCL_ID_BYTES);
     fr_status s = fr_nccl_load(&t->lib, err);
     for (uint32_t g = 0; g < p->groups_count && s == FR_OK; g++) {
+        if (exchanges_only(t, g)) continue; /* on all ranks alike */
         const int me = member_of(t, g, t->o.rank), leader = p->members[p->groups[g].first];
         fr_nccl_request r = {.lib = t->lib,
                              .ranks = p->groups[g].count,
@@ -107,8 +130,10 @@ static fr_status connect_groups(fr_transport *t, fr_error *err) {
         if (me == 0) s = fr_nccl_unique(t->lib, r.id, err);
         if (s == FR_OK) s = fr_world_exchange(t->o.world, t->o.rank, r.id, sizeof r.id, ids, err);
         if (s != FR_OK || me < 0) continue;
+        const int64_t left = memory_left();
         memcpy(r.id, ids + (size_t)leader * FR_NCCL_ID_BYTES, sizeof r.id);
         s = fr_nccl_connect(&r, &t->comms[g], err);
+        t->comm_bytes += fr_max_i64(0, left - memory_left());
     }
     free(ids);
     return s;
@@ -300,6 +325,10 @@ fr_status fr_transport_bind(fr_transport *t, void *arena, size_t bytes, void *co
 
 int64_t fr_transport_bytes(const fr_transport *t) {
     return fr_exchanges_bytes(t->exchanges);
+}
+
+int64_t fr_transport_communicators(const fr_transport *t) {
+    return t->comm_bytes;
 }
 
 /* ---- launching ----------------------------------------------------------------------------------------------------*/

@@ -138,6 +138,7 @@ fr_status fr_transport_check(fr_transport *t, fr_error *err);
  * Any thread. */
 void fr_transport_abort(fr_transport *t);
 
-int64_t fr_transport_bytes(const fr_transport *t); /* device memory held, without NCCL's own */
+int64_t fr_transport_bytes(const fr_transport *t);         /* device memory held, without NCCL's own */
+int64_t fr_transport_communicators(const fr_transport *t); /* what the device had less after NCCL connected */
 
 #endif
