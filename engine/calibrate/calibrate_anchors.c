@@ -104,7 +104,7 @@ static fr_status add_chains(fr_cal_maker *m, fr_error *err) {
         FR_TRY(fr_cal_layer(&model, m->machine, tokens[i], fr_cal_chain_length(tokens[i]), &m->g->table, rows, err));
         int up = 0;
         while (rows[up].shape.kind != FR_OP_EXPERT_UP) up++;
-        const int tier = m->mode == FR_CAL_ANCHORS ? 1 + 2 * i : 2;
+        const int tier = m->mode == FR_CAL_ANCHORS ? 1 + i : 2;
         fr_cal_item *it = fr_cal_add(m, FR_CAL_CHAIN, tier, rows[up]);
         it->tokens = tokens[i];
         it->hold_s = i ? ANCHOR_HOLD_S : LAYER_HOLD_S;
@@ -176,7 +176,7 @@ fr_status fr_cal_add_anchors(fr_cal_maker *m, fr_error *err) {
         r.regime = FR_SUSTAINED;
         if (m->mode == FR_CAL_FULL || chief || (m->mode == FR_CAL_QUICK && i == 5)) {
             const bool limited = fr_op_class_of((fr_op_kind)r.shape.kind) != FR_CLASS_MEMORY;
-            const int tier = anchors ? (limited ? 2 : 4) : m->mode == FR_CAL_FULL ? 2 : 0;
+            const int tier = anchors ? (limited ? 3 : 4) : m->mode == FR_CAL_FULL ? 2 : 0;
             fr_cal_item *it = fr_cal_add(m, FR_CAL_HOLD, tier, r);
             it->hold_s = anchors && !limited ? hold / 2 : hold;
             it->residual = residual;
