@@ -11,7 +11,6 @@
 #include "engine/cost/cost_chain.h"
 #include "engine/cost/cost_family.h"
 #include "engine/cost/cost_follow.h"
-#include "engine/cost/cost_packed.h"
 #include "engine/cost/cost_tile.h"
 #include "engine/cost/power_fit.h"
 
@@ -58,7 +57,6 @@ struct fr_cost_model {
     unsigned moved; /* ceilings that differ from those of the tables: what stands on them is not measured any more */
     bool fp8_attention;
     fr_power power;
-    fr_packed packed;
     fr_chain chain;
     fr_follow follow;
     fr_card mean; /* of the cards of this kind, over the table's */
@@ -328,7 +326,6 @@ fr_status fr_cost_open(const fr_machine *machine, const fr_cost_options *options
     }
     set_ceilings(c);
     set_power(c);
-    fr_packed_fit(c->sources, c->source_count, &c->packed);
     fr_follow_fit(c->sources, c->source_count, &c->follow);
     fr_family_build(&c->set, c->sources, c->source_count, c->power.known ? FR_BURST : c->options.regime, NULL);
     for (int i = c->set.first[FR_CLASS_ATTENTION]; i < c->set.end[FR_CLASS_ATTENTION]; i++)
@@ -432,11 +429,6 @@ void fr_cost_op(const fr_cost_model *c, const fr_shape *shape, const fr_pair *pa
         e.provenance = FR_FROM_ROOFLINE;
     }
     if (class == FR_CLASS_HOST) host_cost(c, &s, &e);
-    if (class == FR_CLASS_ATTENTION) {
-        const double factor = fr_packed_factor(&c->packed, &s, pairs);
-        e.ns *= factor, e.low *= factor, e.high *= factor;
-        if (factor > 1 && e.provenance == FR_FROM_MEASURED) e.provenance = FR_FROM_INTERPOLATED;
-    }
     /* Two ranks that pull from each other were measured; how more share a switch is a law, unless a table has rows of
      * so many (engine/cost/cost_family.c). */
     bool crowd = (s.kind == FR_OP_PULL || s.kind == FR_OP_PUSH) && s.ranks > 2 && e.provenance >= FR_FROM_EXTRAPOLATED;

@@ -23,13 +23,14 @@
 #define TILE_M_SMALL 64
 
 /* Flash attention: 128 queries and 128 keys a block (cuDNN's sm90 forward, FlashAttention-3 for head_dim 128). Each
- * query tile also pays a start and an end worth ATTN_TILE_EXTRA key blocks: unmasked cuDNN runs on H200 give
- * 633/671/691/702 TFLOP/s at 2k/4k/8k/16k, i.e. n/(n+1.7) of 704 with n key blocks. With causal blocks counted whole
- * this alone gives 451 TFLOP/s at 1k, as measured. */
+ * query tile also pays a start and an end worth ATTN_TILE_EXTRA key blocks: over the grid's 330 bursts of head_dim 128
+ * (kernels/measured/raw/h200x1-grid-2026-11-22.raw) one block leaves 0.9 to 2 % where lengths are equal, 1.7 left 2 to
+ * 4 %. Unmasked runs gave 1.7: n/(n+1.7) of 704 TFLOP/s with n key blocks. */
 #define ATTN_Q          128
 #define ATTN_KV         128
-#define ATTN_TILE_EXTRA 1.7
-/* The last wave: on average half of the longest unit of work keeps the other SMs waiting. */
+#define ATTN_TILE_EXTRA 1.0
+/* Behind all that the SMs share evenly, half of the longest unit of work is still under way on average. (The larger of
+ * the two and then the half, as it was, made a few long units 7 to 11 % too quick: one sequence of 768 or 1,024.) */
 #define ATTN_TAIL 0.5
 
 /* NCCL's own tuning constants for NVLink rings, Simple protocol: 8.4 us to start, 3.4 us a hop; 14 us a hop over the
@@ -183,6 +184,7 @@ static void attention_blocks(double q, double p, double w, double *blocks, doubl
 static void attention(const fr_ceilings *c, const fr_shape *s, const fr_pair *pairs, fr_base *out) {
     double width = s->head_dim + (s->v_head_dim ? s->v_head_dim : s->head_dim), heads = s->n, kv_heads = s->k;
     double work = 0, longest = 0, useful = 0, queries = 0, keys = 0, tiles = 0;
+    int32_t count = 0, least = INT32_MAX, most = 0;
     for (uint32_t i = 0; i < s->vector_count; i++) {
         fr_pair v = pairs[s->vector + i];
         if (v.queries <= 0) continue;
@@ -195,13 +197,17 @@ static void attention(const fr_ceilings *c, const fr_shape *s, const fr_pair *pa
         queries += v.queries;
         double seen = (double)v.prefix + v.queries;
         out->cached |= v.prefix > 0;
+        count++;
+        least = v.queries < least ? v.queries : least;
+        most = v.queries > most ? v.queries : most;
         keys += s->window > 0 && seen > s->window + v.queries ? s->window + v.queries : seen;
     }
     if (queries <= 0) return;
+    out->equal = count > 1 && least == most && most <= FR_ATTENTION_EQUAL && !out->cached;
     double block = 2.0 * ATTN_Q * ATTN_KV * width, peak = peak_of(c, s->precision), e = 2;
     double bytes = e * width * (queries * heads + keys * kv_heads);
     double units = work * heads / c->sms;
-    double compute = block * (max2(units, longest) + ATTN_TAIL * longest) * c->sms / peak;
+    double compute = block * max2(units + ATTN_TAIL * longest, longest) * c->sms / peak;
     out->ns = c->floor_ns + 1e9 * max2(compute, bytes / c->hbm);
     out->feature = log(work / tiles);
     out->flops = 2 * heads * width * useful;

@@ -16,6 +16,7 @@ typedef struct {
     double hbm_bytes, link_bytes;
     double flops; /* useful ones; 0 where none are done on tensor cores */
     bool cached;  /* attention: over keys from the cache, which are gathered first */
+    bool equal;   /* attention: two and more sequences of one short length, which run without length masks */
 } fr_base;
 
 void fr_cost_base(const fr_ceilings *c, const fr_shape *s, const fr_pair *pairs, fr_base *out);

@@ -151,6 +151,13 @@ static fr_regime grid_regime(const fr_source *sources, int count, fr_op_class cl
  * grouped products of 256 rows an expert, which do run into the power limit, need 0.57. */
 #define HBM_BOUND 0.67
 
+/* Equal lengths that were sent through the graph of varied ones count there. */
+static bool makes_curve(const fr_row *r) {
+    fr_row own = *r;
+    own.packed = false;
+    return fr_row_plain(&own);
+}
+
 #define HOT_SPREAD 0.03 /* what first deciles of cool turns repeat within, three times over */
 
 static void add_sample(item_list *list, const fr_source *src, const fr_row *r, double scale, bool same_regime) {
@@ -162,6 +169,7 @@ static void add_sample(item_list *list, const fr_source *src, const fr_row *r, d
     memset(it, 0, sizeof *it);
     it->key = key_of(&r->shape, r->ways, r->type == FR_ROW_GENERIC);
     it->key.cached = base.cached;
+    it->key.equal = base.equal && !r->packed;
     /* The other regime differs by the clock, which HBM does not follow (facts: 1 GiB streamed at 1,980 MHz and 550 W,
      * not throttled): what spends most of its time there keeps it. */
     if (base.hbm_bytes / src->table->ceilings.hbm * 1e9 > HBM_BOUND * r->ns) scale = 1;
@@ -236,7 +244,7 @@ void fr_family_build(fr_family_set *set, const fr_source *sources, int count, fr
         for (int s = 0; s < end - first; s++)
             for (uint32_t i = 0; i < use[s].table->count; i++) {
                 const fr_row *r = &use[s].table->rows[i];
-                if (class_of(&r->shape) != (fr_op_class)c || r->regime != grid || r == skip || !fr_row_plain(r) ||
+                if (class_of(&r->shape) != (fr_op_class)c || r->regime != grid || r == skip || !makes_curve(r) ||
                     replaced(use, s, use[s].table, r))
                     continue;
                 add_sample(&list, &use[s], r, set->regime_ratio[c], grid == regime);
@@ -278,7 +286,7 @@ static double distance(const fr_family_key *f, const fr_family_key *want) {
         return log_distance(f->n, want->n) + log_distance(f->k, want->k);
     case FR_CLASS_ATTENTION:
         return log_distance(f->n, want->n) + log_distance(f->k, want->k) + (f->windowed != want->windowed ? 1 : 0) +
-               (f->cached != want->cached ? 1 : 0);
+               (f->cached != want->cached ? 1 : 0) + (f->equal != want->equal ? 1 : 0);
     case FR_CLASS_MEMORY:
         if (f->kind != want->kind) return f->kind == FR_OP_NONE ? 50 : 100;
         return log_distance(f->n, want->n) + log_distance(f->k, want->k);
@@ -537,6 +545,7 @@ void fr_family_list(const fr_family_set *set, fr_text *out) {
                      (int)k->n, (int)k->k,
                      k->windowed ? " windowed"
                      : k->cached ? " over a cache"
+                     : k->equal  ? " equal lengths"
                                  : "");
             break;
         case FR_CLASS_COLLECTIVE:
@@ -566,6 +575,7 @@ bool fr_family_estimate(const fr_family_set *set, const fr_ceilings *ceilings, c
                         uint8_t ways, fr_estimate *out) {
     fr_family_key want = key_of(s, ways, false), other;
     want.cached = base->cached;
+    want.equal = base->equal;
     answer b;
     bool alias = false;
     if (!ask_families(set, &want, base, &b)) {

@@ -33,7 +33,7 @@ typedef struct {
     uint8_t ways;       /* copies: 1 = one direction busy, 2 = both at once */
     uint8_t victim;     /* slowdown: fr_op_class; resident: of one kind, shape.kind */
     uint8_t aggressor;  /* slowdown: fr_aggressor; draw: fr_draw_of */
-    bool packed;        /* attention: equal short lengths through the graph of varied ones (cost_packed.h) */
+    bool packed;        /* attention: equal short lengths through the graph of varied ones */
     bool behind;        /* between products, behind the kernel whose result it reads (cost_chain.h) */
     bool resident;      /* slowdown: the transfer was under way before the victim began and until after its end */
     uint8_t tile;       /* grouped: 1 + the fr_tile that was forced; 0 = the one that the engine takes */
