@@ -1,9 +1,8 @@
 /*
- * The SM clock of every rank under its power limit (engine/cost/power.h), as a controller sets it that knows the recent
- * past: the average over the limit's window of what ran gives the clock at which the mix meets the limit, corrected by
- * what the average power still lacks. A kernel gets its clock when it starts. Rest and memory-bound work leave room
- * that the next burst uses; pulls beside compute cost clock in proportion to how long they run; sustained differs from
- * burst in where the average starts, nothing else.
+ * The SM clock of every rank under its power limit, as the limit's two hands set it (engine/cost/power.h): every 30 ms,
+ * by the mean power of what ran since. A kernel gets its clock when it starts. Rest and memory-bound work leave room
+ * that the next kernels use; pulls beside compute cost clock in proportion to how long they run; sustained differs from
+ * burst in where the hands start, nothing else.
  *
  * Draws are whole milliwatts, so that sums don't depend on the order of starts and ends within an instant.
  */
@@ -13,31 +12,23 @@
 #include "engine/cost/power.h"
 #include "sim/player_state.h"
 
-/* Averages are brought up to date so many times a window, not at every op: the limit's own reaction is slower. */
-#define FOLD    32
-#define SETTLED 0.99 /* of a window behind them: averages speak for themselves */
-/* Clocks move in such steps on Hopper (NVML's list of supported clocks). Ranks that do the same then do it at the same
- * clock, whatever the last digits of their averages. */
-#define STEP_MHZ 15.0
-/* A kernel longer than this share of the window meets a moving clock: followed in steps of half of it. */
+/* A kernel longer than this share of a tick meets a moving clock, and is followed from tick to tick. */
 #define LONG 0.25
+/* When the first tick after time 0 comes: whoever starts does not know. A load from rest then meets the limit after 37
+ * ms, the mean of where it may fall (30 to 66 were read on cards). */
+#define FIRST_NS 10000000
 
 enum { KERNEL = 1, TRANSFER = 2 }; /* fr_play_lane.draws; TRANSFER + fr_mover */
 
 struct fr_clock {
-    double base, slope, heat;           /* averages over the window, W: fr_draw's base and slope; power */
-    double weight;                      /* how much of a window the first two stand on, 0..1 */
-    int64_t at, told;                   /* averages stand here; what came after is summed up to `told` */
-    int64_t base_ns, slope_ns, draw_ns; /* those sums, mW ns */
-    double x;                           /* clock by the averages as they stand */
-    int64_t base_mw, slope_mw, draw_mw; /* of what runs */
-    int32_t moving[FR_MOVERS][2];       /* transfers under way, in and out */
-    int32_t links;                      /* those of them over links */
-    int64_t awake;                      /* links are until then, should none be under way */
-    double cycles, busy;                /* sums over kernels: clock * ns, ns */
-    int64_t since, idle_from;           /* load after a rest began; the last kernel or transfer ended */
-    int64_t period, period_at;          /* of the slow limit (fr_power_period); when it began */
-    double unused, excess;              /* of the limit in it so far, W ns; of the one before: fr_power_limit */
+    fr_power_hands hands;
+    int64_t told, tick;                          /* what ran is summed up to here; the hands move next */
+    int64_t base_ns, slope_ns, draw_ns, busy_ns; /* those sums since they did, mW ns; ns of kernels */
+    int64_t base_mw, slope_mw, draw_mw;          /* of what runs */
+    int32_t moving[FR_MOVERS][2];                /* transfers under way, in and out */
+    int32_t links;                               /* those of them over links */
+    int64_t awake;                               /* links are until then, should none be under way */
+    double cycles, busy;                         /* sums over kernels: clock * ns, ns */
     bool begun;
 };
 
@@ -49,6 +40,14 @@ static double alone_of(const fr_power *w, fr_mover kind) {
     return w->alone[kind == FR_MOVES_EXCHANGE ? FR_DRAW_EXCHANGE : FR_DRAW_NCCL];
 }
 
+/* As after a long time at `watts`, on this rank's card. */
+static void begin(const fr_player *p, int rank, double watts, fr_power_hands *h) {
+    const fr_power *w = p->power;
+    fr_power_hands_begin(w, watts, h);
+    if (p->o.cards && w->fresh > w->cap) h->fresh = w->idle + (w->fresh - w->idle) * p->o.cards[rank].draw;
+    if (watts < w->cap) h->limit = h->fresh;
+}
+
 void fr_play_clock_open(fr_player *p) {
     if (!p->o.interference || !p->o.cost || p->o.price || !fr_cost_power(p->o.cost)->known) return;
     p->power = fr_cost_power(p->o.cost);
@@ -58,115 +57,82 @@ void fr_play_clock_open(fr_player *p) {
     for (int k = 0; k < FR_MOVERS; k++)
         p->mover_mw[k] = milliwatts((k < FR_MOVES_NCCL ? p->power->transfer[k] : alone_of(p->power, (fr_mover)k)) / 2);
     for (int r = 0; r < p->plan->ranks; r++) {
-        p->clocks[r].heat = sustained ? p->power->cap : p->power->idle;
         p->clocks[r].awake = INT64_MIN;
-        p->clocks[r].since = !sustained ? 0 : p->o.load_ns > 0 ? -p->o.load_ns - p->o.pause_ns : -FR_POWER_SETTLED_NS;
-        p->clocks[r].period = fr_power_period(-p->clocks[r].since);
-        p->clocks[r].excess = 1; /* of the load before time 0 */
+        p->clocks[r].tick = FIRST_NS;
+        begin(p, r, sustained ? p->power->cap : p->power->idle, &p->clocks[r].hands);
     }
 }
 
-/* exp(-u) as 1 / (1 + u + u^2/2 + u^3/6): within 2 % of the step for u <= 1, and the same on every machine. */
-static inline double fade(double u) {
-    return 1 / (1 + u * (1 + u * (0.5 + u / 6)));
+/* The sums since the last tick go to the hands. */
+static void tick(const fr_player *p, fr_clock *c) {
+    const double watts = p->power->idle + 1e-3 / FR_POWER_TICK_NS * (double)c->draw_ns;
+    const double slope = c->busy_ns > 0 ? 1e-3 * (double)c->slope_ns / (double)c->busy_ns : 0;
+    const double square = c->slope_ns > 0 ? (double)(c->draw_ns - c->base_ns) / (double)c->slope_ns : 1;
+    fr_power_tick(p->power, watts, square, slope, &c->hands);
+    c->base_ns = c->slope_ns = c->draw_ns = c->busy_ns = 0;
+    c->tick += FR_POWER_TICK_NS;
 }
 
-static inline void average(fr_clock *c, double keep, double base, double slope, double power) {
-    c->base = keep * c->base + (1 - keep) * base;
-    c->slope = keep * c->slope + (1 - keep) * slope;
-    c->heat = keep * c->heat + (1 - keep) * power;
-    c->weight = keep * c->weight + (1 - keep);
-}
-
-/* What ran since the last change, at every start and end. */
-static inline void tell(const fr_player *p, fr_clock *c) {
-    int64_t ns = p->now - c->told;
-    if (ns == 0) return;
-    if (c->awake > c->told || c->links > 0) {
-        const int64_t awake = c->links > 0 ? ns : fr_min_i64(p->now, c->awake) - c->told;
-        c->base_ns += awake * p->link_mw;
-        c->draw_ns += awake * p->link_mw;
-    }
+/* ns of the same draw. */
+static inline void sum(fr_clock *c, int64_t ns) {
     c->base_ns += c->base_mw * ns;
     c->slope_ns += c->slope_mw * ns;
     c->draw_ns += c->draw_mw * ns;
-    c->told = p->now;
+    if (c->slope_mw > 0) c->busy_ns += ns;
+    c->told += ns;
 }
 
-/* At the end of a period of the slow limit: whether it was made use of. */
-static inline void count_period(const fr_player *p, fr_clock *c) {
-    const int64_t period = fr_power_period(p->now - c->since), ns = p->now - c->period_at;
-    if (period == c->period || ns <= 0) return;
-    const double unused = c->unused / (double)ns;
-    c->excess = fmin(1, fmax(0, 1 - unused / fmax(1, p->power->fresh - p->power->cap)));
-    c->period = period;
-    c->period_at = p->now;
-    c->unused = 0;
-}
-
-/* Brings the averages up to now, once a FOLDth of the window has passed; at the beginning, always. */
-static inline void advance(const fr_player *p, fr_clock *c) {
-    tell(p, c);
-    int64_t ns = p->now - c->at;
-    if (ns <= 0 || (c->weight > SETTLED && (double)ns * FOLD < p->power->window_ns)) return;
-    double each = 1e-3 / (double)ns;
-    average(c, fade((double)ns / p->power->window_ns), each * (double)c->base_ns, each * (double)c->slope_ns,
-            p->power->idle + each * (double)c->draw_ns);
-    c->unused += (fr_power_limit(p->power, p->now - c->since, c->excess) - p->power->idle) * (double)ns -
-                 1e-3 * (double)c->draw_ns;
-    count_period(p, c);
-    c->base_ns = c->slope_ns = c->draw_ns = 0;
-    c->at = p->now;
-    c->x = 0;
-}
-
-/* The clock for a kernel that starts now; until a window has passed it judges by itself as well. */
-static inline double choose(const fr_power *w, const fr_clock *c, const fr_price *price) {
-    double own = 1 - c->weight, cap = fr_power_limit(w, c->told - c->since, c->excess);
-    double x = fr_power_clock(w, cap + FR_POWER_GAIN * (cap - c->heat), c->base + own * price->base,
-                              c->slope + own * price->slope);
-    double steps = (double)(int)(x * w->full_mhz / STEP_MHZ + 0.5);
-    return fr_least(1, steps * STEP_MHZ / w->full_mhz);
+/* What ran since the last change, at every start and end. */
+static void tell(const fr_player *p, fr_clock *c) {
+    while (c->told < p->now) {
+        const int64_t ns = fr_min_i64(p->now, c->tick) - c->told;
+        if (c->awake > c->told || c->links > 0) {
+            const int64_t awake = c->links > 0 ? ns : fr_min_i64(ns, c->awake - c->told);
+            c->base_ns += awake * p->link_mw;
+            c->draw_ns += awake * p->link_mw;
+        }
+        sum(c, ns);
+        if (c->told < c->tick) return;
+        tick(p, c);
+        const int64_t ticks = (p->now - c->told) / FR_POWER_TICK_NS;
+        if (c->draw_mw > 0 || ticks <= FR_POWER_TICKS) continue;
+        begin(p, (int)(c - p->clocks), p->power->idle, &c->hands); /* a rest longer than they look back */
+        c->told += ticks * FR_POWER_TICK_NS;
+        c->tick += ticks * FR_POWER_TICK_NS;
+    }
 }
 
 static inline double speed(const fr_price *price, double x) {
-    return fr_power_speed(&(fr_draw){.flex = price->flex, .full = price->full}, x);
+    return fr_power_speed(&(fr_draw){.flex = price->flex, .full = price->full, .knee = price->knee}, x);
 }
 
-static inline double watts(const fr_price *price, double x) {
-    return price->base + price->slope * x * x;
-}
-
-/* Mean speed of a long kernel whose own draw moves the clock; *x becomes its mean clock. */
+/* Mean speed of a long kernel over the ticks that it meets; *x becomes its mean clock. */
 static double follow(const fr_player *p, const fr_clock *from, const fr_price *price, double *x) {
     fr_clock c = *from;
-    double step = 0.5 * LONG * p->power->window_ns, keep = fade(0.5 * LONG), left = (double)price->work, t = 0, sum = 0;
-    const double awake = c.links > 0 || c.awake > p->now ? p->power->alone[FR_DRAW_LINK] : 0;
+    double left = (double)price->work, t = 0, sum_x = 0;
+    const int64_t base = milliwatts(price->base) + (c.links > 0 || c.awake > p->now ? p->link_mw : 0);
+    c.base_mw += base;
+    c.slope_mw += milliwatts(price->slope);
     for (int i = 0; i < 256 && left > 0; i++) {
-        double at = choose(p->power, &c, price), v = speed(price, at), dt = fr_least(step, left / v);
-        if (i == 255) dt = left / v; /* long settled */
+        const double at = fr_least(c.hands.x, price->full), v = speed(price, c.hands.x);
+        const double dt = i == 255 ? left / v : fr_least((double)(c.tick - c.told), left / v); /* long settled */
         left -= v * dt;
         t += dt;
-        sum += at * dt;
-        average(&c, keep, awake + 1e-3 * (double)c.base_mw + price->base, 1e-3 * (double)c.slope_mw + price->slope,
-                p->power->idle + awake + 1e-3 * (double)c.draw_mw + watts(price, fr_least(at, price->full)));
+        sum_x += at * dt;
+        c.draw_mw = from->draw_mw + base + milliwatts(price->slope * at * at);
+        sum(&c, (int64_t)dt);
+        if (c.told >= c.tick) tick(p, &c);
     }
-    *x = sum / t;
+    *x = sum_x / t;
     return (double)price->work / t;
 }
 
 static void add(fr_player *p, int rank, int64_t base, int64_t slope, int64_t all) {
     fr_clock *c = &p->clocks[rank];
     tell(p, c);
-    if (c->draw_mw == 0 && p->now - c->idle_from >= FR_POWER_REST_NS) {
-        c->since = c->period_at = p->now;
-        c->period = 0;
-        c->unused = 0;
-    }
     c->base_mw += base;
     c->slope_mw += slope;
     c->draw_mw += all;
-    if (c->draw_mw == 0) c->idle_from = p->now;
 }
 
 double fr_play_clock_start(fr_player *p, fr_play_lane *l) {
@@ -183,16 +149,9 @@ double fr_play_clock_start(fr_player *p, fr_play_lane *l) {
         own.full = (float)fr_least(1, price->full / time);
         price = &own;
     }
-    advance(p, c);
-    double x, v;
-    if ((double)price->work > LONG * p->power->window_ns) {
-        v = follow(p, c, price, &x);
-    } else {
-        if (c->x <= 0 || c->weight <= SETTLED) c->x = choose(p->power, c, price);
-        x = c->x;
-        v = speed(price, x);
-    }
-    x = fr_least(x, price->full);
+    tell(p, c);
+    double x = fr_least(c->hands.x, price->full), v = speed(price, x);
+    if ((double)price->work > LONG * FR_POWER_TICK_NS) v = follow(p, c, price, &x);
     l->base_mw = milliwatts(price->base);
     l->slope_mw = milliwatts(price->slope);
     l->draw_mw = l->base_mw + milliwatts(price->slope * x * x);
@@ -207,8 +166,8 @@ double fr_play_clock_collective(fr_player *p, fr_play_lane *l) {
     const fr_price *price = &l->run->prices[l->op->shape];
     fr_clock *c = &p->clocks[l->rank];
     if (price->flex <= 0) return 1;
-    advance(p, c);
-    return speed(price, fmin(1, FR_POWER_LIGHT * choose(p->power, c, price)));
+    tell(p, c);
+    return speed(price, fmin(1, FR_POWER_LIGHT * c->hands.x));
 }
 
 /* One end of a transfer begins or ends: half of its watts while any of the kind and direction is under way, since those
@@ -247,47 +206,69 @@ void fr_play_clock_end(fr_player *p, fr_play_lane *l) {
     l->draws = 0;
 }
 
-/* Sustained starts where a stream of the first forward would have settled. */
+/* The mean of what a rank runs in a forward. */
+typedef struct {
+    double base, slope, full; /* W; W; x */
+    bool links;
+} mix;
+
+static bool mix_of(const fr_player *p, const fr_run *run, int rank, mix *out) {
+    double base = 0, slope = 0, full = 0, moved = 0, busy = 0;
+    *out = (mix){.full = 1};
+    for (uint32_t i = 0; i < run->f->ops_count; i++) {
+        const fr_op *op = &run->f->ops[i];
+        const fr_lane *lane = &p->plan->lanes[op->lane];
+        const fr_price *price = &run->prices[op->shape];
+        if (lane->rank != rank) continue;
+        const fr_op_class class = p->class_of[op->kind];
+        const double ns = (double)price->ns, drawn = price->slope * ns * (p->o.cards ? p->o.cards[rank].draw : 1);
+        if (lane->kind == FR_LANE_COMPUTE) busy += ns;
+        if (lane->kind == FR_LANE_COMPUTE && class == FR_CLASS_COLLECTIVE)
+            base += ns * alone_of(p->power, fr_play_mover(op->kind));
+        out->links |= class == FR_CLASS_COLLECTIVE || (class == FR_CLASS_COPY && op->kind != FR_OP_H2D &&
+                                                       op->kind != FR_OP_D2H && op->kind != FR_OP_DRAIN);
+        base += price->base * ns;
+        slope += drawn;
+        full += price->full * drawn;
+        if (lane->kind == FR_LANE_COPY) moved += p->power->transfer[FR_AGGRESSOR_PULL] * ns;
+    }
+    if (busy <= 0) return false;
+    out->base = base / busy + fr_least(moved / busy, p->power->transfer[FR_AGGRESSOR_PULL]);
+    if (out->links) out->base += p->power->alone[FR_DRAW_LINK];
+    out->slope = slope / busy;
+    if (slope > 0) out->full = full / slope;
+    return true;
+}
+
+/* The hands after `ns` of a mix back to back, or of rest. */
+static void lead_up(const fr_power *w, const mix *m, int64_t ns, fr_power_hands *h) {
+    for (; ns >= FR_POWER_TICK_NS; ns -= FR_POWER_TICK_NS) {
+        const double x = m ? fr_least(h->x, m->full) : 1;
+        fr_power_tick(w, w->idle + (m ? m->base + m->slope * x * x : 0), x * x, m ? m->slope : 0, h);
+    }
+}
+
+/* Sustained starts where a stream of the first forward would have settled, or where a load of so long has got to. */
 void fr_play_clock_begin(fr_player *p, const fr_run *run) {
+    const fr_power *w = p->power;
     if (fr_cost_regime(p->o.cost) != FR_SUSTAINED) return;
     for (uint32_t s = 0; s < run->shares_count; s++) {
-        int rank = run->shares[s].rank;
+        const int rank = run->shares[s].rank;
         fr_clock *c = &p->clocks[rank];
-        double base = 0, slope = 0, moved = 0, busy = 0;
-        bool links = false;
+        mix m;
         if (c->begun) continue;
         c->begun = true;
-        for (uint32_t i = 0; i < run->f->ops_count; i++) {
-            const fr_op *op = &run->f->ops[i];
-            const fr_lane *lane = &p->plan->lanes[op->lane];
-            const fr_price *price = &run->prices[op->shape];
-            if (lane->rank != rank) continue;
-            const fr_op_class class = p->class_of[op->kind];
-            if (lane->kind == FR_LANE_COMPUTE) busy += (double)price->ns;
-            if (lane->kind == FR_LANE_COMPUTE && class == FR_CLASS_COLLECTIVE)
-                base += (double)price->ns * alone_of(p->power, fr_play_mover(op->kind));
-            links |= class == FR_CLASS_COLLECTIVE || (class == FR_CLASS_COPY && op->kind != FR_OP_H2D &&
-                                                      op->kind != FR_OP_D2H && op->kind != FR_OP_DRAIN);
-            base += price->base * (double)price->ns;
-            slope += price->slope * (double)price->ns * (p->o.cards ? p->o.cards[rank].draw : 1);
-            if (lane->kind == FR_LANE_COPY) moved += p->power->transfer[FR_AGGRESSOR_PULL] * (double)price->ns;
+        if (!mix_of(p, run, rank, &m)) continue;
+        if (m.links) c->awake = (int64_t)w->awake_ns;
+        if (p->o.load_ns > 0) {
+            begin(p, rank, w->idle, &c->hands);
+            lead_up(w, &m, p->o.load_ns, &c->hands);
+        } else {
+            c->hands.x = fr_power_clock(w, w->cap, m.base, m.slope);
         }
-        if (busy <= 0) continue;
-        if (p->o.pause_ns >= FR_POWER_REST_NS) { /* as from rest */
-            c->heat = p->power->idle;
-            c->since = c->period = 0;
-            continue;
-        }
-        c->base = base / busy + fr_least(moved / busy, p->power->transfer[FR_AGGRESSOR_PULL]);
-        c->slope = slope / busy;
-        c->weight = 1;
-        if (links) c->base += p->power->alone[FR_DRAW_LINK];
-        if (links) c->awake = (int64_t)p->power->awake_ns;
-        for (int64_t left = p->o.pause_ns; left > 0;) { /* a fade is good for up to a window */
-            const int64_t step = fr_min_i64(left, (int64_t)p->power->window_ns);
-            average(c, fade((double)step / p->power->window_ns), 0, 0, p->power->idle);
-            left -= step;
-        }
+        /* A shorter pause is what the tick under way begins with. */
+        lead_up(w, NULL, p->o.pause_ns, &c->hands);
+        c->tick = FR_POWER_TICK_NS - p->o.pause_ns % FR_POWER_TICK_NS;
     }
 }
 

@@ -236,6 +236,7 @@ void fr_play_prices(fr_player *p, fr_run *run) {
             out->slope = (float)c.draw.slope;
             out->full = (float)c.draw.full;
             out->flex = (float)c.draw.flex;
+            out->knee = (float)c.draw.knee;
         }
         if (!p->o.sharing || out->ns == 0) continue;
         double second = 1e9 / (double)out->work;

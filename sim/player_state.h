@@ -15,7 +15,7 @@ typedef struct {
     int64_t ns, low, high;
     int64_t work;                  /* what is played: at the clock of a burst where the clock is followed, else ns */
     int64_t hbm, link;             /* bytes/s at full rate */
-    float base, slope, full, flex; /* fr_draw; slope 0 = keeps its time under any clock */
+    float base, slope, full, flex, knee; /* fr_draw; slope 0 = keeps its time under any clock */
     uint8_t provenance;
     bool none; /* size 0: the op is skipped */
 } fr_price;

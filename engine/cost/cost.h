@@ -26,11 +26,12 @@ typedef enum { FR_BURST = 0, FR_SUSTAINED } fr_regime;
 
 /*
  * How an op meets the power limit (engine/cost/power.h). At SM clock x <= full it draws idle + base + slope x^2 watts
- * and runs at 1 / (1 - flex + flex * full / x) of its speed in a burst; full: its clock in a burst. A zero slope:
- * nothing is known, or the op keeps no SM busy; a collective by NCCL's kernels has flex, of its time at full clock.
+ * and runs at 1 / (1 - flex + flex * full / x) of its speed in a burst; full: its clock in a burst. Below the clock
+ * `knee` the rest of its time, which HBM takes, grows too, by knee / x. A zero slope: nothing is known, or the op keeps
+ * no SM busy; a collective by NCCL's kernels has flex, of its time at full clock.
  */
 typedef struct {
-    double base, slope, full, flex;
+    double base, slope, full, flex, knee;
 } fr_draw;
 
 typedef struct {

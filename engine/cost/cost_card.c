@@ -33,7 +33,8 @@ void fr_card_plain(fr_card *out) {
 static double drawn(const fr_power *p, const fr_draw *d, double slower) {
     const double v = 1 / slower;
     if (d->slope <= 0 || d->flex <= 0 || slower < 1.01 || v <= 1 - d->flex) return 0;
-    const double x = v * d->flex * d->full / (1 - v + v * d->flex);
+    double x = v * d->flex * d->full / (1 - v + v * d->flex); /* as fr_power_speed has it */
+    if (x < d->knee) x = v * (d->flex * d->full + (1 - d->flex) * d->knee);
     return (p->cap - p->idle - d->base) / (d->slope * x * x);
 }
 

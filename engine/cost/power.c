@@ -41,6 +41,7 @@ void fr_power_plain(const fr_power *p, fr_op_kind kind, fr_precision precision, 
         out->flex = (flex >= 0 ? flex : p->flex[class]) * fr_power_unbound(share);
     }
     out->full = fr_least(1, fr_most(0.5, full));
+    out->knee = p->knee;
     /* what HBM draws goes down with the op's speed: about as x^2 over the range that limits move it */
     out->base = hbm * (1 - out->flex);
     out->slope = active + cores / out->full + hbm * out->flex / (out->full * out->full);
@@ -58,19 +59,37 @@ double fr_power_alone(const fr_power *p, const fr_draw *d) {
     return fr_least(d->full, fr_power_clock(p, p->cap, d->base, d->slope));
 }
 
+void fr_power_hands_begin(const fr_power *p, double watts, fr_power_hands *out) {
+    *out = (fr_power_hands){.x = 1, .fresh = p->fresh, .sum = FR_POWER_TICKS * watts};
+    out->limit = watts < p->cap ? p->fresh : p->cap;
+    for (int i = 0; i < FR_POWER_TICKS; i++) out->mean[i] = watts;
+}
+
+void fr_power_tick(const fr_power *p, double watts, double square, double slope, fr_power_hands *h) {
+    h->sum += watts - h->mean[h->at];
+    h->mean[h->at] = watts;
+    h->at = (h->at + 1) % FR_POWER_TICKS;
+    const double excess = h->sum / FR_POWER_TICKS - p->cap;
+    h->limit = fr_least(h->fresh, p->cap - (FR_POWER_SLOW_GAIN + FR_POWER_SLOW_BEND * fr_most(0, excess)) * excess);
+    /* what kernels had that cannot use the clock is where it comes down from */
+    const double left = h->limit - watts, from = left < 0 ? fr_least(square, h->x * h->x) : h->x * h->x;
+    const double next = slope > 0 ? from + FR_POWER_FAST_GAIN * left / slope : 1;
+    h->x = next >= 1 ? 1 : sqrt(fr_most(0.04, next));
+}
+
 void fr_power_describe(const fr_power *p, fr_text *out) {
     if (!p->known) {
         fr_text_add(out, "power: no rows with clock and watts: sustained costs are bursts times one ratio a class\n");
         return;
     }
     fr_text_add(out,
-                "power: idle %.0f W, limit %.0f W averaged over %.0f ms, bursts up to %.0f W; full clock %.0f MHz\n"
+                "power: idle %.0f W, limit %.0f W (%.0f after a rest), bursts up to %.0f W; full clock %.0f MHz\n"
                 "  busy SMs %.0f W at full clock (%.0f where they only move data), HBM at peak %.0f W,\n"
                 "  tensor cores at peak %.0f W (fp8 %.0f); rms error %.0f W over %d rows\n"
                 "  follow the clock: GEMM %.2f, grouped %.2f, attention %.2f\n"
                 "  beside compute: pulls %.0f W, NCCL %.0f W, host copies %.0f W\n",
-                p->idle, p->cap, p->window_ns / 1e6, p->peak, p->full_mhz, p->active, p->streaming, p->memory,
-                p->math[FR_BF16], p->math[FR_FP8], p->error, p->rows, p->flex[FR_CLASS_GEMM], p->flex[FR_CLASS_GROUPED],
+                p->idle, p->cap, p->fresh, p->peak, p->full_mhz, p->active, p->streaming, p->memory, p->math[FR_BF16],
+                p->math[FR_FP8], p->error, p->rows, p->flex[FR_CLASS_GEMM], p->flex[FR_CLASS_GROUPED],
                 p->flex[FR_CLASS_ATTENTION], p->transfer[FR_AGGRESSOR_PULL], p->transfer[FR_AGGRESSOR_NCCL],
                 p->transfer[FR_AGGRESSOR_H2D]);
 }

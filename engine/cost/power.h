@@ -33,7 +33,7 @@ typedef struct {
 
 struct fr_power {
     bool known;   /* enough rows with clock and watts; else nothing below is set */
-    double fresh; /* W: the limit in the first FR_POWER_FRESH_NS of load after a rest */
+    double fresh; /* W: the limit while less than `cap` is drawn on average (fr_power_hands) */
     double idle, cap, peak, active, streaming, memory; /* W; streaming: busy SMs of memory-bound kernels */
     double math[FR_PRECISIONS];      /* W, tensor cores at the peak of that precision; without rows of it as in bf16 */
     double flex[FR_CLASS_COUNT];     /* share of an op's time that goes with the clock, but for HBM's part */
@@ -41,8 +41,8 @@ struct fr_power {
                                         whose SMs it takes: less than nothing where those drew more */
     double alone[FR_DRAWS];          /* W while a collective runs with nothing beside it; link: while links are awake */
     double awake_ns;                 /* for how long they are after a transfer */
-    double window_ns;                /* over which the limit averages */
     double full_mhz;                 /* SM clock at x = 1 */
+    double knee;                     /* x below which HBM does not keep up its rate */
     fr_power_row row[FR_POWER_ROWS]; /* kinds of kernels differ by some per cent: rows near an op correct it */
     int held;                        /* rows in it */
     struct {
@@ -54,52 +54,53 @@ struct fr_power {
 };
 
 /* Share of its time that an op needs HBM for at the datasheet rate: streaming kernels reach FR_STREAMS and keep their
- * time under any clock; grouped products of 256 rows an expert need FR_FLEX_ALL and do follow it. */
+ * time under any clock above the knee; grouped products of 256 rows an expert need FR_FLEX_ALL and do follow it. */
 #define FR_FLEX_ALL 0.57
 #define FR_STREAMS  0.87
 
 /*
- * A second, slower hand looks at the mean power over some 0.9 s. For 0.82 s after a rest an H200 is held to some 725 W,
- * then, if it drew them, once cut to 520 W and back within 0.2 s; then 725 W again, and every 0.9 s a weaker cut: 0.25
- * s at some 640 W and 0.3 s until the 725 are back, which makes the mean over a period the limit of sustained load.
- * Loads of 75 % duty, whose mean is near that limit, are cut little or not at all. Rests of 80 ms and more start it
- * anew, 20 ms do not (kernels/measured/raw/h200-clock-2026-11-22.csv: every launch of loads and pauses, power beside).
+ * What the limit does over time (kernels/measured/raw/h200-layers-2026-11-22.csv.gz: layers back to back from rest, the
+ * clock counted around their kernels; h200-clock-, h200x2-links-: every launch of loads and pauses):
+ *
+ * - A fast hand sets the clock every 25 ms: by 0.4 of what the mean power since it last did so was off the limit. So it
+ *   holds the mean of what runs, whatever single kernels draw, and a pause gives clock back only behind it.
+ * - A slow hand holds the mean over the last 0.85 s at the limit of sustained load. Below it `fresh` may be drawn; e W
+ *   beyond it, 4 e + 0.13 e^2 less. So a load after a rest is cut deeply when 0.82 s are over, as all of the window has
+ *   drawn `fresh` by then; again 0.9 s later, when what was saved leaves the window; and so on, weaker each time. Rests
+ *   of more than 48 ms begin it anew, 20 ms do not.
+ *
+ * Least squares over 19 loads of 2.5 to 5 s, seven mixes on four cards: rms 2.2 % of the clock of 10 ms (before, with
+ * steps of a fixed length: 4 to 8 % in the cuts).
  */
-#define FR_POWER_FRESH_NS   820000000
-#define FR_POWER_CUT_NS     200000000
-#define FR_POWER_CUT        0.75 /* 520 of 692 W */
-#define FR_POWER_CYCLE_NS   900000000
-#define FR_POWER_WEAK_NS    250000000
-#define FR_POWER_RECOVER_NS 300000000
-#define FR_POWER_REST_NS    80000000
-#define FR_POWER_SETTLED_NS 1000000000000000 /* nobody knows when it began: the mean */
-/* The period that the load is in so long after it began anew: 0 = before the first cut. */
-static inline int64_t fr_power_period(int64_t ns) {
-    return ns < FR_POWER_FRESH_NS ? 0 : 1 + (ns - FR_POWER_FRESH_NS) / FR_POWER_CYCLE_NS;
-}
-/* The limit then. `excess`: 1 = the period before drew all that it was allowed to; 0 = less, by at least what it was
- * allowed beyond the sustained limit. */
-static inline double fr_power_limit(const fr_power *p, int64_t ns, double excess) {
-    if (p->fresh <= p->cap || ns >= FR_POWER_SETTLED_NS) return p->cap;
-    const int64_t period = fr_power_period(ns);
-    if (period == 0) return p->fresh;
-    ns = (ns - FR_POWER_FRESH_NS) % FR_POWER_CYCLE_NS;
-    double lack = 0;
-    if (period == 1 && ns < FR_POWER_CUT_NS)
-        lack = p->fresh - p->cap * (FR_POWER_CUT + (1 - FR_POWER_CUT) * (double)ns / FR_POWER_CUT_NS);
-    else if (period > 1)
-        lack = (p->fresh - p->cap) * FR_POWER_CYCLE_NS / (FR_POWER_WEAK_NS + FR_POWER_RECOVER_NS / 2) *
-               fmin(1, fmax(0, 1 - (double)(ns - FR_POWER_WEAK_NS) / FR_POWER_RECOVER_NS));
-    return p->fresh - excess * lack;
-}
+#define FR_POWER_TICK_NS   25000000
+#define FR_POWER_FAST_GAIN 0.4
+#define FR_POWER_SLOW_GAIN 4.0
+#define FR_POWER_SLOW_BEND 0.13 /* 1/W */
+/* `fresh` over the limit of sustained load, beyond idle, from the same loads. It is one clock on all cards, within 0.6
+ * %, where the sustained limit leaves a card that draws more a lower one: it goes with the card's draw. */
+#define FR_POWER_FRESH    1.055
+#define FR_POWER_REST_NS  80000000
+#define FR_POWER_CYCLE_NS 900000000 /* from one cut to the next: all of a round makes the mean of a long load */
+enum { FR_POWER_TICKS = 34 };       /* that the slow hand looks back */
+typedef struct {
+    double x, limit, fresh;           /* the clock from now on; W; W, of this card */
+    double mean[FR_POWER_TICKS], sum; /* W of each tick, the oldest at `at`; of all */
+    int at;
+} fr_power_hands;
+/* As after a long time at `watts`; x is 1 until the caller knows better. */
+void fr_power_hands_begin(const fr_power *p, double watts, fr_power_hands *out);
+/* Another tick is over: its mean power in W, and of its kernels the mean x^2 and slope (0 = none ran). */
+void fr_power_tick(const fr_power *p, double watts, double square, double slope, fr_power_hands *h);
+
+/* Bytes that an SM takes in a clock, at most, in units of the HBM's datasheet rate: products of 32 and 128 rows an
+ * expert, whose time is that of their weights, keep it down to 1,355 MHz on an H200 and follow the clock below
+ * (kernels/measured/raw/h200-layers-2026-11-22.csv.gz: 771 us above 1,400 MHz, 779, 784 and 807 at 1,380, 1,340,
+ * 1,300). */
+#define FR_POWER_REACH 26.8
 
 /* SM clock of a collective between products under the limit, over that of the products: NCCL's kernels draw little
  * (nine rows of a pair, kernels/measured/raw/h200x2-loaded-2026-11-22.raw, 1.10 to 1.12). */
 #define FR_POWER_LIGHT 1.1
-
-/* What the average lacks of the limit is spent so many times a window (sim/player_clock.c): the limit is met after
- * window / (1 + gain). Two keeps kernels of a third of a window from overshooting. */
-#define FR_POWER_GAIN 2.0
 
 /* What of a product's flex is left where HBM takes such a share of its time. */
 static inline double fr_power_unbound(double memory) {
@@ -120,7 +121,8 @@ void fr_power_plain(const fr_power *p, fr_op_kind kind, fr_precision precision, 
                     double clock, double flex, fr_draw *out);
 /* How fast the op runs at clock x, relative to a burst: 1 at d->full and above. */
 static inline double fr_power_speed(const fr_draw *d, double x) {
-    return x >= d->full ? 1 : x / (x + d->flex * (d->full - x));
+    if (x >= d->full && x >= d->knee) return 1;
+    return x / (d->flex * fr_most(x, d->full) + (1 - d->flex) * fr_most(x, d->knee));
 }
 /* Clock at which ops whose average draw beyond idle is base + slope * x^2 meet `watts`, at most 1, at least 0.2. */
 static inline double fr_power_clock(const fr_power *p, double watts, double base, double slope) {

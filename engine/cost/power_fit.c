@@ -5,9 +5,6 @@
 
 /* NVML between the bursts of an H200, clocks up and contexts open: 119 to 150 W (kernels/measured/raw). */
 #define IDLE_W 125.0
-/* The limit set in some 50 ms into a burst of products (kernels/measured/README.md) that draws 950 W where 700 are
- * allowed: 50 ms / ln(825 / (250 * 1.25)) = 50 ms, see fit_window. Rows with at_ms replace it. */
-#define WINDOW_NS 50e6
 /* Clocks nearer than this to the full one are full: NVML steps by 15 MHz. */
 #define FULL 0.985
 
@@ -150,74 +147,19 @@ static void fit_peak(const fr_table *t, fr_power *p) {
     p->peak = n ? sum / n : INFINITY;
 }
 
-/* One shape, whatever the time after rest. */
-static bool like(const fr_table *t, const fr_row *a, const fr_row *b) {
-    fr_row x = *a, y = *b;
-    x.at_ms = y.at_ms = -1;
-    x.key = y.key = 0;
-    return fr_row_same(t, &x, t, &y, true);
-}
-
-/* Rows of one shape by at_ms: when its time has come half of the way from the first to the last reading. */
-static double half_way(const fr_table *t, const fr_row *first) {
-    const fr_row *last = first;
-    for (uint32_t i = 0; i < t->count; i++) {
-        const fr_row *r = &t->rows[i];
-        if (r->at_ms < 0 || !like(t, r, first)) continue;
-        if (r->at_ms > last->at_ms) last = r;
-    }
-    double half = (first->ns + last->ns) / 2, from = first->at_ms, low = first->ns, at = 0;
-    if (last->ns < 1.03 * first->ns) return 0; /* no limit was met */
-    for (int32_t after = first->at_ms; at <= 0;) {
-        const fr_row *next = NULL;
-        for (uint32_t i = 0; i < t->count; i++) {
-            const fr_row *r = &t->rows[i];
-            if (r->at_ms <= after || !like(t, r, first)) continue;
-            if (!next || r->at_ms < next->at_ms) next = r;
-        }
-        if (!next) return 0;
-        if (next->ns >= half) at = from + (next->at_ms - from) * (half - low) / fmax(next->ns - low, 1);
-        after = next->at_ms;
-        from = next->at_ms;
-        low = next->ns;
-    }
-    return at * 1e6;
-}
-
-/* From rest the average rises as 1 - exp(-t / window). The clock is half of the way down when power allowed, cap + gain
- * (cap - average), is half of the way from the burst's P to the cap: average = cap - (P - cap) / (2 gain), after
- * ln((P - idle) / ((P - cap) (1 + 1 / (2 gain)))) windows. */
-static void fit_window(const fr_table *t, fr_power *p) {
-    double sum = 0;
-    int n = 0;
-    p->window_ns = WINDOW_NS;
-    for (uint32_t i = 0; i < t->count; i++) {
-        const fr_row *r = &t->rows[i];
-        bool first = r->at_ms >= 0 && r->gap_ms < 0;
-        for (uint32_t k = 0; k < t->count && first; k++)
-            first = t->rows[k].at_ms < 0 || t->rows[k].at_ms >= r->at_ms || !like(t, &t->rows[k], r);
-        double math, memory, half = first ? half_way(t, r) : 0;
-        if (half <= 0) continue;
-        shares(t, r, r->ns, &math, &memory);
-        double x = clock_of(p, r), burst = p->peak;
-        if (x > 0) burst = p->idle + p->active * x * x + p->math[precision_of(r)] * math * x + p->memory * memory;
-        if (burst < 1.02 * p->fresh) continue;
-        sum += half / log((burst - p->idle) / ((burst - p->fresh) * (1 + 0.5 / FR_POWER_GAIN)));
-        n++;
-    }
-    if (n) p->window_ns = sum / n;
-}
-
-/* The limit after a rest, from rows of one shape: the clock 0.13 to 0.3 s into the load over that of seconds. */
+/* The limit after a rest, from rows of one shape on one card: the clock 0.13 to 0.3 s into the load over that of
+ * seconds. Without such rows, as on an H200, if there are any of a load's beginning. */
 static void fit_fresh(const fr_table *t, fr_power *p) {
     double sum = 0;
     int n = 0;
+    bool any = false;
     for (uint32_t i = 0; i < t->count; i++) {
         const fr_row *r = &t->rows[i];
         if (r->at_ms < FRESH_FROM_MS || r->gap_ms >= 0 || r->clock_mhz <= 0) continue;
+        any = true;
         for (uint32_t k = 0; k < t->count; k++) {
             fr_row s = t->rows[k];
-            if (!clocked(&s) || clock_of(p, &s) >= FULL) continue;
+            if (!clocked(&s) || clock_of(p, &s) >= FULL || s.card != r->card) continue;
             s.at_ms = r->at_ms;
             s.key = r->key;
             if (!fr_row_same(t, &s, t, r, false)) continue;
@@ -225,7 +167,8 @@ static void fit_fresh(const fr_table *t, fr_power *p) {
             n++;
         }
     }
-    p->fresh = n ? p->idle + (p->cap - p->idle) * fmax(1, sum / n) : p->cap;
+    const double over = n ? sum / n : any ? FR_POWER_FRESH : 1;
+    p->fresh = p->idle + (p->cap - p->idle) * fmax(1, over);
 }
 
 /* The same pair in a burst: what the aggressor costs without a power limit. */
@@ -386,6 +329,8 @@ void fr_power_fit(const fr_table *t, fr_power *p) {
         const fr_row *r = &t->rows[i];
         if (clocked(r) && precision_of(r) == FR_BF16) v[p->rows++] = reading_of(t, p, r);
     }
+    if (t->ceilings.sms > 0)
+        p->knee = fmin(1, t->ceilings.hbm / (t->ceilings.sms * FR_POWER_REACH) / (1e6 * p->full_mhz));
     p->known = capped > 0 && p->rows >= 3 && fit(v, p->rows, p);
     free(v);
     if (!p->known) return;
@@ -395,6 +340,5 @@ void fr_power_fit(const fr_table *t, fr_power *p) {
     fit_rows(t, p);
     list_rows(p);
     fit_fresh(t, p);
-    fit_window(t, p);
     fit_transfers(t, p);
 }

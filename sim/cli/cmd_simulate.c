@@ -19,6 +19,9 @@ const fr_option cmd_simulate_options[] = {
     {"perfetto", "FILE", NULL, "write the timeline for Perfetto or chrome://tracing (JSON)"},
     {"csv", "FILE", NULL, "write the timeline as CSV"},
     {"timed", NULL, NULL, "as run measures it with its timeline: an event behind each op takes its time, some 2 us"},
+    {"warmup", "S", NULL,
+     "sustained: the load came S seconds ago from a rest, as after run --warmup S (default: so long ago that the power "
+     "limit has settled)"},
     {"progress", NULL, NULL, "show progress also where stderr is no terminal"},
     {"cells", "FILE", NULL, "a list of cells, a line NAME | OPTIONS each: all of them, one after the other"},
     {"results", "FOLDER", NULL, "--cells: each result goes to FOLDER/NAME.json; those that are there are left out"},
@@ -44,6 +47,9 @@ static void play_free(play *p) {
 
 static fr_status play_it(play *p, const cli_args *a, bool spans, bool records, fr_error *err) {
     cli_progress progress;
+    double warmup = 0;
+    const char *asked = cli_value(a, "warmup");
+    if (asked) FR_TRY(fr_parse_double(asked, 0, 3600, "--warmup", &warmup, err));
     char *exe = cli_exe_dir();
     cli_progress_start(&progress, "simulate", cli_value(a, "progress") != NULL);
     fr_drive_options o = {.spans = spans ? &p->spans : NULL,
@@ -53,7 +59,8 @@ static fr_status play_it(play *p, const cli_args *a, bool spans, bool records, f
                           .forwards_count = &p->forwards_count,
                           .progress = cli_progress_update,
                           .progress_context = &progress,
-                          .exe_dir = exe};
+                          .exe_dir = exe,
+                          .load_ns = fr_round(1e9 * warmup)};
     p->setup.experiment.spans = spans;
     fr_cost_time_ops(p->setup.cost, cli_value(a, "timed") != NULL);
     fr_status status = fr_drive(&p->setup, &o, &p->result, err);

@@ -11,11 +11,16 @@
  * N times to the others and back (counts, dispatch, return), allreduce:N, allgather:N and reducescatter:N move 128 MiB
  * by NCCL; chainMODEL@TOKENS:N plays what a layer of 235b, 30b or mixtral does around attention and experts, each
  * kernel behind the one whose result it reads, N times with one `up` for all experts (steps of their own: qkv, rope, o,
- * norm, router, topk, sort, permute, up, combine). A|B: GPU 0 plays A, GPU 1 plays B. OPs: gemm, up, attention, norm.
- * Before each pattern the GPUs rest for 1.2 s. DEVICES is how many GPUs run the pattern at once.
+ * norm, router, topk, sort, permute, up, combine). layerMODEL@TOKENSxLENGTH:MS plays all twelve kernels of a layer back
+ * to back for MS milliseconds, with the SM clock counted on the device: around `up` and `down` in every layer, around
+ * each kernel in one layer of some; with a `p` behind LENGTH beside pulls from the next GPU. A|B: GPU 0 plays A, GPU 1
+ * plays B. OPs: gemm, up, attention, norm. Before each pattern the GPUs rest for 1.2 s. DEVICES is how many GPUs run
+ * the pattern at once.
  *
  * Lines: l,PATTERN,GPU,STEP,START_MS,US for a launch; p,PATTERN,GPU,MS,WATTS,MEAN_WATTS,MHZ,REASONS,CELSIUS,LINK for a
- * sample (LINK: NVML's power state of NVLink 0, -1 where it does not say); t,PATTERN,GPU,... text of the pattern.
+ * sample (LINK: NVML's power state of NVLink 0, -1 where it does not say); t,PATTERN,GPU,... text of the pattern;
+ * s,PATTERN,GPU,OP,START_MS,US,MHZ for a stretch of a layer between two stamps (OP: of the kernel, 0 = several), which
+ * cost some 4 us in each.
  * On stdout, for each step of at least 0.2 s in all: the mean launch, power and clock of its second half.
  */
 #include "engine/cuda/bench.h"
@@ -32,7 +37,7 @@
 #include <string.h>
 #include <time.h>
 
-enum { OPS = 4, GPUS = 8, EVENTS = 20000, SAMPLES = 4000 };
+enum { OPS = 4, GPUS = 8, EVENTS = 20000, SAMPLES = 4000, STAMPS = 16000, AHEAD = 8 };
 
 static const char *const op_names[OPS] = {"gemm", "up", "attention", "norm"};
 static const char op_rows[] =
@@ -69,6 +74,10 @@ typedef struct {
     double op_ms[OPS];
     cudaEvent_t *event;
     uint8_t *step_of; /* per event: 1 + the step of the launch that begins there, 0 = none */
+    uint64_t *stamp;  /* device [STAMPS][FR_PROBE_SMS][2]; the first stands beside event 0 */
+    int16_t *kind_of; /* per stamp: fr_op_kind of the kernel behind it, -1 = several, -2 = none */
+    int stamps;
+    cudaEvent_t ahead[AHEAD];
     int events;
     sample *samples;
     int samples_count;
@@ -307,6 +316,90 @@ static bool chain(gpu *g, const char *text, int times, int number) {
            good(g, fr_bench_prepare(g->bench[0], g->table, &g->table->rows[0], &item, &err), &err);
 }
 
+/* ---- layers ---- */
+
+enum { LAYER = 12, WHOLE = 16384 };
+
+static bool stamp(gpu *g, int kind) {
+    if (g->stamps >= STAMPS) return true;
+    g->kind_of[g->stamps] = (int16_t)kind;
+    return fine(g, fr_k_stamp(g->stamp + (size_t)g->stamps++ * FR_PROBE_SMS * 2, 132, fr_measure_stream(g->measure)),
+                "stamp");
+}
+
+static bool table_of(gpu *g, const chain_model *m, int64_t tokens, int64_t length, fr_table *out) {
+    const int32_t inner = m->experts == 8 ? 14336 : m->hidden == 2048 ? 768 : 1536;
+    const long long slots = (long long)tokens * m->top_k;
+    fr_error err = {0};
+    char text[1024];
+    const int n = snprintf(text, sizeof text,
+                           "# gpu: h200\n# sms: 132\n# peak_bf16: 989.5e12\n# hbm_rate: 4.8e12\n"
+                           "expert_up precision=bf16 n=%d k=%d rows=random:%lld/%d regime=burst ns=1\n"
+                           "attention precision=bf16 heads=%d kv_heads=%d head_dim=128 seqs=%lld+0x%lld regime=burst "
+                           "ns=1\n"
+                           "expert_down precision=bf16 n=%d k=%d rows=random:%lld/%d regime=burst ns=1\n",
+                           2 * inner, m->hidden, slots, m->experts, m->heads, m->kv_heads, (long long)length,
+                           (long long)(tokens / length), m->hidden, inner, slots, m->experts);
+    return good(g, fr_table_parse(text, (size_t)n, "layer", out, &err), &err);
+}
+
+static bool layers(gpu *g, const chain_model *m, const fr_row rows[CHAIN], int64_t tokens, double ms) {
+    cudaStream_t s = fr_measure_stream(g->measure);
+    const int every = tokens >= WHOLE ? 1 : (int)fr_min_i64(12, WHOLE / tokens);
+    /* of chain_rows: -1 - i is bench 1 + i */
+    static const int order[LAYER] = {0, 1, -2, 2, 3, 4, 5, 6, 7, -1, -3, 8};
+    const double end = fr_monotonic_s() + 1e-3 * ms;
+    fr_error err = {0};
+    for (int layer = 0; fr_monotonic_s() < end; layer++) {
+        const bool each = layer % every == 0;
+        if (layer >= AHEAD && !good(g, fr_measure_await(g->measure, g->ahead[layer % AHEAD], &err), &err)) return false;
+        for (int i = 0; i < LAYER; i++) {
+            const int at = order[i];
+            fr_bench *b = g->bench[at < 0 ? -at : 0];
+            const int kind = at >= 0    ? rows[at].shape.kind
+                             : at == -1 ? FR_OP_EXPERT_UP
+                             : at == -2 ? FR_OP_ATTENTION
+                                        : FR_OP_EXPERT_DOWN;
+            if (at >= 0) fr_bench_switch(b, &rows[at], m->top_k, 128);
+            if ((each || i == 0 || i == 9 || i == 11) && !stamp(g, each || i == 9 ? kind : -1)) return false;
+            if (!good(g, fr_bench_run(b, s, &err), &err)) return false;
+        }
+        if (!fine(g, cudaEventRecord(g->ahead[layer % AHEAD], s), "cudaEventRecord")) return false;
+    }
+    return stamp(g, -2) && good(g, fr_measure_wait(g->measure, &err), &err);
+}
+
+static bool layer(gpu *g, const char *text, double ms) {
+    const char *at = strchr(text, '@'), *x = at ? strchr(at, 'x') : NULL;
+    const chain_model *m = NULL;
+    fr_error err = {0};
+    fr_row rows[CHAIN];
+    fr_table t = {0};
+    for (size_t i = 0; i < sizeof chain_models / sizeof *chain_models; i++)
+        if (strncmp(text + 5, chain_models[i].name, strlen(chain_models[i].name)) == 0) m = &chain_models[i];
+    const int64_t tokens = at ? atoll(at + 1) : 0, length = x ? atoll(x + 1) : 0;
+    if (!m || tokens < 1 || tokens > WHOLE || length < 1 || length > tokens)
+        return snprintf(g->why, sizeof g->why, "%.60s: no such layer", text), false;
+    chain_rows(m, tokens, rows);
+    const fr_cal_item item = {.top_k = (int16_t)m->top_k, .head_dim = 128};
+    bool fits = table_of(g, m, tokens, length, &t) &&
+                good(g, fr_bench_prepare(g->bench[0], g->table, &rows[7], &item, &err), &err);
+    for (int i = 0; i < 3 && fits; i++)
+        fits = good(g, fr_bench_prepare(g->bench[1 + i], &t, &t.rows[i], &item, &err), &err) &&
+               good(g, fr_bench_run(g->bench[1 + i], fr_measure_stream(g->measure), &err), &err);
+    fits = fits && good(g, fr_measure_wait(g->measure, &err), &err);
+    nap(0.6); /* what was made ready is over */
+    g->pulling = x && x[strspn(x + 1, "0123456789") + 1] == 'p';
+    fr_bench_chain(g->bench[0], true);
+    fits = fits && layers(g, m, rows, tokens, ms);
+    g->pulling = false;
+    fr_bench_chain(g->bench[0], false);
+    for (int i = 0; i < OPS && fits; i++)
+        fits = good(g, fr_bench_prepare(g->bench[i], g->table, &g->table->rows[i], &item, &err), &err);
+    fr_table_free(&t);
+    return fits;
+}
+
 static bool step(gpu *g, const char *text, int number) {
     fr_error err = {0};
     cudaStream_t s = fr_measure_stream(g->measure);
@@ -324,6 +417,7 @@ static bool step(gpu *g, const char *text, int number) {
         return true;
     }
     if (strncmp(text, "chain", 5) == 0) return chain(g, text, (int)ms, number);
+    if (strncmp(text, "layer", 5) == 0) return layer(g, text, ms);
     for (size_t k = 0; k < sizeof linked / sizeof *linked; k++) {
         if (strncmp(text, linked[k].name, strlen(linked[k].name)) != 0) continue;
         for (int i = 0; i < (int)ms; i++)
@@ -382,7 +476,9 @@ static void *run(void *context) {
     nap(1.2);
     g->base_s = fr_monotonic_s();
     if (nvml_by_bus && g->nvml) watched = pthread_create(&watcher, NULL, watch, g) == 0;
-    if (mark(g, 0) && play(g)) good(g, fr_measure_wait(g->measure, &err), &err);
+    fine(g, cudaMemsetAsync(g->stamp, 0, (size_t)STAMPS * FR_PROBE_SMS * 16, fr_measure_stream(g->measure)), "memset");
+    g->stamps = 0;
+    if (mark(g, 0) && stamp(g, -2) && play(g)) good(g, fr_measure_wait(g->measure, &err), &err);
     g->pulling = false;
     g->tiny_us = 0;
     g->stop = true;
@@ -424,8 +520,45 @@ static void say_step(const gpu *g, int number) {
            launches, seen);
 }
 
+/* Stretches between stamps, and the mean clock of each half second of them. */
+static void write_stamps(FILE *f, gpu *g, int number) {
+    const size_t each = (size_t)FR_PROBE_SMS * 2, bytes = (size_t)g->stamps * each * 8;
+    uint64_t *all = fr_alloc(bytes + 1);
+    double cycles = 0, busy = 0, half = 0;
+    if (g->stamps < 2 || !fine(g, cudaMemcpy(all, g->stamp, bytes, cudaMemcpyDeviceToHost), "cudaMemcpy")) {
+        free(all);
+        return;
+    }
+    for (int i = 1; i + 1 < g->stamps; i++) {
+        const uint64_t *a = all + (size_t)i * each, *b = a + each;
+        double sum = 0, ns = 0, start = 0;
+        int n = 0;
+        if (g->kind_of[i] == -2) continue;
+        for (int k = 0; k < FR_PROBE_SMS; k++) {
+            if (!a[2 * k + 1] || !b[2 * k + 1]) continue;
+            sum += (double)(b[2 * k] - a[2 * k]);
+            ns += (double)(b[2 * k + 1] - a[2 * k + 1]);
+            start += (double)(int64_t)(a[2 * k + 1] - all[1]);
+            n++;
+        }
+        if (!n || ns <= 0) continue;
+        fprintf(f, "s,%d,%d,%s,%.3f,%.2f,%.0f\n", number, g->device,
+                g->kind_of[i] < 0 ? "0" : fr_op_name((fr_op_kind)g->kind_of[i]), 1e-6 * start / n, 1e-3 * ns / n,
+                1e3 * sum / ns);
+        cycles += sum;
+        busy += ns;
+        if (half <= 0) half = 1e-6 * start / n;
+        if (1e-6 * start / n < half + 500) continue;
+        printf("  GPU %d %5.0f ms: %4.0f MHz\n", g->device, half, 1e3 * cycles / busy);
+        half += 500;
+        cycles = busy = 0;
+    }
+    free(all);
+}
+
 static void write_all(FILE *f, gpu *g, int number) {
     fprintf(f, "t,%d,%d,%s\n", number, g->device, g->pattern);
+    write_stamps(f, g, number);
     for (int i = 0; i + 1 < g->events; i++) {
         float ms = 0;
         if (!g->step_of[i]) continue;
@@ -460,6 +593,10 @@ static bool open_gpu(gpu *g, const fr_cost_model *cost, const fr_table *t) {
     g->event = fr_alloc(EVENTS * sizeof *g->event);
     g->step_of = fr_alloc(EVENTS);
     g->samples = fr_alloc(SAMPLES * sizeof *g->samples);
+    g->kind_of = fr_alloc(STAMPS * sizeof *g->kind_of);
+    if (!fine(g, cudaMalloc((void **)&g->stamp, (size_t)STAMPS * FR_PROBE_SMS * 16), "cudaMalloc")) return false;
+    for (int i = 0; i < AHEAD; i++)
+        if (!fine(g, cudaEventCreateWithFlags(&g->ahead[i], cudaEventDisableTiming), "cudaEventCreate")) return false;
     for (int i = 0; i < EVENTS; i++)
         if (!fine(g, cudaEventCreate(&g->event[i]), "cudaEventCreate")) return false;
     if (!fine(g, cudaMalloc(&g->mine, PULL), "cudaMalloc")) return false;
@@ -516,7 +653,10 @@ int main(int argc, char **argv) {
         for (int k = 0; k < devices; k++)
             if (k != i) cudaDeviceEnablePeerAccess(k, 0);
     }
-    if (devices > 1 && !link_all(gpus, threads, devices)) return 1;
+    bool linking = false;
+    for (int p = 3; p < argc && devices > 1; p++)
+        for (size_t k = 0; k < sizeof linked / sizeof *linked; k++) linking |= strstr(argv[p], linked[k].name) != NULL;
+    if (linking && !link_all(gpus, threads, devices)) return 1;
     for (int i = 0; i < devices; i++) {
         const fr_bench *peer = gpus[(i + 1) % devices].bench[0];
         gpus[i].theirs = (void *)(uintptr_t)fr_bench_source((fr_bench *)(uintptr_t)peer, (int64_t)PULL);
@@ -540,8 +680,8 @@ int main(int argc, char **argv) {
         gpus[i].closing = true;
         if (devices > 1) pthread_join(pullers[i], NULL);
     }
-    for (int i = 0; i < devices && devices > 1; i++) pthread_create(&threads[i], NULL, close_links, &gpus[i]);
-    for (int i = 0; i < devices && devices > 1; i++) pthread_join(threads[i], NULL);
+    for (int i = 0; i < devices && linking; i++) pthread_create(&threads[i], NULL, close_links, &gpus[i]);
+    for (int i = 0; i < devices && linking; i++) pthread_join(threads[i], NULL);
     fclose(f);
     return failed ? 1 : 0;
 }

@@ -155,20 +155,6 @@ static void precisions(void **state) {
     "gemm precision=bf16 m=2048 n=4096 k=4096 regime=sustained ns=100000 clock_mhz=1600 watts=700\n"                   \
     "gemm precision=bf16 m=4096 n=4096 k=4096 regime=burst ns=170000\n"
 
-/* Bursts by time: full speed for 60 ms, then the limit. */
-static void window(void **state) {
-    (void)state;
-    fr_table t = table(THREE "gemm precision=bf16 m=4096 n=4096 k=4096 regime=burst at_ms=0 ns=170000\n"
-                             "gemm precision=bf16 m=4096 n=4096 k=4096 regime=burst at_ms=40 ns=170000\n"
-                             "gemm precision=bf16 m=4096 n=4096 k=4096 regime=burst at_ms=80 ns=200000\n"
-                             "gemm precision=bf16 m=4096 n=4096 k=4096 regime=burst at_ms=200 ns=200000\n");
-    fr_power p;
-    fr_power_fit(&t, &p);
-    assert_true(p.known && near(p.cap, 700, 1e-9));
-    assert_true(p.peak > 800 && near(p.window_ns, 60e6 / log((p.peak - 100) / (1.25 * (p.peak - 700))), 1e5));
-    fr_table_free(&t);
-}
-
 /* The limit after a rest, from the clock that rows have 0.13 s into a load; then the cut, then the mean. */
 static void slow_hand(void **state) {
     (void)state;
@@ -178,22 +164,84 @@ static void slow_hand(void **state) {
     fr_power p;
     fr_power_fit(&t, &p);
     assert_true(p.known && near(p.fresh, 100 + 600 * 1.05 * 1.05, 1e-6));
-    assert_true(near(fr_power_limit(&p, 0, 1), p.fresh, 1e-9) && near(fr_power_limit(&p, 800000000, 1), p.fresh, 1e-9));
-    assert_true(near(fr_power_limit(&p, 820000000, 1), 0.75 * p.cap, 1e-6));
-    assert_true(near(fr_power_limit(&p, 920000000, 1), 0.875 * p.cap, 1e-6));
-    assert_true(near(fr_power_limit(&p, 1020000000, 1), p.fresh, 1e-9));
-    double sum = 0; /* from 1.72 s on weaker cuts, which make the mean of a period that of sustained load */
-    for (int64_t ms = 1720; ms < 1720 + 900; ms++) sum += fr_power_limit(&p, ms * 1000000, 1);
-    assert_true(near(sum / 900 / p.cap, 1, 1e-3));
-    assert_true(near(fr_power_limit(&p, 1720000000, 1), fr_power_limit(&p, 2620000000, 1), 1e-9));
-    assert_true(fr_power_limit(&p, 1720000000, 1) < 0.95 * p.cap &&
-                near(fr_power_limit(&p, 2300000000, 1), p.fresh, 1e-9));
-    assert_true(near(fr_power_limit(&p, FR_POWER_SETTLED_NS, 1), p.cap, 1e-9));
+    assert_true(p.peak > 800);
     fr_table_free(&t);
     t = table(THREE);
     fr_power_fit(&t, &p);
-    assert_true(p.known && near(p.fresh, p.cap, 1e-9) && near(fr_power_limit(&p, 900000000, 1), p.cap, 1e-9));
+    assert_true(p.known && near(p.fresh, p.cap, 1e-9));
     fr_table_free(&t);
+}
+
+/* Mean clock in MHz over so many ticks of a load that draws `slope` x^2 at the clock that the hands leave it, up to
+ * `full`, for `busy` of the time. */
+static double load(const fr_power *p, fr_power_hands *h, int ticks, double slope, double full, double busy) {
+    double sum = 0;
+    for (int i = 0; i < ticks; i++) {
+        const double x = fmin(full, h->x);
+        sum += x;
+        fr_power_tick(p, p->idle + busy * slope * x * x, x * x, slope, h);
+    }
+    return 1980 * sum / ticks;
+}
+
+/* A layer of 16K tokens back to back from rest, as it was measured: mean clock around its experts by time,
+ * kernels/measured/raw/h200-layers-2026-11-22.csv.gz, the seventh load. Cuts that begin and end at fixed times, as they
+ * were modelled before, miss the one at 0.8 s by 15 % and those from 2.6 s on by 4. */
+static void hands_after_rest(void **state) {
+    (void)state;
+    static const struct {
+        int from, to; /* ms */
+        double mhz, within;
+    } measured[] = {{300, 700, 1386, 0.015},  {800, 900, 1187, 0.05},    {900, 1000, 1266, 0.06},
+                    {1000, 1100, 1344, 0.02}, {1200, 1600, 1377, 0.015}, {1700, 1800, 1323, 0.03},
+                    {1800, 1900, 1273, 0.03}, {1900, 2000, 1310, 0.04},  {2000, 2100, 1340, 0.02},
+                    {2200, 2600, 1379, 0.01}, {2800, 2900, 1299, 0.02},  {2900, 3000, 1321, 0.03},
+                    {3400, 3600, 1366, 0.015}};
+    const fr_power p = {.known = true, .idle = 120, .cap = 691, .fresh = 120 + 1.055 * 571};
+    const double full = 1573. / 1980, slope = 571 / pow(1350. / 1980, 2);
+    fr_power_hands h;
+    fr_power_hands_begin(&p, p.idle, &h);
+    double mhz[160];
+    for (int i = 0; i < 160; i++) mhz[i] = load(&p, &h, 1, slope, full, 1);
+    for (size_t k = 0; k < sizeof measured / sizeof *measured; k++) {
+        double sum = 0;
+        for (int i = measured[k].from / 25; i < measured[k].to / 25; i++) sum += mhz[i];
+        sum /= measured[k].to / 25 - measured[k].from / 25;
+        assert_true(near(sum / measured[k].mhz, 1, measured[k].within));
+    }
+    /* and in the end the limit of sustained load is drawn all the time */
+    load(&p, &h, 1000, slope, full, 1);
+    assert_true(near(h.limit, p.cap, 1) && near(slope * h.x * h.x, p.cap - p.idle, 3));
+}
+
+/* What single kernels draw does not move the clock, only the mean does; pauses give it back behind them. */
+static void hands_between(void **state) {
+    (void)state;
+    const fr_power p = {.known = true, .idle = 120, .cap = 690, .fresh = 715};
+    fr_power_hands h;
+    double low = 1, high = 0;
+    fr_power_hands_begin(&p, p.cap, &h);
+    h.x = 0.7;
+    load(&p, &h, 60, 1150, 0.85, 1);
+    /* 64K tokens in sequences of 16K: 34 ms of attention, 46 of products (one forward of experiments/validate: clocks
+     * of 1,368 to 1,436 MHz by the time of its kernels) */
+    for (int i = 0; i < 60; i++) {
+        load(&p, &h, 1, 984, 0.86, 1);
+        load(&p, &h, 1, i % 2 ? 1320 : 1150, 0.8, 1);
+        load(&p, &h, 1, 1320, 0.8, 1);
+        low = fmin(low, h.x);
+        high = fmax(high, h.x);
+    }
+    assert_true(high / low < 1.10 && high / low > 1.01);
+    /* behind 20 of 30 ms of rest the clock is back */
+    const double before = h.x;
+    load(&p, &h, 1, 1200, 0.8, 1. / 3);
+    assert_true(h.x > 1.1 * before);
+    load(&p, &h, 3, 1200, 0.8, 1);
+    assert_true(near(h.x / before, 1, 0.07));
+    /* nobody runs: full clock */
+    fr_power_tick(&p, p.idle, 1, 0, &h);
+    assert_true(near(h.x, 1, 1e-9));
 }
 
 /* What links and collectives draw by themselves; pulls and NCCL beside kernels are counted beyond awake links. */
@@ -395,12 +443,18 @@ static void cards_by_chains(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(cards_by_chains), cmocka_unit_test(coefficients),
-        cmocka_unit_test(precisions),      cmocka_unit_test(collectives_follow),
-        cmocka_unit_test(window),          cmocka_unit_test(slow_hand),
-        cmocka_unit_test(draws),           cmocka_unit_test(mean_card),
-        cmocka_unit_test(unknown),         cmocka_unit_test(pulls_cost_clock),
+        cmocka_unit_test(coefficients),
+        cmocka_unit_test(precisions),
+        cmocka_unit_test(collectives_follow),
+        cmocka_unit_test(hands_after_rest),
+        cmocka_unit_test(hands_between),
+        cmocka_unit_test(slow_hand),
+        cmocka_unit_test(draws),
+        cmocka_unit_test(mean_card),
+        cmocka_unit_test(unknown),
+        cmocka_unit_test(pulls_cost_clock),
         cmocka_unit_test(cards),
+        cmocka_unit_test(cards_by_chains),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
