@@ -218,7 +218,8 @@ static void *open_links(void *context) {
         fine(g, cudaMalloc((void **)&g->moved[1], MOVED), "cudaMalloc") &&
         fine(g, cudaMemset(g->moved[0], 0x3c, MOVED), "cudaMemset") &&
         good(g, fr_transport_open(&o, &g->transport, &err), &err) &&
-        good(g, fr_cal_exchange_open(g->world, g->device, g->device, g->moved[1], MOVED, &g->exchange, &err), &err))
+        good(g, fr_cal_exchange_open(g->world, g->device, g->device, g->moved[1], MOVED, false, &g->exchange, &err),
+             &err))
         good(g,
              fr_cal_exchange_pack(g->exchange, fr_cal_exchange_tokens(2), fr_cal_exchange_tokens(2), g->copies, &err),
              &err);
