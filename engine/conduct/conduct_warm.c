@@ -85,9 +85,9 @@ fr_status fr_conduct_warm(fr_conductor *c) {
     if (c->o->random_weights && fr_routing_kind(c->setup->routing) != FR_SKEW_EVEN) FR_TRY(fit_routing(c));
     FR_TRY(fr_conduct_batches(c, c->o->requests ? 1 : c->deal.variants, 0));
     /* The power limit looks back to the last rest: the load that it judges shall begin here, not somewhere in what was
-     * prepared (engine/cost/power.h). */
+     * prepared (engine/cost/power.h). A warm-up that is shorter than such a rest is none that it would judge. */
     const struct timespec rest = {.tv_nsec = 3 * FR_POWER_REST_NS / 2};
-    if (c->o->warmup_s > 0) nanosleep(&rest, NULL);
+    if (c->o->warmup_s * 1e9 > FR_POWER_REST_NS) nanosleep(&rest, NULL);
     const int64_t from = fr_conduct_now(c);
     if (c->o->warmup_s > 0) FR_TRY(fr_conduct_batches(c, 0, from + (int64_t)(c->o->warmup_s * 1e9)));
     if (c->o->warmup_s > 0) c->out->warm_ns = fr_conduct_now(c) - from;
