@@ -181,7 +181,7 @@ void fr_transport_close(fr_transport *t, bool lost) {
     fr_exchanges_close(t->exchanges, lost);
     fr_gates_close(t->gates, lost || atomic_load(&t->aborted));
     fr_ipc_close(t->ipc, lost);
-    fr_nccl_unload(t->lib);
+    if (!lost) fr_nccl_unload(t->lib); /* else a thread that still connects or gives up may call it */
     free(t->comms);
     free(t->at);
     free(t->arenas);
