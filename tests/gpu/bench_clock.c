@@ -284,23 +284,28 @@ enum { CHAIN = FR_CAL_LIGHT };
 static const char *const chain_models[][2] = {
     {"235b", "qwen3-235b-a22b"}, {"30b", "qwen3-30b-a3b"}, {"mixtral", "mixtral-8x7b"}};
 
-static bool chain(gpu *g, const char *text, int times, int number) {
-    const char *at = strchr(text, '@');
-    cudaStream_t s = fr_measure_stream(g->measure);
+/* The light kernels of a layer of the model that a step names behind its first word. */
+static bool light_layer(gpu *g, const char *text, int64_t tokens, fr_model *m, fr_row rows[CHAIN]) {
     fr_error err = {0};
     fr_machine machine;
-    fr_model model = {0}, *m = &model;
-    fr_row rows[CHAIN];
-    const int64_t tokens = at ? atoll(at + 1) : 0;
+    *m = (fr_model){0};
     for (size_t i = 0; i < sizeof chain_models / sizeof *chain_models; i++)
         if (strncmp(text + 5, chain_models[i][0], strlen(chain_models[i][0])) == 0 &&
             !good(g, fr_model_load(chain_models[i][1], m, &err), &err))
             return false;
     if (!m->hidden || tokens < 1 || tokens > 16384)
-        return snprintf(g->why, sizeof g->why, "%.60s: no such chain", text), false;
-    if (!good(g, fr_machine_load("h200x1", &machine, &err), &err) ||
-        !good(g, fr_cal_light_layer(m, &machine, tokens, rows, &err), &err))
-        return false;
+        return snprintf(g->why, sizeof g->why, "%.60s: no such layer", text), false;
+    return good(g, fr_machine_load("h200x1", &machine, &err), &err) &&
+           good(g, fr_cal_light_layer(m, &machine, tokens, rows, &err), &err);
+}
+
+static bool chain(gpu *g, const char *text, int times, int number) {
+    const char *at = strchr(text, '@');
+    cudaStream_t s = fr_measure_stream(g->measure);
+    fr_error err = {0};
+    fr_model model, *m = &model;
+    fr_row rows[CHAIN];
+    if (!light_layer(g, text, at ? atoll(at + 1) : 0, m, rows)) return false;
     const fr_cal_item item = {.top_k = (int16_t)m->top_k, .head_dim = 128};
     if (!good(g, fr_bench_prepare(g->bench[0], g->table, &rows[7], &item, &err), &err)) return false;
     fr_bench_chain(g->bench[0], true);
@@ -328,7 +333,7 @@ static bool stamp(gpu *g, int kind) {
                 "stamp");
 }
 
-static bool table_of(gpu *g, const chain_model *m, int64_t tokens, int64_t length, fr_table *out) {
+static bool table_of(gpu *g, const fr_model *m, int64_t tokens, int64_t length, fr_table *out) {
     const int32_t inner = m->experts == 8 ? 14336 : m->hidden == 2048 ? 768 : 1536;
     const long long slots = (long long)tokens * m->top_k;
     fr_error err = {0};
@@ -344,10 +349,10 @@ static bool table_of(gpu *g, const chain_model *m, int64_t tokens, int64_t lengt
     return good(g, fr_table_parse(text, (size_t)n, "layer", out, &err), &err);
 }
 
-static bool layers(gpu *g, const chain_model *m, const fr_row rows[CHAIN], int64_t tokens, double ms) {
+static bool layers(gpu *g, const fr_model *m, const fr_row rows[CHAIN], int64_t tokens, double ms) {
     cudaStream_t s = fr_measure_stream(g->measure);
     const int every = tokens >= WHOLE ? 1 : (int)fr_min_i64(12, WHOLE / tokens);
-    /* of chain_rows: -1 - i is bench 1 + i */
+    /* of light_layer: -1 - i is bench 1 + i */
     static const int order[LAYER] = {0, 1, -2, 2, 3, 4, 5, 6, 7, -1, -3, 8};
     const double end = fr_monotonic_s() + 1e-3 * ms;
     fr_error err = {0};
@@ -372,16 +377,13 @@ static bool layers(gpu *g, const chain_model *m, const fr_row rows[CHAIN], int64
 
 static bool layer(gpu *g, const char *text, double ms) {
     const char *at = strchr(text, '@'), *x = at ? strchr(at, 'x') : NULL;
-    const chain_model *m = NULL;
+    fr_model model, *m = &model;
     fr_error err = {0};
     fr_row rows[CHAIN];
     fr_table t = {0};
-    for (size_t i = 0; i < sizeof chain_models / sizeof *chain_models; i++)
-        if (strncmp(text + 5, chain_models[i].name, strlen(chain_models[i].name)) == 0) m = &chain_models[i];
     const int64_t tokens = at ? atoll(at + 1) : 0, length = x ? atoll(x + 1) : 0;
-    if (!m || tokens < 1 || tokens > WHOLE || length < 1 || length > tokens)
-        return snprintf(g->why, sizeof g->why, "%.60s: no such layer", text), false;
-    chain_rows(m, tokens, rows);
+    if (length < 1 || length > tokens) return snprintf(g->why, sizeof g->why, "%.60s: no such layer", text), false;
+    if (!light_layer(g, text, tokens, m, rows)) return false;
     const fr_cal_item item = {.top_k = (int16_t)m->top_k, .head_dim = 128};
     bool fits = table_of(g, m, tokens, length, &t) &&
                 good(g, fr_bench_prepare(g->bench[0], g->table, &rows[7], &item, &err), &err);
