@@ -314,7 +314,9 @@ static fr_status load_machine(const char *name, fr_setup_cache *c, fr_machine *o
 static uint64_t parts_key(const fr_experiment *e) {
     const char *texts[] = {e->model, e->machine, e->routing, e->tables, e->extra_costs, e->what_if};
     uint64_t key = fr_hash(&e->seed, sizeof e->seed, FR_HASH_SEED);
+    const bool varied = e->trace[0] != 0;
     key = fr_hash(&e->regime, sizeof e->regime, key);
+    key = fr_hash(&varied, sizeof varied, key);
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) key = fr_hash(texts[i], strlen(texts[i]) + 1, key);
     return key;
 }
@@ -332,6 +334,7 @@ static fr_status load_parts(const fr_experiment *e, fr_setup_cache *c, fr_setup 
     fr_cost_options options = {.tables = e->tables[0] ? e->tables : NULL,
                                .extra = e->extra_costs[0] ? e->extra_costs : NULL,
                                .regime = e->regime,
+                               .varied = e->trace[0] != 0,
                                .what_if = FR_WHAT_IF_NONE};
     if (e->what_if[0]) FR_TRY(fr_what_if_parse(e->what_if, &options.what_if, err));
     FR_TRY(fr_cost_open(&out->machine, &options, &out->cost, err));

@@ -417,6 +417,7 @@ void fr_cost_op(const fr_cost_model *c, const fr_shape *shape, const fr_pair *pa
     *out = (fr_cost){0};
     /* FP8 attention exists on Hopper, but not with bottom-right masks or bf16 output: bf16 unless a table has rows. */
     if (class == FR_CLASS_ATTENTION && !c->fp8_attention) s.precision = FR_BF16;
+    if (class == FR_CLASS_GEMM && c->options.varied && s.m > 0) s.m = fr_rows_like(s.m);
     fr_cost_base(&c->ceilings, &s, pairs, &base);
     if (base.ns <= 0) return;
     fr_estimate e = {.provenance = FR_FROM_ROOFLINE};

@@ -50,6 +50,7 @@ typedef struct {
     const char *tables; /* folder with measured tables; NULL = the ones compiled in */
     const char *extra;  /* a user's own rows, imported on top; NULL = none */
     fr_regime regime;
+    bool varied; /* batches differ in their rows, as a trace's do: dense products cost what whole tiles do (op.h) */
     fr_what_if what_if;
 } fr_cost_options;
 

@@ -14,18 +14,13 @@ fr_status fr_call_expect(fr_call *c, int ins, int outs, int64_t m, int64_t wante
                    c->ins, c->outs, (long long)m, ins, outs, (long long)wanted);
 }
 
-int64_t fr_rows_like(const fr_device_rank *r, int64_t rows) {
-    const int64_t step = rows <= 2048 ? 128 : 256;
-    return r->varied ? fr_ceil_div(rows, step) * step : 0;
-}
-
 fr_status fr_call_gemm(fr_call *c, const fr_bf16 *w, int64_t M, bool f32) {
     const fr_gemm_args a = {.x = c->in[0],
                             .w = w,
                             .add = c->ins > 1 ? c->in[1] : NULL,
                             .out = c->out[0],
                             .M = M,
-                            .like_M = fr_rows_like(c->r, M),
+                            .like_M = c->r->varied ? fr_rows_like(M) : 0,
                             .N = c->shape->n,
                             .K = c->shape->k,
                             .out_f32 = f32,

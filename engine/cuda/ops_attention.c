@@ -137,7 +137,7 @@ static fr_status prepare_products(fr_device_rank *r, fr_error *err) {
     if (!e) e = cudaMalloc((void **)&out, (size_t)(rows * fr_max_i64(2 * widest, 4 * m->experts)));
     fr_status s = e ? fr_fail(err, FR_FAILED, "cudaMalloc: %s", cudaGetErrorString(e)) : FR_OK;
     for (int64_t M = 0, like = 0; M < rows && s == FR_OK;) {
-        like = fr_rows_like(r, M + 1);
+        like = fr_rows_like(M + 1);
         M = fr_min_i64(like, rows);
         const fr_gemm_args a[3] = {{.w = w->qkv, .w_scale = w->qkv_scale, .N = width, .K = m->hidden},
                                    {.w = w->o, .w_scale = w->o_scale, .N = m->hidden, .K = q},

@@ -61,7 +61,7 @@ fr_status fr_call_gemm_fp8(fr_call *c, const fr_bf16 *w, const float *scale) {
                                 .w_scale = scale,
                                 .out = c->out[0],
                                 .M = M,
-                                .like_M = fr_rows_like(c->r, M),
+                                .like_M = c->r->varied ? fr_rows_like(M) : 0,
                                 .N = c->shape->n,
                                 .K = c->shape->k,
                                 .workspace = c->r->gemm_workspace,

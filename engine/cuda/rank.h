@@ -133,10 +133,6 @@ fr_status fr_rank_prepare(fr_device_rank *r, fr_error *err);
  * holds up the thread, and by locks of the process those of other ranks, while peers wait for what they would issue. */
 fr_status fr_rank_prepare_attention(fr_device_rank *r, cudaStream_t stream, fr_error *err);
 
-/* Where batches vary: the number of rows whose algorithm a product of `rows` rows takes (fr_gemm_args.like_M), the next
- * multiple of 128, of 256 above 2,048: whole tiles of cublasLt's products on Hopper. 0 where they don't vary. */
-int64_t fr_rows_like(const fr_device_rank *r, int64_t rows);
-
 /* Launches one op; the message says which call failed. */
 fr_status fr_op_launch(fr_device_rank *r, const fr_plan *plan, const fr_fragment *f, const fr_op *op,
                        cudaStream_t stream, fr_error *err);

@@ -102,6 +102,14 @@ typedef struct {
  */
 enum { FR_ATTENTION_EQUAL = 1024 };
 
+/* Where batches vary, a dense product of so many rows takes cublasLt's algorithm of the next multiple of 128, of 256
+ * above 2,048: whole tiles on Hopper. Asking for every number of rows costs the host 3 to 5 ms each (kernels/gemm.h).
+ */
+static inline int64_t fr_rows_like(int64_t rows) {
+    const int64_t step = rows <= 2048 ? 128 : 256;
+    return (rows + step - 1) / step * step;
+}
+
 /* Rows that a permute writes for each that it reads, where its shape (a row of a table) does not say k, the rows read:
  * tables were measured with the top-8 of Qwen3. */
 enum { FR_PERMUTE_TOP = 8 };

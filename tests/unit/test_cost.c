@@ -825,6 +825,24 @@ static void folder(void **state) {
     rmdir(dir);
 }
 
+/* Batches of a trace: products cost what those of whole tiles do, as the engine runs them; others what their rows do.
+ */
+static void varied_rows(void **state) {
+    (void)state;
+    fr_machine m = machine("h200");
+    const fr_cost_options o = {.what_if = FR_WHAT_IF_NONE, .varied = true}, plain = {.what_if = FR_WHAT_IF_NONE};
+    fr_cost_model *own, *varied;
+    fr_error err = {0};
+    assert_int_equal(fr_cost_open(&m, &plain, &own, &err), FR_OK);
+    assert_int_equal(fr_cost_open(&m, &o, &varied, &err), FR_OK);
+    assert_int_equal(cost(varied, gemm(1100, 5120, 2048), NULL).ns, cost(own, gemm(1152, 5120, 2048), NULL).ns);
+    assert_int_equal(cost(varied, gemm(2100, 5120, 2048), NULL).ns, cost(own, gemm(2304, 5120, 2048), NULL).ns);
+    assert_int_equal(cost(varied, gemm(1152, 5120, 2048), NULL).ns, cost(own, gemm(1152, 5120, 2048), NULL).ns);
+    assert_true(cost(own, gemm(1100, 5120, 2048), NULL).ns < cost(own, gemm(1152, 5120, 2048), NULL).ns);
+    fr_cost_close(varied);
+    fr_cost_close(own);
+}
+
 /* More kinds of question than the model keeps answers to: from several threads, and asked again, the same costs. */
 enum { QUESTIONS = 6000 };
 typedef struct {
@@ -907,6 +925,7 @@ int main(void) {
         cmocka_unit_test(refused),
         cmocka_unit_test(own_rows),
         cmocka_unit_test(folder),
+        cmocka_unit_test(varied_rows),
         cmocka_unit_test(asked_again),
         cmocka_unit_test(rounding),
     };
