@@ -15,7 +15,7 @@
 
 const fr_option cmd_calibrate_options[] = {
     {"quick", NULL, NULL, "a coarse grid in two minutes at most"},
-    {"anchors", NULL, NULL, "a dozen ops in a minute at most, to compare cards and days by"},
+    {"anchors", NULL, NULL, "a dozen ops and two layers in half a minute, to compare cards and days by"},
     {"out", "FILE", NULL, "the table; FILE.raw is the journal, with every reading (default: GPU.txt)"},
     {"resume", NULL, NULL, "go on: what FILE.raw holds isn't measured again"},
     {"device", "N|N,M,..", NULL, "measure this GPU, or what two or more do with each other (default 0)"},

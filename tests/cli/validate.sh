@@ -48,6 +48,9 @@ grep -E '^#|^(gemm|gemm_qkv|gemm_o|expert_up|expert_down|attention) ' kernels/me
     awk '/^#/ {print; next} /regime=/ && !/seeded|duty=|gap_ms|at_ms/ {sub(/ card=[0-9a-f]*/, ""); sub(/ *##.*/, ""); for (i = 1; i <= NF; i++) if ($i ~ /^ns=/) {split($i, a, "="); $i = "ns=" int(a[2] * 1.1)} else if ($i ~ /^p[19]0=/) $i = ""; gsub(/  +/, " "); print}' >"$work/anchors.txt"
 expect 0 validate "$work/r.db" --assumed-routing --anchors "$work/anchors.txt" --json
 json "json_extract(j,'\$.runs[0].anchored_error') > 0.05 AND json_extract(j,'\$.runs[0].anchored_error') < 0.13" 1
+json "json_extract(j,'\$.runs[0].kinds[0].anchored_error') > 0.05 AND abs(json_extract(j,'\$.runs[0].kinds[0].total_error')) < 1e-9" 1
+json "json_extract(j,'\$.summary.kinds[0].anchored_error') > 0.05" 1
+expect 0 validate "$work/r.db" --assumed-routing --anchors "$work/anchors.txt" --run 1 && prints "total anchored"
 # runs of a list keep their names; several stores become one
 echo "up-first | --layers 2 --tokens 4K --seq 1K --forwards 2 --strategy dp" >"$work/list.txt"
 mkdir -p "$work/list"
