@@ -49,15 +49,31 @@ static bool in_chain(const fr_row *r, uint32_t id) {
     return r->type == FR_ROW_OP && r->behind && r->clock_mhz > 0 && r->card == id;
 }
 
+static bool same_chain(const fr_row *a, const fr_row *b) {
+    return in_chain(b, a->card) && fabs(a->clock_mhz - b->clock_mhz) <= 0;
+}
+
+/* The clock of a chain's products over the full one: what its rows say is the mean, and kernels that move data run at a
+ * higher one between them. */
+static double chain_clock(const fr_power *p, const fr_table *t, const fr_row *first) {
+    double time = 0, over = 0;
+    for (const fr_row *r = first; r < t->rows + t->count; r++) {
+        if (!same_chain(first, r)) continue;
+        time += r->ns;
+        over += r->ns * (fr_op_class_of((fr_op_kind)r->shape.kind) == FR_CLASS_MEMORY ? FR_POWER_LIGHT : 1);
+    }
+    return first->clock_mhz / p->full_mhz * time / over;
+}
+
 /* A layer's kernels in turn under the limit: at their clock the mix draws what the limit allows. What it draws over
- * what the model says, each kernel weighed by its time; `first` is the chain's first row, others share its clock. */
+ * what the model says, which knows one clock, each kernel weighed by its time; `first` is the chain's first row. */
 static double chain_draw(const fr_cost_model *c, const fr_table *t, const fr_card *card, const fr_row *first) {
     const fr_power *p = fr_cost_power(c);
-    const double x = first->clock_mhz / p->full_mhz;
+    const double x = chain_clock(p, t, first);
     double time = 0, base = 0, slope = 0;
     for (const fr_row *r = first; r < t->rows + t->count; r++) {
         fr_cost k;
-        if (!in_chain(r, first->card) || fabs(r->clock_mhz - first->clock_mhz) > 0) continue;
+        if (!same_chain(first, r)) continue;
         fr_cost_op(c, &r->shape, t->pairs, &k);
         if (k.draw.slope <= 0) continue;
         const fr_draw d = on_card(&k.draw, card->time[fr_op_class_of((fr_op_kind)r->shape.kind)]);
@@ -71,7 +87,7 @@ static double chain_draw(const fr_cost_model *c, const fr_table *t, const fr_car
 /* Whether a row before it is of the same chain. */
 static bool goes_on(const fr_table *t, const fr_row *r) {
     for (const fr_row *b = t->rows; b < r; b++)
-        if (in_chain(b, r->card) && fabs(b->clock_mhz - r->clock_mhz) <= 0) return true;
+        if (same_chain(r, b)) return true;
     return false;
 }
 

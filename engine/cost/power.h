@@ -98,8 +98,9 @@ void fr_power_tick(const fr_power *p, double watts, double square, double slope,
  * 1,300). */
 #define FR_POWER_REACH 26.8
 
-/* SM clock of a collective between products under the limit, over that of the products: NCCL's kernels draw little
- * (nine rows of a pair, kernels/measured/raw/h200x2-loaded-2026-11-22.raw, 1.10 to 1.12). */
+/* SM clock of what draws little between products under the limit, over that of the products: NCCL's kernels (nine rows
+ * of a pair, kernels/measured/raw/h200x2-loaded-2026-11-22.raw, 1.10 to 1.12), and those that move data (norm, permute
+ * and combine of eight layers, kernels/measured/raw/h200-layers-2026-11-22.csv.gz, 1.08 to 1.12). */
 #define FR_POWER_LIGHT 1.1
 
 /* What of a product's flex is left where HBM takes such a share of its time. */

@@ -211,9 +211,9 @@ static fr_status run_gemm_fp8(fr_bench *b, int64_t at, cudaStream_t stream, fr_e
     return check(fr_k_grouped_fp8(&a, stream), "fr_k_grouped_fp8", err);
 }
 
-/* Chained: qkv and what comes of it, the residual stream, its normed rows, experts' rows. The stream comes out of x
- * with each layer and ends behind its half: fed back, a thousand layers of one expert's weights would make all tokens
- * alike, and routing with them. */
+/* Chained: qkv and what comes of it, the residual stream, its normed rows, experts' rows. A combine makes
+ * the stream of x and what experts say, not of itself: fed back, a thousand layers of one expert's weights would make
+ * all tokens alike, and routing with them. */
 static fr_bf16 *quarter(const fr_bench *b, int i) {
     return b->y + i * (ACTIVATIONS / 4);
 }
@@ -224,7 +224,7 @@ static fr_status run_chained_gemm(fr_bench *b, cudaStream_t stream, fr_error *er
     const bool o = s->kind == FR_OP_GEMM_O, router = s->kind == FR_OP_GEMM_ROUTER;
     const fr_gemm_args a = {.x = quarter(b, o ? 0 : 2),
                             .w = b->w + b->turn++ % b->copies * ((int64_t)s->n * s->k),
-                            .add = o ? b->x + ACTIVATIONS / 2 : NULL,
+                            .add = o ? quarter(b, 1) : NULL,
                             .out = router ? (void *)b->logits : quarter(b, o ? 1 : 0),
                             .M = s->m,
                             .N = s->n,
@@ -492,8 +492,8 @@ static fr_status run_memory(fr_bench *b, cudaStream_t stream, fr_error *err) {
         return check(e, fr_row_name(&b->row), err);
     }
     if (b->chained && s->kind == FR_OP_COMBINE) {
-        e = fr_k_combine(quarter(b, 3), b->slot, b->weights, quarter(b, 1), quarter(b, 1) + ACTIVATIONS / 8, b->w,
-                         quarter(b, 2), 1e-6F, m, k, n, stream);
+        e = fr_k_combine(quarter(b, 3), b->slot, b->weights, b->x + ACTIVATIONS / 2, quarter(b, 1), b->w, quarter(b, 2),
+                         1e-6F, m, k, n, stream);
         return check(e, fr_row_name(&b->row), err);
     }
     switch ((fr_op_kind)s->kind) {
