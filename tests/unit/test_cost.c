@@ -7,6 +7,7 @@
 #include <cmocka.h>
 
 #include "engine/cost/cost.h"
+#include "engine/cost/cost_card.h"
 #include "engine/cost/cost_chain.h"
 #include "engine/cost/cost_table.h"
 
@@ -843,6 +844,76 @@ static void varied_rows(void **state) {
     fr_cost_close(own);
 }
 
+/* What cards say of the mean one is in every cost: times, the clock of bursts and what products draw. */
+static void mean_of_cards(void **state) {
+    (void)state;
+    char dir[] = "/tmp/forerun-tables-XXXXXX", path[64], *here = realpath("kernels/measured/h200.txt", NULL), *text;
+    assert_non_null(mkdtemp(dir));
+    snprintf(path, sizeof path, "%s/h200.txt", dir);
+    assert_int_equal(symlink(here, path), 0);
+    fr_machine m = machine("h200");
+    fr_cost_options o = {.tables = dir, .what_if = FR_WHAT_IF_NONE}, shipped = o;
+    shipped.tables = "kernels/measured";
+    fr_cost_model *one = open_with(&m, &o), *mean = open_with(&m, &shipped);
+    size_t length;
+    fr_error err = {0};
+    fr_card *cards, all;
+    int count;
+    double spread[FR_CLASS_COUNT];
+    assert_int_equal(fr_read_file("kernels/measured/h200_cards.txt", 1 << 20, &text, &length, &err), FR_OK);
+    assert_int_equal(fr_cards_read(one, text, "cards", &cards, &count, &err), FR_OK);
+    fr_cards_mean(cards, count, &all, spread);
+    assert_true(fabs(all.time[FR_CLASS_GEMM] - 1) > 1e-3 && fabs(all.draw - 1) > 0.003); /* else this shows nothing */
+    fr_pair rows[128];
+    for (int e = 0; e < 128; e++) rows[e] = (fr_pair){1000 + e, 0};
+    const fr_shape ops[] = {gemm(16384, 9216, 4096),
+                            {.kind = FR_OP_EXPERT_UP, .n = 3072, .k = 4096, .experts = 128, .vector_count = 128}};
+    for (int i = 0; i < 2; i++) {
+        const double time = all.time[fr_op_class_of((fr_op_kind)ops[i].kind)];
+        const fr_cost a = cost(one, ops[i], rows), b = cost(mean, ops[i], rows);
+        assert_true(fabs((double)b.burst_ns / (double)a.burst_ns / time - 1) < 1e-5);
+        assert_true(a.draw.full < 0.99 && fabs(b.draw.full * time / a.draw.full - 1) < 1e-6);
+        assert_true(fabs(b.draw.slope / a.draw.slope / all.draw - 1) < 0.002); /* a little by the clock as well */
+    }
+    fr_cost_close(one);
+    fr_cost_close(mean);
+    free(cards);
+    free(text);
+    free(here);
+    unlink(path);
+    rmdir(dir);
+}
+
+/* Kernels behind one another: sorting is three of them. Collectives of more ranks than a pair, measured, are given back
+ * as they are; twice the ranks pay the further hops of a ring, 3.4 us each (cost_base.c). */
+static void gaps_and_hops(void **state) {
+    (void)state;
+    fr_cost_model *c = toy_with("gap regime=burst ns=700\n"
+                                "allreduce bytes=1048576 ranks=4 transport=nccl regime=burst ns=60000\n",
+                                FR_BURST);
+    assert_true(fabs(fr_cost_gap(c, FR_OP_NORM) - 700) < 1e-9 && fabs(fr_cost_gap(c, FR_OP_SORT) - 2100) < 1e-9);
+    fr_shape s = {.kind = FR_OP_ALLREDUCE, .transport = 1, .bytes = 1 << 20, .ranks = 4};
+    assert_int_equal(cost(c, s, NULL).ns, 60000);
+    s.ranks = 8; /* 12 further hops in place of 4; and 7/4 of the bytes on the wire in place of 3/2 */
+    const double wire = (double)(1 << 20) / 400e9 * 1e9, inside = 8400 + 2 * 3400;
+    const double curve = 60000 * (inside + 1.75 * wire) / (inside + 1.5 * wire);
+    assert_true(fabs((double)cost(c, s, NULL).ns - (curve + 8 * 3400)) < 0.01 * curve);
+    fr_cost_close(c);
+}
+
+/* Between two families that reach 4/5 and 2/5 of the peak nobody knows: the interval reaches from the one to the other.
+ */
+static void blends(void **state) {
+    (void)state;
+    fr_cost_model *c = toy_with("gemm precision=bf16 m=8192 n=4096 k=4096 regime=burst ns=343600\n"
+                                "gemm precision=bf16 m=8192 n=16384 k=4096 regime=burst ns=2748800\n",
+                                FR_BURST);
+    const fr_cost x = cost(c, gemm(8192, 8192, 4096), NULL);
+    const double ideal = 2.0 * 8192 * 8192 * 4096 / 1e15 * 1e9;
+    assert_true((double)x.low < ideal / 0.75 && (double)x.high > ideal / 0.45);
+    fr_cost_close(c);
+}
+
 /* More kinds of question than the model keeps answers to: from several threads, and asked again, the same costs. */
 enum { QUESTIONS = 6000 };
 typedef struct {
@@ -925,6 +996,9 @@ int main(void) {
         cmocka_unit_test(refused),
         cmocka_unit_test(own_rows),
         cmocka_unit_test(folder),
+        cmocka_unit_test(mean_of_cards),
+        cmocka_unit_test(gaps_and_hops),
+        cmocka_unit_test(blends),
         cmocka_unit_test(varied_rows),
         cmocka_unit_test(asked_again),
         cmocka_unit_test(rounding),

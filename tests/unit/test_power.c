@@ -268,6 +268,53 @@ static void draws(void **state) {
     fr_table_free(&t);
 }
 
+/* The draw's parts, by hand: what follows the clock goes into the slope with its share of HBM, the rest is the base. */
+static void parts(void **state) {
+    (void)state;
+    const fr_power p = {.known = true,
+                        .idle = 100,
+                        .cap = 700,
+                        .peak = 900,
+                        .active = 250,
+                        .streaming = 200,
+                        .memory = 300,
+                        .math = {800, 1000},
+                        .flex = {[FR_CLASS_GEMM] = 0.9}};
+    fr_draw d;
+    fr_power_plain(&p, FR_OP_GEMM_QKV, FR_BF16, 0.5, 0.4, 0.9, -1, &d);
+    assert_true(near(d.flex, 0.9, 1e-9) && near(d.full, 0.9, 1e-9) && near(d.base, 0.1 * 120, 1e-9));
+    assert_true(near(d.slope, 250 + 400 / 0.9 + 0.9 * 120 / 0.81, 1e-9));
+    fr_power_plain(&p, FR_OP_GEMM_QKV, FR_FP8, 0.5, 0.72, 0.9, 0.6, &d); /* HBM takes half of what it may */
+    assert_true(near(d.flex, 0.6 * (FR_STREAMS - 0.72) / (FR_STREAMS - FR_FLEX_ALL), 1e-9));
+    assert_true(near(d.slope, 250 + 500 / 0.9 + d.flex * 216 / 0.81, 1e-9));
+    fr_power_plain(&p, FR_OP_NORM, FR_BF16, 0, 0.5, 1, -1, &d);
+    assert_true(near(d.flex, 1 - 0.5 / FR_STREAMS, 1e-9));
+    assert_true(near(d.slope, 200 + d.flex * 150, 1e-9) && near(d.base, 150 - d.flex * 150, 1e-9));
+    /* a burst without a clock: where its draw meets that of bursts, 100 + 250 x^2 + 720 x + 60 = 900 */
+    fr_power_plain(&p, FR_OP_GEMM_QKV, FR_BF16, 0.9, 0.2, 0, -1, &d);
+    assert_true(near(d.full, (sqrt(720.0 * 720 + 4 * 250 * 740) - 720) / 500, 1e-9));
+}
+
+/* The share of a collective that follows the clock: between points of its kind and number of ranks by log of the bytes,
+ * the nearest one's outside them. */
+static void flex_between(void **state) {
+    (void)state;
+    const fr_follow f = {.point = {{FR_OP_ALLREDUCE, 2, log(1e6), 0.2},
+                                   {FR_OP_ALLREDUCE, 2, log(16e6), 0.6},
+                                   {FR_OP_ALLREDUCE, 8, log(1e6), 0.9}},
+                         .points = 3};
+    fr_shape s = {.kind = FR_OP_ALLREDUCE, .ranks = 2, .bytes = 2000000};
+    assert_true(near(fr_follow_flex(&f, &s), 0.3, 1e-9)); /* a quarter of the way */
+    s.bytes = 1000;
+    assert_true(near(fr_follow_flex(&f, &s), 0.2, 1e-9));
+    s.bytes = 1000000000;
+    assert_true(near(fr_follow_flex(&f, &s), 0.6, 1e-9));
+    s.ranks = 6; /* nearer to 8 than to 2 */
+    assert_true(near(fr_follow_flex(&f, &s), 0.9, 1e-9));
+    s.kind = FR_OP_ALLTOALL;
+    assert_true(near(fr_follow_flex(&f, &s), 0, 1e-9));
+}
+
 /* The mean of cards counts the table's own as one; who says nothing of a class does not count there. */
 static void mean_card(void **state) {
     (void)state;
@@ -455,6 +502,8 @@ int main(void) {
         cmocka_unit_test(hands_between),
         cmocka_unit_test(slow_hand),
         cmocka_unit_test(draws),
+        cmocka_unit_test(parts),
+        cmocka_unit_test(flex_between),
         cmocka_unit_test(mean_card),
         cmocka_unit_test(unknown),
         cmocka_unit_test(pulls_cost_clock),
