@@ -47,9 +47,9 @@ typedef struct {
 } flow;
 
 typedef struct {
-    uint32_t pressing[8];
+    uint32_t pressing[FR_FLUID_AGGRESSORS];
     uint32_t first; /* victims, id + 1 */
-    uint8_t mask, settled;
+    uint32_t mask, settled;
     bool listed;
 } group;
 
@@ -62,8 +62,8 @@ struct fr_fluid {
     resource *resources;
     work_area *areas;
     group *groups;
-    double *caps; /* [victims][masks] up to 1 << aggressors, then the same again: soft aggressors, then the others */
-    uint32_t flows_count, resources_count, groups_count, masks, victims;
+    double *slowdown; /* [victims][aggressors] */
+    uint32_t flows_count, resources_count, groups_count, aggressors, softly;
     bool everything;
     uint64_t epoch;
     int64_t solves;
@@ -80,21 +80,13 @@ static inline bool over(const resource *r, unsigned level) {
     return r->demand[0] + (level ? r->demand[1] : 0) > r->capacity;
 }
 
-static void fill_caps(fr_fluid *f, const fr_fluid_options *o) {
-    f->masks = 1u << o->aggressors;
-    f->victims = o->victims ? o->victims : 1;
-    f->caps = fr_alloc((size_t)2 * f->victims * f->masks * sizeof *f->caps);
-    for (uint32_t v = 0; v < f->victims; v++)
-        for (uint32_t mask = 0; mask < f->masks; mask++) {
-            double sum[2] = {0, 0};
-            for (uint32_t a = 0; a < o->aggressors; a++)
-                if (mask >> a & 1 && o->slowdown && v < o->victims) {
-                    double s = o->slowdown[v * o->aggressors + a];
-                    if (s > 0) sum[!(o->softly >> a & 1)] += s;
-                }
-            for (uint32_t hard = 0; hard < 2; hard++)
-                f->caps[(hard * f->victims + v) * f->masks + mask] = 1.0 / (1.0 + sum[hard]);
-        }
+/* None of the slow-downs is below 0. */
+static void copy_slowdowns(fr_fluid *f, const fr_fluid_options *o) {
+    const size_t n = o->slowdown ? (size_t)o->victims * o->aggressors : 0;
+    f->slowdown = fr_alloc((n + 1) * sizeof *f->slowdown);
+    for (size_t i = 0; i < n; i++) f->slowdown[i] = o->slowdown[i] > 0 ? o->slowdown[i] : 0;
+    f->aggressors = n ? o->aggressors : 0;
+    f->softly = o->softly;
 }
 
 fr_fluid *fr_fluid_new(const fr_fluid_options *o) {
@@ -108,7 +100,7 @@ fr_fluid *fr_fluid_new(const fr_fluid_options *o) {
     f->areas = fr_alloc((o->resources + 1) * sizeof *f->areas);
     f->groups = fr_alloc((o->groups + 1) * sizeof *f->groups);
     for (uint32_t r = 0; r < o->resources; r++) f->resources[r].capacity = fr_max_i64(o->capacity[r], 0);
-    fill_caps(f, o);
+    copy_slowdowns(f, o);
     return f;
 }
 
@@ -124,7 +116,7 @@ void fr_fluid_free(fr_fluid *f) {
     free(f->resources);
     free(f->areas);
     free(f->groups);
-    free(f->caps);
+    free(f->slowdown);
     free(f);
 }
 
@@ -166,8 +158,15 @@ static inline int64_t finish_at(int64_t now, double remaining, double rate) {
 
 static inline double cap_of(const fr_fluid *f, const flow *w) {
     if (w->group == FR_FLUID_NO_GROUP) return w->limit;
-    const double *caps = &f->caps[w->victim * f->masks + f->groups[w->group].mask];
-    double soft = caps[0], hard = caps[f->victims * f->masks];
+    const uint32_t pressing = f->groups[w->group].mask;
+    if (!pressing || !f->aggressors) return w->limit;
+    const double *slow = &f->slowdown[(size_t)w->victim * f->aggressors];
+    double sum[2] = {0, 0};
+    for (uint32_t m = pressing; m; m &= m - 1) {
+        const int a = __builtin_ctz(m);
+        sum[!(f->softly >> a & 1)] += slow[a];
+    }
+    const double soft = 1 / (1 + sum[0]), hard = 1 / (1 + sum[1]);
     return (soft < w->limit ? soft : w->limit) * hard;
 }
 
@@ -236,8 +235,8 @@ void fr_fluid_end(fr_fluid *f, uint32_t id) {
 void fr_fluid_press(fr_fluid *f, uint32_t at, uint32_t aggressor, int delta) {
     group *g = &f->groups[at];
     g->pressing[aggressor] += (uint32_t)delta;
-    uint8_t bit = (uint8_t)(1u << aggressor);
-    g->mask = g->pressing[aggressor] ? g->mask | bit : g->mask & (uint8_t)~bit;
+    const uint32_t bit = 1u << aggressor;
+    g->mask = g->pressing[aggressor] ? g->mask | bit : g->mask & ~bit;
     if (g->mask == g->settled || g->listed) return;
     g->listed = true;
     add(&f->dirty_groups, at);

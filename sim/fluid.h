@@ -32,8 +32,9 @@
 
 #include "engine/base.h"
 
-#define FR_FLUID_LEVELS   2
-#define FR_FLUID_NO_GROUP UINT32_MAX
+#define FR_FLUID_LEVELS     2
+#define FR_FLUID_AGGRESSORS 32
+#define FR_FLUID_NO_GROUP   UINT32_MAX
 
 typedef struct {
     uint32_t resource;
@@ -55,7 +56,7 @@ typedef struct {
     uint32_t flows; /* ids of flows: 0 <= id < flows */
     uint32_t resources;
     const int64_t *capacity;              /* [resources], units per second; <= 0: nothing passes, users stand still */
-    uint32_t groups, victims, aggressors; /* aggressors <= 8 */
+    uint32_t groups, victims, aggressors; /* aggressors <= FR_FLUID_AGGRESSORS */
     const double *slowdown;               /* [victims][aggressors], >= 0; may be NULL when aggressors is 0 */
     uint32_t softly;                      /* bit a: aggressor a shares with the flows' own limits */
     bool everything; /* re-solve all components at every settle: the reference for tests; same results */

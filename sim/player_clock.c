@@ -167,7 +167,7 @@ double fr_play_clock_collective(fr_player *p, fr_play_lane *l) {
     fr_clock *c = &p->clocks[l->rank];
     if (price->flex <= 0) return 1;
     tell(p, c);
-    return speed(price, fmin(1, FR_POWER_LIGHT * c->hands.x));
+    return speed(price, fmin(1, (l->compute ? FR_POWER_LIGHT : 1) * c->hands.x));
 }
 
 /* One end of a transfer begins or ends: half of its watts while any of the kind and direction is under way, since those

@@ -33,8 +33,9 @@ static inline void take(fr_player *p, uint32_t resource, int64_t amount) {
     p->usages_n += p->usages[p->usages_n].amount > 0;
 }
 
-/* What presses on a rank: transfers on kernels, and kernels, by class, on its collectives. */
-enum { KERNELS = FR_CLASS_GROUPED - FR_CLASS_MEMORY + 1, PRESSING = FR_AGGRESSORS + KERNELS };
+/* What presses on a rank: transfers on kernels, and kernels, by kind, on its collectives. */
+enum { KERNELS = FR_OP_EXPERT_DOWN - FR_OP_EMBED + 1, PRESSING = FR_AGGRESSORS + KERNELS };
+_Static_assert(PRESSING <= FR_FLUID_AGGRESSORS, "kinds of kernels that press on collectives");
 
 /* Whose kernel carries a collective out. */
 static fr_aggressor kernel_of(fr_op_kind kind) {
@@ -68,7 +69,7 @@ static void fill_slowdowns(const fr_player *p, double out[FR_OP_KIND_COUNT][PRES
                                     : fr_cost_slowdown(o->cost, (fr_op_kind)v, (fr_aggressor)a);
         for (int k = 0; k < KERNELS && class == FR_CLASS_COLLECTIVE && !o->slowdown; k++)
             out[v][FR_AGGRESSORS + k] =
-                fr_cost_held_back(o->cost, (fr_op_class)(FR_CLASS_MEMORY + k), kernel_of((fr_op_kind)v));
+                fr_cost_held_back(o->cost, (fr_op_kind)(FR_OP_EMBED + k), kernel_of((fr_op_kind)v));
     }
 }
 
@@ -298,7 +299,7 @@ static inline uint8_t aggressor_of(const fr_player *p, const fr_play_lane *l) {
     if (l->compute) {
         uint8_t class = p->class_of[op->kind];
         bool kernel = class >= FR_CLASS_MEMORY && class <= FR_CLASS_GROUPED;
-        return p->holds && kernel ? (uint8_t)(FR_AGGRESSORS + class - FR_CLASS_MEMORY + 1) : 0;
+        return p->holds && kernel ? (uint8_t)(FR_AGGRESSORS + op->kind - FR_OP_EMBED + 1) : 0;
     }
     switch (p->class_of[op->kind]) {
     case FR_CLASS_COPY:
@@ -362,7 +363,7 @@ int64_t fr_play_flow_start(fr_player *p, fr_play_lane *l, int64_t work, bool gro
             member->press = aggressor_of(p, member);
             if (member->press) fr_play_press(p, member, 1);
             if (p->clocks) fr_play_clock_transfer(p, member, moved_by(member));
-            if (p->clocks && member->compute) limit = fmin(limit, fr_play_clock_collective(p, member));
+            if (p->clocks && member->press != FR_AGGRESSOR_PULL + 1) limit = fmin(limit, fr_play_clock_collective(p, member));
         }
     } else {
         const fr_price *price = &l->run->prices[op->shape];

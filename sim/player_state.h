@@ -235,7 +235,7 @@ void fr_play_clock_open(fr_player *p);
 void fr_play_clock_begin(fr_player *p, const fr_run *run);
 double fr_play_clock_start(fr_player *p, fr_play_lane *l); /* a kernel begins: its speed relative to a burst */
 void fr_play_clock_transfer(fr_player *p, fr_play_lane *l, fr_mover kind);
-double fr_play_clock_collective(fr_player *p, fr_play_lane *l); /* one begins on a compute lane: speed as above */
+double fr_play_clock_collective(fr_player *p, fr_play_lane *l); /* one by SMs begins: speed as above */
 void fr_play_clock_end(fr_player *p, fr_play_lane *l);
 double fr_play_clock_mhz(const fr_player *p); /* mean over kernels; NaN = not followed */
 

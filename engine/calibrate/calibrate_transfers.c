@@ -200,22 +200,32 @@ static void add_resident(fr_cal_maker *m, int devices) {
     static const fr_op_kind kinds[] = {FR_OP_GEMM_O,      FR_OP_ATTENTION,   FR_OP_EXPERT_UP, FR_OP_PERMUTE,
                                        FR_OP_ROPE,        FR_OP_EXPERT_DOWN, FR_OP_GEMM_QKV,  FR_OP_NORM,
                                        FR_OP_GEMM_ROUTER, FR_OP_TOPK,        FR_OP_SORT,      FR_OP_COMBINE};
-    for (int a = FR_AGGRESSOR_NCCL; a >= FR_AGGRESSOR_PULL; a--)
+    static const struct {
+        fr_aggressor by;
+        fr_regime regime;
+        int tier;
+    } beside[] = {{FR_AGGRESSOR_NCCL, FR_SUSTAINED, 1},
+                  {FR_AGGRESSOR_NCCL, FR_BURST, 1},
+                  {FR_AGGRESSOR_EXCHANGE, FR_BURST, 2},
+                  {FR_AGGRESSOR_PULL, FR_BURST, 2}};
+    for (size_t a = 0; a < sizeof beside / sizeof *beside; a++)
         for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
             fr_row row = {.type = FR_ROW_SLOWDOWN,
-                          .regime = FR_BURST,
+                          .regime = (uint8_t)beside[a].regime,
                           .victim = (uint8_t)fr_op_class_of(kinds[i]),
-                          .aggressor = (uint8_t)a,
+                          .aggressor = (uint8_t)beside[a].by,
                           .resident = true,
                           .ways = 2,
                           .duty = 1,
                           .at_ms = -1,
                           .gap_ms = -1,
                           .shape.ranks = (int16_t)(devices > 2 ? devices : 0)};
+            /* the limit holds what computes for milliseconds */
+            const bool light = row.victim == FR_CLASS_MEMORY || kinds[i] == FR_OP_GEMM_ROUTER;
+            if (light && row.regime == FR_SUSTAINED) continue;
             /* attention is a class of its own */
             if (kinds[i] != FR_OP_ATTENTION) row.shape.kind = (uint8_t)kinds[i];
-            const int tier = a == FR_AGGRESSOR_NCCL ? 1 : 2;
-            if (fr_cal_wanted(m, tier)) fr_cal_add(m, FR_CAL_RESIDENT, tier, row);
+            if (fr_cal_wanted(m, beside[a].tier)) fr_cal_add(m, FR_CAL_RESIDENT, beside[a].tier, row);
         }
 }
 

@@ -333,7 +333,7 @@ fr_status fr_cost_open(const fr_machine *machine, const fr_cost_options *options
     set_capacity(c);
     /* with the power model a slow-down is that of a burst: under the limit the clock says what pulls cost */
     fr_besides_fit(c->sources, c->source_count, c->power.known ? FR_BURST : c->options.regime, c->capacity.hbm,
-                   &c->beside);
+                   &c->follow, &c->beside);
     status = set_cards(c, err);
     if (status != FR_OK) {
         fr_cost_close(c);
@@ -470,7 +470,7 @@ double fr_cost_measured(const fr_cost_model *c, const fr_table *t, const fr_row 
     return 0;
 }
 
-double fr_cost_held_back(const fr_cost_model *c, fr_op_class beside, fr_aggressor aggressor) {
+double fr_cost_held_back(const fr_cost_model *c, fr_op_kind beside, fr_aggressor aggressor) {
     return c->beside.held_back[beside][aggressor];
 }
 
@@ -484,6 +484,8 @@ const fr_power *fr_cost_power(const fr_cost_model *c) {
 
 double fr_cost_gap(const fr_cost_model *c, fr_op_kind kind) {
     fr_op_class class = fr_op_class_of(kind);
+    /* our own exchange's kernels are measured in turns with events between them, but behind one another */
+    if (kind == FR_OP_COUNTS || kind == FR_OP_ALLTOALL || kind == FR_OP_ALLTOALL_BACK) return c->gap[0];
     if (class < FR_CLASS_MEMORY || class > FR_CLASS_GROUPED) return 0;
     return gap_of(c, kind, c->timed);
 }

@@ -89,8 +89,8 @@ typedef enum {
     FR_AGGRESSORS
 } fr_aggressor;
 double fr_cost_slowdown(const fr_cost_model *c, fr_op_kind victim, fr_aggressor aggressor);
-/* And the other way: a transfer by kernels beside kernels of class `beside` runs at 1 / (1 + this). */
-double fr_cost_held_back(const fr_cost_model *c, fr_op_class beside, fr_aggressor aggressor);
+/* And the other way: a transfer by kernels beside a kernel of kind `beside` runs at 1 / (1 + this). */
+double fr_cost_held_back(const fr_cost_model *c, fr_op_kind beside, fr_aggressor aggressor);
 
 /* The power limit and what its clock depends on; known = false: the tables have no rows for it. */
 typedef struct fr_power fr_power;

@@ -1,5 +1,7 @@
 #include "engine/cost/cost_follow.h"
 
+#include "engine/layout.h"
+
 #include <math.h>
 
 static bool collective(const fr_shape *s) {
@@ -26,11 +28,16 @@ void fr_follow_fit(const fr_source *sources, int count, fr_follow *out) {
         }
 }
 
+/* Weights that NCCL's kernels gather are an all-gather. */
+static uint8_t kind_of(const fr_shape *s) {
+    return s->kind == FR_OP_GATHER_WEIGHTS && s->transport == FR_GATHER_NCCL ? FR_OP_ALLGATHER : s->kind;
+}
+
 static int nearest_ranks(const fr_follow *f, const fr_shape *s) {
     double least = INFINITY;
     int ranks = 0;
     for (int i = 0; i < f->points; i++) {
-        if (f->point[i].kind != s->kind) continue;
+        if (f->point[i].kind != kind_of(s)) continue;
         const double d = fabs(log((double)f->point[i].ranks / (s->ranks > 1 ? s->ranks : 2)));
         if (d >= least) continue;
         least = d;
@@ -46,7 +53,7 @@ double fr_follow_flex(const fr_follow *f, const fr_shape *s) {
     const double at = log((double)s->bytes);
     double x[2] = {-INFINITY, INFINITY}, y[2] = {0, 0};
     for (int i = 0; i < f->points; i++) {
-        if (f->point[i].kind != s->kind || f->point[i].ranks != ranks) continue;
+        if (f->point[i].kind != kind_of(s) || f->point[i].ranks != ranks) continue;
         const double b = f->point[i].bytes;
         if (b <= at && b > x[0]) x[0] = b, y[0] = f->point[i].flex;
         if (b >= at && b < x[1]) x[1] = b, y[1] = f->point[i].flex;

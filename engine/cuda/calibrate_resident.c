@@ -10,24 +10,28 @@
 #include <math.h>
 #include <time.h>
 
-enum { TURNS = 3, MOST = 240, TOKENS = 16384, EXCHANGED = 32768 };
+enum { TURNS = 3, MOST = 240, TOKENS = 16384, EXCHANGED = 32768, HIDDEN = 4096 };
+#define SMALL    (INT64_C(64) << 20)
 #define ISSUE_NS 3500000 /* both threads issue that long side by side */
 #define LEAD_NS  200000  /* the transfer is under way by then */
 #define WAIT_NS  4e6     /* one rank keeps the other waiting, */
 #define WAITS    2.3     /* but at least so many kernels */
 #define LONG_NS  3e5     /* of a kernel beside FR_CAL_SIDE bytes; shorter ones need fewer */
+#define LOAD_NS  1.5e8   /* the limit sets in after 30 to 60 ms */
 #define ASKED_NS 30000   /* behind the start of a kernel a transfer is asked for */
 
 typedef struct {
     fr_op_kind kind;
     fr_cal_item item;
     fr_row row;
-    double ns; /* about */
+    bool held;   /* under the power limit: behind LOAD_NS of launches */
+    int stamped; /* launches beside the transfer whose clock is taken; 0 = none */
+    double ns;   /* about */
 } victim;
 
 /* What a layer of Qwen3-235B makes of TOKENS tokens, four sequences (engine/strategy/layer.c has the bytes). */
 static fr_status prepare(fr_cal_rank *r, fr_op_kind kind, victim *v, fr_error *err) {
-    const int64_t T = TOKENS, H = 4096;
+    const int64_t T = TOKENS, H = HIDDEN;
     *v = (victim){.kind = kind,
                   .item = {.top_k = 8, .head_dim = 128, .residual = kind == FR_OP_GEMM_O},
                   .row = {.type = FR_ROW_OP, .duty = 1, .at_ms = -1, .gap_ms = -1, .ways = 1}};
@@ -119,6 +123,7 @@ static fr_status open_exchange(fr_cal_rank *r, fr_error *err) {
 
 typedef struct {
     double alone, beside, p10, p90, moved; /* ns: of a kernel; of the transfer */
+    double clock;                          /* MHz, beside; 0 = not taken */
     int inside;
 } reading;
 
@@ -131,7 +136,13 @@ static fr_status turn(fr_cal_rank *r, const victim *v, int a, int64_t bytes, int
     cudaStream_t s = fr_measure_stream(r->measure), moves = lane(r, a);
     FR_TRY(fr_cal_meet(r, err));
     FR_TRY(counts(r, a, err));
-    CU(fr_k_hold(ISSUE_NS, moves));
+    if (v->held) {
+        for (int k = 0; k < LOAD_NS / v->ns; k++) FR_TRY(fr_bench_run(r->bench, s, err));
+        FR_TRY(mark(r, 1, s, err));
+        CU(cudaStreamWaitEvent(moves, r->event[1], 0));
+    } else {
+        CU(fr_k_hold(ISSUE_NS, moves));
+    }
     FR_TRY(mark(r, 0, moves, err));
     CU(cudaStreamWaitEvent(s, r->event[0], 0));
     if (late && r->id > 0) CU(fr_k_hold((uint64_t)wait_of(v), moves));
@@ -139,9 +150,11 @@ static fr_status turn(fr_cal_rank *r, const victim *v, int a, int64_t bytes, int
     FR_TRY(mark(r, 1, moves, err));
     CU(fr_k_hold(LEAD_NS, s));
     for (int k = 0; k <= n; k++) {
+        if (v->stamped && (k == 0 || k == v->stamped)) FR_TRY(fr_measure_stamp(r->measure, k > 0, err));
         FR_TRY(mark(r, 2 + k, s, err));
         if (k < n) FR_TRY(fr_bench_run(r->bench, s, err));
     }
+    CU(cudaStreamWaitEvent(moves, r->event[2 + n], 0));
     FR_TRY(back(r, a, err));
     FR_TRY(fr_measure_await(r->measure, r->event[2 + n], err));
     return fr_cal_drain(r, moves, err);
@@ -154,10 +167,11 @@ static fr_status rest(fr_cal_rank *r, fr_error *err) {
 }
 
 /* Launches `n` behind the start of the transfer, TURNS times. */
-static fr_status measure(fr_cal_rank *r, const victim *v, int a, int64_t bytes, int n, bool late, reading *out,
+static fr_status measure(fr_cal_rank *r, victim *v, int a, int64_t bytes, int n, bool late, reading *out,
                          fr_error *err) {
     double beside[TURNS * MOST], alone[TURNS * MOST], moved[TURNS];
     int inside = 0, behind = 0;
+    v->stamped = 0;
     for (int t = 0; t < TURNS; t++) {
         FR_TRY(rest(r, err));
         FR_TRY(turn(r, v, a, bytes, n, late, err));
@@ -170,7 +184,10 @@ static fr_status measure(fr_cal_rank *r, const victim *v, int a, int64_t bytes, 
             if (from + ns < end) beside[inside++] = ns;
             if (from > moved[t]) alone[behind++] = ns;
         }
+        if (t == 0) v->stamped = inside;
     }
+    double clock = 0;
+    if (v->stamped) FR_TRY(fr_measure_clock(r->measure, 2, &clock, err));
     const fr_reading b = fr_reading_of(beside, inside), l = fr_reading_of(alone, behind),
                      m = fr_reading_of(moved, TURNS);
     *out = (reading){.alone = behind ? l.median : 0,
@@ -178,6 +195,7 @@ static fr_status measure(fr_cal_rank *r, const victim *v, int a, int64_t bytes, 
                      .p10 = inside ? b.p10 : 0,
                      .p90 = inside ? b.p90 : 0,
                      .moved = m.median,
+                     .clock = clock,
                      .inside = inside};
     return FR_OK;
 }
@@ -233,10 +251,10 @@ static fr_status both(fr_cal_rank *r, victim *v, int a, int64_t bytes, bool late
     const int ranks = late ? 1 : r->p->ranks; /* only rank 0 waits */
     for (int q = 1; q < ranks; q++) {
         mean->alone += all[q].alone, mean->beside += all[q].beside;
-        mean->p10 += all[q].p10, mean->p90 += all[q].p90;
+        mean->p10 += all[q].p10, mean->p90 += all[q].p90, mean->clock += all[q].clock;
         mean->moved = fmin(mean->moved, all[q].moved);
     }
-    mean->alone /= ranks, mean->beside /= ranks, mean->p10 /= ranks, mean->p90 /= ranks;
+    mean->alone /= ranks, mean->beside /= ranks, mean->p10 /= ranks, mean->p90 /= ranks, mean->clock /= ranks;
     return FR_OK;
 }
 
@@ -285,20 +303,25 @@ static fr_status note(fr_cal_rank *r, const victim *v, const char *what, const r
                        m->alone > 0 ? m->beside / m->alone : 0, m->inside, 1e-3 * m->moved, 1e-3 * alone);
 }
 
-/* What isn't a row: kernels beside one that waits for its peers, beside our exchange, and when either gets its SMs. */
+/* NCCL's kernel beside those that wait for their peers, which isn't a row. */
 static fr_status measure_waiting(fr_cal_rank *r, victim *v, fr_error *err) {
-    const int64_t small = INT64_C(64) << 20;
     reading m;
     double alone;
-    FR_TRY(both(r, v, FR_AGGRESSOR_NCCL, small, true, &m, &alone, err));
+    FR_TRY(both(r, v, FR_AGGRESSOR_NCCL, SMALL, true, &m, &alone, err));
     FR_TRY(note(r, v, "nccl that waits", &m, alone, err));
-    FR_TRY(asked_beside(r, v, FR_AGGRESSOR_NCCL, small, alone, err));
+    return asked_beside(r, v, FR_AGGRESSOR_NCCL, SMALL, alone, err);
+}
+
+/* Kernels of some milliseconds are longer than an exchange: theirs waits for its peers meanwhile. *bytes of a rank. */
+static fr_status measure_exchange(fr_cal_rank *r, victim *v, reading *m, double *alone, double *bytes, fr_error *err) {
+    reading moving;
     FR_TRY(open_exchange(r, err));
-    FR_TRY(both(r, v, EXCHANGE, 0, true, &m, &alone, err));
-    FR_TRY(note(r, v, "an exchange that waits", &m, alone, err));
-    FR_TRY(both(r, v, EXCHANGE, 0, false, &m, &alone, err));
-    FR_TRY(note(r, v, "an exchange", &m, alone, err));
-    FR_TRY(asked_beside(r, v, EXCHANGE, 0, alone, err));
+    FR_TRY(both(r, v, EXCHANGE, 0, true, m, alone, err));
+    FR_TRY(both(r, v, EXCHANGE, 0, false, &moving, alone, err));
+    m->moved = moving.moved;
+    FR_TRY(note(r, v, "an exchange under way", &moving, *alone, err));
+    FR_TRY(asked_beside(r, v, EXCHANGE, 0, *alone, err));
+    *bytes = 2.0 * HIDDEN * (double)fr_min_i64(EXCHANGED, fr_cal_exchange_tokens(r->p->ranks));
     return fr_cal_exchange_check(r->spared, err);
 }
 
@@ -308,13 +331,20 @@ fr_status fr_cal_measure_resident(fr_cal_rank *r, uint32_t i, fr_error *err) {
     const fr_op_kind kind = row.shape.kind ? (fr_op_kind)row.shape.kind : FR_OP_ATTENTION;
     victim v;
     reading m;
-    double alone;
+    double alone, bytes = (double)FR_CAL_SIDE / 4;
     FR_TRY(prepare(r, kind, &v, err));
-    FR_TRY(both(r, &v, row.aggressor, FR_CAL_SIDE / 4, false, &m, &alone, err));
-    if (v.ns > LONG_NS) FR_TRY(both(r, &v, row.aggressor, FR_CAL_SIDE, false, &m, &alone, err));
-    const double moved = (double)(v.ns > LONG_NS ? FR_CAL_SIDE : FR_CAL_SIDE / 4) /
-                         (row.aggressor == FR_AGGRESSOR_NCCL ? r->p->ranks : 1);
-    if (row.aggressor == FR_AGGRESSOR_NCCL) FR_TRY(measure_waiting(r, &v, err));
+    v.held = row.regime == FR_SUSTAINED;
+    if (row.aggressor == EXCHANGE) {
+        FR_TRY(measure_exchange(r, &v, &m, &alone, &bytes, err));
+    } else {
+        FR_TRY(both(r, &v, row.aggressor, FR_CAL_SIDE / 4, false, &m, &alone, err));
+        if (v.ns > LONG_NS) {
+            bytes = (double)FR_CAL_SIDE;
+            FR_TRY(both(r, &v, row.aggressor, FR_CAL_SIDE, false, &m, &alone, err));
+        }
+        if (row.aggressor == FR_AGGRESSOR_NCCL) bytes /= r->p->ranks;
+    }
+    if (row.aggressor == FR_AGGRESSOR_NCCL && !v.held) FR_TRY(measure_waiting(r, &v, err));
     if (r->id != 0) return FR_OK;
     if (m.inside == 0 || m.alone <= 0)
         return fr_cal_note(run, err, "%s: no launch lay inside the transfer, or none behind it", fr_op_name(kind));
@@ -323,8 +353,9 @@ fr_status fr_cal_measure_resident(fr_cal_rank *r, uint32_t i, fr_error *err) {
     row.p10 = m.p10;
     row.p90 = fmax(m.p90, m.beside);
     row.samples = m.inside;
-    row.rate = 1e9 * moved / m.moved;
-    row.rate_alone = 1e9 * moved / alone;
-    row.hbm_traffic = row.rate * 2;
+    row.clock_mhz = m.clock;
+    row.rate = 1e9 * bytes / m.moved;
+    row.rate_alone = 1e9 * bytes / alone;
+    row.hbm_traffic = 2 * row.rate;
     return fr_cal_write(run, &run->grid->table, &row, NULL, 0, err);
 }

@@ -7,6 +7,7 @@
 #include <cmocka.h>
 
 #include "engine/cost/cost.h"
+#include "engine/cost/cost_beside.h"
 #include "engine/cost/cost_card.h"
 #include "engine/cost/cost_chain.h"
 #include "engine/cost/cost_table.h"
@@ -553,19 +554,25 @@ static void what_if_origin(void **state) {
 static void slowdowns(void **state) {
     (void)state;
     fr_cost_model *b = h200(FR_BURST), *s = h200(FR_SUSTAINED);
-    /* raw/h200x2-calibrate: GEMM, grouped GEMM, attention; NCCL all the time, at 192, 115 and 242 of 293 GB/s */
-    const double full_clock[] = {0.0687, 0.0793, 0.052}, nccl[] = {0.302, 0.104, 0.196}, held[] = {0.526, 1.541, 0.207};
-    const fr_op_kind victims[] = {FR_OP_GEMM_DENSE, FR_OP_EXPERT_UP, FR_OP_ATTENTION};
-    for (int i = 0; i < 3; i++) {
-        assert_true(fabs(fr_cost_slowdown(b, victims[i], FR_AGGRESSOR_PULL) - full_clock[i]) < 0.001);
+    /* raw/h200x2-resident: kernels that began and ended while the transfer went on */
+    static const struct {
+        fr_op_kind kind;
+        double pull, nccl, exchange, gather; /* the last: NCCL's own time, beyond what the clock explains */
+    } rows[] = {{FR_OP_GEMM_O, 0.0297, 0.278, 0.202, 0},     {FR_OP_EXPERT_UP, 0.0329, 0.203, 0.036, 0},
+                {FR_OP_ATTENTION, 0.0254, 0.196, 0.050, 0},  {FR_OP_NORM, 0.261, 0.192, 0.008, 0.783},
+                {FR_OP_PERMUTE, 0.221, 0.209, 0.072, 0.935}, {FR_OP_ROPE, 0.154, 0.322, 0.004, 0.274}};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        const fr_op_kind k = rows[i].kind;
+        assert_true(fabs(fr_cost_slowdown(b, k, FR_AGGRESSOR_PULL) - rows[i].pull) < 0.001);
         /* what is lost under the power limit is the clock's (test_power.c) */
-        assert_true(fabs(fr_cost_slowdown(s, victims[i], FR_AGGRESSOR_PULL) - full_clock[i]) < 0.001);
-        assert_true(fr_cost_slowdown(s, victims[i], FR_AGGRESSOR_H2D) < 0.015);
-        assert_true(fabs(fr_cost_slowdown(b, victims[i], FR_AGGRESSOR_NCCL) - nccl[i]) < 0.01);
-        assert_true(fabs(fr_cost_held_back(b, fr_op_class_of(victims[i]), FR_AGGRESSOR_NCCL) - held[i]) < 0.02);
+        assert_true(fabs(fr_cost_slowdown(s, k, FR_AGGRESSOR_PULL) - rows[i].pull) < 0.001);
+        assert_true(fr_cost_slowdown(s, k, FR_AGGRESSOR_H2D) < 0.015);
+        assert_true(fabs(fr_cost_slowdown(b, k, FR_AGGRESSOR_NCCL) - rows[i].nccl) < 0.001);
+        assert_true(fabs(fr_cost_slowdown(b, k, FR_AGGRESSOR_EXCHANGE) - rows[i].exchange) < 0.001);
+        assert_true(fabs(fr_cost_held_back(b, k, FR_AGGRESSOR_NCCL) - rows[i].gather) < 0.03);
     }
-    /* sharing HBM explains what pulls cost a memory-bound kernel: 19 % in a burst */
-    assert_true(fr_cost_slowdown(b, FR_OP_SWIGLU, FR_AGGRESSOR_PULL) < 0.02);
+    /* kinds without rows of their own: the mean of their class's */
+    assert_true(fabs(fr_cost_slowdown(b, FR_OP_EMBED, FR_AGGRESSOR_PULL) - 0.236) < 0.001);
     assert_true(fr_cost_slowdown(b, FR_OP_PULL, FR_AGGRESSOR_NCCL) == 0);
     fr_cost_close(b);
     fr_cost_close(s);
@@ -587,6 +594,67 @@ static void chains(void **state) {
     fr_chain_add(&c, FR_OP_NORM, 1e3, 1e3, 1, 1.1e3, 0.7); /* between two sizes, nearer to one */
     assert_true(fr_chain_at(&c, FR_OP_NORM, 5e4, &warm, &flex) && warm > 0.9 && warm < 0.95 && flex > 0);
     assert_false(fr_chain_at(&c, FR_OP_ROPE, 1e5, &warm, &flex));
+}
+
+static fr_table table_of(const char *rows) {
+    fr_table t = {0};
+    fr_error err;
+    char text[2048];
+    const int n = snprintf(text, sizeof text, "%s%s",
+                           "# gpu: toy\n# sms: 100\n# peak_bf16: 1e15\n# hbm_rate: 4e12\n# link_rate: 4e11\n"
+                           "# clock_max_mhz: 2000\n",
+                           rows);
+    if (fr_table_parse(text, (size_t)n, "toy", &t, &err) != FR_OK) fail_msg("%s", err.text);
+    return t;
+}
+
+/* Resident rows say what single kinds lose, their mean what others of the class do; a class without any keeps to the
+ * rows of the class; an exchange without rows is taken for NCCL's kernel. */
+static void resident_rows(void **state) {
+    (void)state;
+    fr_table t = table_of("slowdown victim=gemm aggressor=nccl regime=burst alone=100 beside=150 overlap=100\n"
+                          "slowdown victim=attention aggressor=nccl regime=burst alone=100 beside=110 rate=1e11 "
+                          "rate_alone=2e11\n"
+                          "slowdown victim=gemm_qkv aggressor=nccl resident=1 regime=burst alone=100 beside=130 "
+                          "rate=1e11 rate_alone=1.5e11\n"
+                          "slowdown victim=gemm_o aggressor=nccl resident=1 regime=burst alone=100 beside=120 "
+                          "rate=1e11 rate_alone=1.2e11\n"
+                          "slowdown victim=norm aggressor=pull resident=1 regime=burst alone=100 beside=125 "
+                          "hbm_traffic=8e11\n"
+                          "slowdown victim=gemm_o aggressor=exchange resident=1 regime=burst alone=100 beside=112\n"
+                          "slowdown victim=grouped aggressor=nccl regime=burst alone=100 beside=110 clock_mhz=1000\n"
+                          "slowdown victim=expert_up aggressor=nccl resident=1 regime=burst alone=100 beside=120 "
+                          "rate=1e11 rate_alone=1.8e11\n");
+    const fr_source s = {&t, FR_FROM_MEASURED};
+    fr_besides b;
+    fr_follow follow = {.points = 1, .point = {{.kind = FR_OP_ALLGATHER, .ranks = 2, .bytes = 30, .flex = 0.5}}};
+    fr_besides_fit(&s, 1, FR_BURST, 4e12, &follow, &b);
+    assert_true(fabs(b.slowdown[FR_OP_GEMM_QKV][FR_AGGRESSOR_NCCL] - 0.3) < 1e-9);
+    assert_true(fabs(b.slowdown[FR_OP_GEMM_O][FR_AGGRESSOR_NCCL] - 0.2) < 1e-9);
+    assert_true(fabs(b.slowdown[FR_OP_GEMM_ROUTER][FR_AGGRESSOR_NCCL] - 0.25) < 1e-9);
+    assert_true(fabs(b.held_back[FR_OP_GEMM_DENSE][FR_AGGRESSOR_NCCL] - 0.35) < 1e-9);
+    assert_true(fabs(b.slowdown[FR_OP_ATTENTION][FR_AGGRESSOR_NCCL] - 0.1) < 1e-9);
+    assert_true(fabs(b.held_back[FR_OP_ATTENTION][FR_AGGRESSOR_EXCHANGE] - 1) < 1e-9);
+    assert_true(fabs(b.slowdown[FR_OP_ATTENTION][FR_AGGRESSOR_EXCHANGE] - 0.1) < 1e-9);
+    assert_true(fabs(b.slowdown[FR_OP_GEMM_QKV][FR_AGGRESSOR_EXCHANGE] - 0.12) < 1e-9);
+    /* at half the clock a kernel half of whose time follows it takes 1.5 of its time: 1.8 is 1.2 of that */
+    assert_true(fabs(b.held_back[FR_OP_EXPERT_UP][FR_AGGRESSOR_NCCL] - 0.2) < 1e-9);
+    assert_true(fabs(b.slowdown[FR_OP_ROPE][FR_AGGRESSOR_PULL] - 0.25) < 1e-9); /* HBM's share of it included */
+    assert_true(b.slowdown[FR_OP_ROPE][FR_AGGRESSOR_NCCL] <= 0 && b.slowdown[FR_OP_PULL][FR_AGGRESSOR_PULL] <= 0);
+    fr_table_free(&t);
+}
+
+/* Packing is a permute and what comes before it: four more launches at least. */
+static void packing(void **state) {
+    (void)state;
+    fr_cost_model *c = h200(FR_BURST);
+    fr_shape s = {.kind = FR_OP_PERMUTE, .m = 16384, .n = 4096, .k = 16384, .bytes = INT64_C(16384) * 4096 * 4};
+    const int64_t permute = cost(c, s, NULL).ns;
+    const int64_t sort = cost(c, (fr_shape){.kind = FR_OP_SORT, .m = 16384, .n = 2, .bytes = 12 * 16384}, NULL).ns;
+    s.ranks = 2;
+    const int64_t pack = cost(c, s, NULL).ns;
+    assert_true(pack - permute > sort + 2500 && pack - permute < sort + 14000);
+    fr_cost_close(c);
 }
 
 /* A permute is priced by the rows that it reads, once each, and those that it writes. */
@@ -991,6 +1059,8 @@ int main(void) {
         cmocka_unit_test(slowdowns),
         cmocka_unit_test(chains),
         cmocka_unit_test(permute_sources),
+        cmocka_unit_test(resident_rows),
+        cmocka_unit_test(packing),
         cmocka_unit_test(power_rows),
         cmocka_unit_test(tiles),
         cmocka_unit_test(refused),
