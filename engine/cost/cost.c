@@ -384,14 +384,14 @@ static void apply_power(const fr_cost_model *c, const fr_shape *s, const fr_base
     const fr_precision precision = s->precision < FR_PRECISIONS ? (fr_precision)s->precision : FR_BF16;
     double peak = c->ceilings.peak[precision], rate = 1e9 / e->ns;
     fr_power_draw(&c->power, (fr_op_kind)s->kind, precision, peak > 0 ? base->flops * rate / peak : 0,
-                  base->hbm_bytes * rate / c->ceilings.hbm, e->clock, &out->draw);
+                  base->hbm_bytes * rate / c->ceilings.hbm, base->follows, e->clock, &out->draw);
     if (chained) out->draw.flex = flex;
     out->draw.slope *= c->mean.draw;
     if (own > 1) out->draw.slope = 0; /* the player keeps to the price */
     if (c->options.regime == FR_BURST) return;
     /* rows of an own table that say both regimes: all that HBM does not bound has their ratio */
     const double memory = base->hbm_bytes * rate / c->ceilings.hbm;
-    const double follows = class == FR_CLASS_MEMORY ? out->draw.flex : fr_power_unbound(memory);
+    const double follows = class == FR_CLASS_MEMORY || base->follows >= 0 ? out->draw.flex : fr_power_unbound(memory);
     double slower =
         own > 1 ? 1 + follows * (own - 1) : 1 / fr_power_speed(&out->draw, fr_power_alone(&c->power, &out->draw));
     scale(e, slower);

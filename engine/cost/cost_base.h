@@ -13,6 +13,8 @@ typedef struct {
     double extra;   /* ns that a stated law adds beside ns, outside the curve (hops beyond two ranks, network) */
     double feature; /* log of what tells shapes of equal ns apart: key blocks a query tile sees; grouped: tiles over
                        bytes */
+    double follows; /* share of ns that goes with the SM clock, -1 = the structure does not say it */
+    double lifted;  /* share of ns that is there only because more work may not cost less */
     double hbm_bytes, link_bytes;
     double flops; /* useful ones; 0 where none are done on tensor cores */
     bool cached;  /* attention: over keys from the cache, which are gathered first */

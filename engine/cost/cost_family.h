@@ -14,7 +14,7 @@ typedef struct {
     uint8_t ways, transport, hosts, windowed;
     uint8_t cached; /* attention: keys are gathered from the cache first (keys are compared byte by byte: no padding) */
     int16_t ranks, equal; /* equal: attention over equal short lengths, by a graph of its own */
-    int32_t n, k; /* gemm, grouped: n and k; attention: head_dim and v_head_dim */
+    int32_t n, k;         /* gemm, grouped: n and k; attention: head_dim and v_head_dim */
 } fr_family_key;
 
 typedef struct {

@@ -29,7 +29,7 @@ static double correction(const fr_power *p, fr_op_kind kind, fr_precision precis
 }
 
 void fr_power_plain(const fr_power *p, fr_op_kind kind, fr_precision precision, double math, double memory,
-                    double clock, double flex, fr_draw *out) {
+                    double follows, double clock, double flex, fr_draw *out) {
     double share = fr_least(1, memory), hbm = p->memory * share, cores = p->math[precision] * math;
     double full = clock > 0 ? clock : burst_clock(p, cores, share), active = p->active;
     fr_op_class class = fr_op_class_of(kind);
@@ -38,7 +38,7 @@ void fr_power_plain(const fr_power *p, fr_op_kind kind, fr_precision precision, 
         active = p->streaming;
         out->flex = fr_most(0, 1 - share / FR_STREAMS);
     } else {
-        out->flex = (flex >= 0 ? flex : p->flex[class]) * fr_power_unbound(share);
+        out->flex = follows >= 0 ? follows : (flex >= 0 ? flex : p->flex[class]) * fr_power_unbound(share);
     }
     out->full = fr_least(1, fr_most(0.5, full));
     out->knee = p->knee;
@@ -47,11 +47,11 @@ void fr_power_plain(const fr_power *p, fr_op_kind kind, fr_precision precision, 
     out->slope = active + cores / out->full + hbm * out->flex / (out->full * out->full);
 }
 
-void fr_power_draw(const fr_power *p, fr_op_kind kind, fr_precision precision, double math, double memory, double clock,
-                   fr_draw *out) {
+void fr_power_draw(const fr_power *p, fr_op_kind kind, fr_precision precision, double math, double memory,
+                   double follows, double clock, fr_draw *out) {
     double flex;
     const double factor = correction(p, kind, precision, math, fmin(1, memory), &flex);
-    fr_power_plain(p, kind, precision, math, memory, clock, flex, out);
+    fr_power_plain(p, kind, precision, math, memory, follows, clock, flex, out);
     out->slope *= factor;
 }
 

@@ -109,9 +109,10 @@ static inline double fr_power_unbound(double memory) {
 }
 
 /* The work of an op that reaches these shares of the tensor cores' peak in its precision and of the HBM's datasheet
- * rate in a burst, at SM clock `clock` there (0 = not known). */
-void fr_power_draw(const fr_power *p, fr_op_kind kind, fr_precision precision, double math, double memory, double clock,
-                   fr_draw *out);
+ * rate in a burst, at SM clock `clock` there (0 = not known). follows: the share of its time that goes with the clock,
+ * where its structure says it (fr_base); else -1, and what HBM leaves of it. */
+void fr_power_draw(const fr_power *p, fr_op_kind kind, fr_precision precision, double math, double memory,
+                   double follows, double clock, fr_draw *out);
 /* Beyond idle, W. */
 static inline double fr_power_watts(const fr_draw *d, double x) {
     return d->base + d->slope * x * x;
@@ -119,7 +120,7 @@ static inline double fr_power_watts(const fr_draw *d, double x) {
 /* The same by the least squares alone, without what single rows correct; flex: as of such a row
  * (-1: as of its class). */
 void fr_power_plain(const fr_power *p, fr_op_kind kind, fr_precision precision, double math, double memory,
-                    double clock, double flex, fr_draw *out);
+                    double follows, double clock, double flex, fr_draw *out);
 /* How fast the op runs at clock x, relative to a burst: 1 at d->full and above. */
 static inline double fr_power_speed(const fr_draw *d, double x) {
     if (x >= d->full && x >= d->knee) return 1;

@@ -29,13 +29,15 @@ static double clock_of(const fr_power *p, const fr_row *r) {
     return r && r->clock_mhz > 0 ? fmin(1, r->clock_mhz / p->full_mhz) : 0;
 }
 
-/* What the row's work asks of tensor cores and memory, over the ceilings, if it takes ns. */
-static void shares(const fr_table *t, const fr_row *r, double ns, double *math, double *memory) {
+/* What the row's work asks of tensor cores and memory, over the ceilings, if it takes ns; returns the share of its time
+ * that follows the clock, -1 where its structure does not say it. */
+static double shares(const fr_table *t, const fr_row *r, double ns, double *math, double *memory) {
     fr_base b;
     fr_cost_base(&t->ceilings, &r->shape, t->pairs, &b);
     double peak = t->ceilings.peak[precision_of(r)];
     *math = peak > 0 ? b.flops / ns * 1e9 / peak : 0;
     *memory = fmin(b.hbm_bytes / ns * 1e9 / t->ceilings.hbm, 1);
+    return b.follows;
 }
 
 static reading reading_of(const fr_table *t, const fr_power *p, const fr_row *r) {
@@ -283,10 +285,10 @@ static void fit_rows(const fr_table *t, fr_power *p) {
         b = fr_table_burst(t, r);
         fr_power_row row = {.kind = r->shape.kind, .precision = (uint8_t)precision_of(r)};
         fr_draw d;
-        shares(t, r, b ? b->ns : r->ns, &row.math, &row.memory);
+        const double follows = shares(t, r, b ? b->ns : r->ns, &row.math, &row.memory);
         row.flex = own_flex(p, r, b, row.memory);
-        fr_power_plain(p, (fr_op_kind)row.kind, precision_of(r), row.math, row.memory, b ? clock_of(p, b) : x, row.flex,
-                       &d);
+        fr_power_plain(p, (fr_op_kind)row.kind, precision_of(r), row.math, row.memory, follows, b ? clock_of(p, b) : x,
+                       row.flex, &d);
         row.factor = (p->cap - p->idle - d.base) / (d.slope * x * x);
         if (row.factor > 0.5 && row.factor < 2) p->row[p->held++] = row;
     }

@@ -79,13 +79,13 @@ static void coefficients(void **state) {
     assert_true(near(p.peak, 100 + 400 * .81 + 300 * math * .9 + 200 * memory, 1));
     /* the op in a burst is at the clock of its row; without one at what the power of bursts leaves */
     fr_draw d;
-    fr_power_draw(&p, FR_OP_GEMM_DENSE, FR_BF16, math, memory, 0.9, &d);
+    fr_power_draw(&p, FR_OP_GEMM_DENSE, FR_BF16, math, memory, -1, 0.9, &d);
     assert_true(near(d.full, .9, 1e-9) && near(d.flex, .8, 1e-3));
     assert_true(near(p.idle + fr_power_watts(&d, .9), p.peak, 10)); /* rows correct what the squares leave */
     /* back to back it is near its measured clock, and takes its measured time there */
     assert_true(near(fr_power_alone(&p, &d), first_x, 0.02));
     assert_true(near(burst / fr_power_speed(&d, first_x), first_ns, 1));
-    fr_power_draw(&p, FR_OP_GEMM_DENSE, FR_BF16, math, memory, 0, &d);
+    fr_power_draw(&p, FR_OP_GEMM_DENSE, FR_BF16, math, memory, -1, 0, &d);
     assert_true(near(d.full, .9, 0.005));
     fr_table_free(&t);
     fr_text_free(&rows);
@@ -143,7 +143,7 @@ static void precisions(void **state) {
     /* back to back the row's work is at the row's clock, whatever bf16 rows say */
     const double peak = t.ceilings.peak[FR_FP8], math = 2 * pow(4096, 3) / 100e3 * 1e9 / peak;
     fr_draw d;
-    fr_power_draw(&both, FR_OP_GEMM_DENSE, FR_FP8, math, 4.0 * 4096 * 4096 / 100e3 * 1e9 / 4e12, 0.75, &d);
+    fr_power_draw(&both, FR_OP_GEMM_DENSE, FR_FP8, math, 4.0 * 4096 * 4096 / 100e3 * 1e9 / 4e12, -1, 0.75, &d);
     assert_true(near(fr_power_alone(&both, &d), 0.75, 0.01));
     fr_table_free(&t);
     fr_text_free(&rows);
