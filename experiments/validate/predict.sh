@@ -10,7 +10,8 @@ failed=0
 for part in ${*:-a b h two off}; do
     while IFS=$'\t' read -r name flags; do
         [[ " $flags " == *" --strategy "* || " $flags " == *" --attention "* ]] || flags="--strategy dp $flags"
-        timed=--timed # cells run with their timelines, but for replays (run.sh)
+        timed="--timed --warmup 1.5" # cells run with their timelines and a warm-up, but for replays and bursts (run.sh)
+        [[ " $flags " == *"--regime burst"* ]] && timed=--timed
         [[ " $flags " == *"poisson"* ]] && timed=
         # shellcheck disable=SC2086
         if json=$("$forerun" simulate --machine "$(machine "$part")" $flags $timed --json 2>/tmp/predict.$$); then
