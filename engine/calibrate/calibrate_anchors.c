@@ -46,27 +46,43 @@ static void add_hold(fr_cal_maker *m, fr_row r, fr_precision precision, int64_t 
     fr_cal_add(m, FR_CAL_HOLD, 2, r)->hold_s = fminf(LAYER_HOLD_S, fr_cal_hold_seconds(m, 1));
 }
 
-/* Experts that have some 128 rows, or 512, wait for bytes and for tensor cores in turns: how far their time follows the
- * clock no other row says. */
-static void add_mixed_holds(fr_cal_maker *m) {
+static void hold(fr_cal_maker *m, fr_row r) {
+    r.regime = FR_SUSTAINED;
+    fr_cal_item *it = fr_cal_add(m, FR_CAL_HOLD, 2, r);
+    it->hold_s = fr_cal_hold_seconds(m, 0.3);
+    it->residual = r.shape.kind == FR_OP_GEMM_O;
+}
+
+/* Small batches. Experts that have some 128 rows, or 512, wait for bytes and for tensor cores in turns: how far their
+ * time follows the clock, and what they draw, no other row says; nor what the dense products and the attention of 2K
+ * tokens draw. */
+static void add_small_holds(fr_cal_maker *m) {
     static const struct {
         fr_op_kind kind;
         int32_t experts, n, k, mean;
-    } list[] = {{FR_OP_EXPERT_UP, 128, 3072, 4096, 128},  {FR_OP_EXPERT_DOWN, 128, 4096, 1536, 128},
-                {FR_OP_EXPERT_UP, 128, 3072, 4096, 512},  {FR_OP_EXPERT_UP, 8, 28672, 4096, 128},
-                {FR_OP_EXPERT_UP, 128, 1536, 2048, 64},   {FR_OP_EXPERT_DOWN, 128, 4096, 1536, 512},
-                {FR_OP_EXPERT_DOWN, 8, 4096, 14336, 128}, {FR_OP_EXPERT_DOWN, 128, 2048, 768, 64}};
+    } list[] = {{FR_OP_EXPERT_UP, 128, 3072, 4096, 128}, {FR_OP_EXPERT_DOWN, 128, 4096, 1536, 128},
+                {FR_OP_EXPERT_UP, 8, 28672, 4096, 128},  {FR_OP_EXPERT_DOWN, 8, 4096, 14336, 128},
+                {FR_OP_EXPERT_UP, 128, 3072, 4096, 512}, {FR_OP_EXPERT_DOWN, 128, 4096, 1536, 512},
+                {FR_OP_EXPERT_UP, 128, 1536, 2048, 64},  {FR_OP_EXPERT_DOWN, 128, 2048, 768, 64},
+                {FR_OP_EXPERT_UP, 128, 3072, 4096, 384}, {FR_OP_EXPERT_UP, 128, 3072, 4096, 32},
+                {FR_OP_GEMM_QKV, 0, 9216, 4096, 2048},   {FR_OP_GEMM_O, 0, 4096, 8192, 2048}};
     int32_t even[128];
     for (size_t i = 0; i < sizeof list / sizeof *list; i++) {
         fr_row r = fr_cal_blank(list[i].kind);
-        r.regime = FR_SUSTAINED;
         r.shape.n = list[i].n;
         r.shape.k = list[i].k;
         r.shape.experts = list[i].experts;
-        fr_even_rows((int64_t)list[i].mean * list[i].experts, list[i].experts, even);
+        if (!list[i].experts) r.shape.m = list[i].mean;
+        if (list[i].experts) fr_even_rows((int64_t)list[i].mean * list[i].experts, list[i].experts, even);
         for (int e = 0; e < list[i].experts; e++) fr_cal_push(m, &r, even[e], 0);
-        fr_cal_add(m, FR_CAL_HOLD, 2, r)->hold_s = fr_cal_hold_seconds(m, 0.3);
+        hold(m, r);
     }
+    fr_row r = fr_cal_blank(FR_OP_ATTENTION);
+    r.shape.n = 64;
+    r.shape.k = 4;
+    r.shape.head_dim = 128;
+    for (int i = 0; i < 4; i++) fr_cal_push(m, &r, 512, 0);
+    hold(m, r);
 }
 
 /* More work of a layer, sustained: 256 rows an expert, where HBM and tensor cores draw alike and most together, and
@@ -194,6 +210,6 @@ fr_status fr_cal_add_anchors(fr_cal_maker *m, fr_error *err) {
         if (m->mode == FR_CAL_FULL) add_limits(m, &list[i], i == 4 ? 8 : i == 0 ? 6 : i == 8 ? 2 : 0);
     }
     if (m->mode == FR_CAL_FULL) add_holds(m);
-    if (m->mode == FR_CAL_FULL) add_mixed_holds(m);
+    if (m->mode == FR_CAL_FULL) add_small_holds(m);
     return add_chains(m, err);
 }
