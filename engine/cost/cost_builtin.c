@@ -19,6 +19,7 @@
 
 FR_TABLE(gb200)
 FR_TABLE(h100)
+FR_TABLE(h100_cards)
 FR_TABLE(h200)
 FR_TABLE(h200_cards)
 
@@ -27,6 +28,7 @@ const char *fr_table_builtin(const char *gpu, size_t *length) {
         const char *gpu, *start, *end;
     } tables[] = {{"gb200", fr_table_gb200, fr_table_gb200_end},
                   {"h100", fr_table_h100, fr_table_h100_end},
+                  {"h100_cards", fr_table_h100_cards, fr_table_h100_cards_end},
                   {"h200", fr_table_h200, fr_table_h200_end},
                   {"h200_cards", fr_table_h200_cards, fr_table_h200_cards_end}};
     for (size_t i = 0; i < sizeof tables / sizeof *tables; i++)

@@ -16,5 +16,7 @@ same "$work/h100.txt" kernels/measured/h100.txt "h100.txt is what its journals m
 expect 0 calibrate --merge --anchors --out "$work/cards.txt" $raw/h200-cards-2026-11-22.txt \
     $raw/h200x4-anchors-2026-11-22.raw
 same "$work/cards.txt" kernels/measured/h200_cards.txt "h200_cards.txt is what its journals make, card by card"
+expect 0 calibrate --merge --anchors --out "$work/cards.txt" $raw/h100x1-cards-2026-11-22.raw
+same "$work/cards.txt" kernels/measured/h100_cards.txt "h100_cards.txt too"
 expect 0 list costs --machine h200x1 && prints "of them seeded"
 expect 0 list costs --machine h200x1 --costs tests/data/seeds && prints ", seeded"
