@@ -281,17 +281,17 @@ static void parts(void **state) {
                         .math = {800, 1000},
                         .flex = {[FR_CLASS_GEMM] = 0.9}};
     fr_draw d;
-    fr_power_plain(&p, FR_OP_GEMM_QKV, FR_BF16, 0.5, 0.4, 0.9, -1, &d);
+    fr_power_plain(&p, FR_OP_GEMM_QKV, FR_BF16, 0.5, 0.4, -1, 0.9, -1, &d);
     assert_true(near(d.flex, 0.9, 1e-9) && near(d.full, 0.9, 1e-9) && near(d.base, 0.1 * 120, 1e-9));
     assert_true(near(d.slope, 250 + 400 / 0.9 + 0.9 * 120 / 0.81, 1e-9));
-    fr_power_plain(&p, FR_OP_GEMM_QKV, FR_FP8, 0.5, 0.72, 0.9, 0.6, &d); /* HBM takes half of what it may */
+    fr_power_plain(&p, FR_OP_GEMM_QKV, FR_FP8, 0.5, 0.72, -1, 0.9, 0.6, &d); /* HBM takes half of what it may */
     assert_true(near(d.flex, 0.6 * (FR_STREAMS - 0.72) / (FR_STREAMS - FR_FLEX_ALL), 1e-9));
     assert_true(near(d.slope, 250 + 500 / 0.9 + d.flex * 216 / 0.81, 1e-9));
-    fr_power_plain(&p, FR_OP_NORM, FR_BF16, 0, 0.5, 1, -1, &d);
+    fr_power_plain(&p, FR_OP_NORM, FR_BF16, 0, 0.5, -1, 1, -1, &d);
     assert_true(near(d.flex, 1 - 0.5 / FR_STREAMS, 1e-9));
     assert_true(near(d.slope, 200 + d.flex * 150, 1e-9) && near(d.base, 150 - d.flex * 150, 1e-9));
     /* a burst without a clock: where its draw meets that of bursts, 100 + 250 x^2 + 720 x + 60 = 900 */
-    fr_power_plain(&p, FR_OP_GEMM_QKV, FR_BF16, 0.9, 0.2, 0, -1, &d);
+    fr_power_plain(&p, FR_OP_GEMM_QKV, FR_BF16, 0.9, 0.2, -1, 0, -1, &d);
     assert_true(near(d.full, (sqrt(720.0 * 720 + 4 * 250 * 740) - 720) / 500, 1e-9));
 }
 
