@@ -240,11 +240,11 @@ static bool mix_of(const fr_player *p, const fr_run *run, int rank, mix *out) {
     return true;
 }
 
-/* The hands after `ns` of a mix back to back, or of rest. */
+/* The hands after `ns` of a mix back to back. */
 static void lead_up(const fr_power *w, const mix *m, int64_t ns, fr_power_hands *h) {
     for (; ns >= FR_POWER_TICK_NS; ns -= FR_POWER_TICK_NS) {
-        const double x = m ? fr_least(h->x, m->full) : 1;
-        fr_power_tick(w, w->idle + (m ? m->base + m->slope * x * x : 0), x * x, m ? m->slope : 0, h);
+        const double x = fr_least(h->x, m->full);
+        fr_power_tick(w, w->idle + m->base + m->slope * x * x, x * x, m->slope, h);
     }
 }
 
@@ -266,9 +266,15 @@ void fr_play_clock_begin(fr_player *p, const fr_run *run) {
         } else {
             c->hands.x = fr_power_clock(w, w->cap, m.base, m.slope);
         }
-        /* A shorter pause is what the tick under way begins with. */
-        lead_up(w, NULL, p->o.pause_ns, &c->hands);
-        c->tick = FR_POWER_TICK_NS - p->o.pause_ns % FR_POWER_TICK_NS;
+        /* nobody knows where in a tick the load ended: in the middle of one; then the pause */
+        const double x = fr_least(c->hands.x, m.full);
+        c->told = c->tick = -p->o.pause_ns - FR_POWER_TICK_NS / 2;
+        c->tick += FR_POWER_TICK_NS;
+        c->base_mw = milliwatts(m.base);
+        c->slope_mw = milliwatts(m.slope);
+        c->draw_mw = milliwatts(m.base + m.slope * x * x);
+        sum(c, FR_POWER_TICK_NS / 2);
+        c->base_mw = c->slope_mw = c->draw_mw = 0;
     }
 }
 

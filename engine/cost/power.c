@@ -73,7 +73,7 @@ void fr_power_tick(const fr_power *p, double watts, double square, double slope,
     h->limit = fr_least(h->fresh, p->cap - (FR_POWER_SLOW_GAIN + FR_POWER_SLOW_BEND * fr_most(0, excess)) * excess);
     /* what kernels had that cannot use the clock is where it comes down from */
     const double left = h->limit - watts, from = left < 0 ? fr_least(square, h->x * h->x) : h->x * h->x;
-    const double next = slope > 0 ? from + FR_POWER_FAST_GAIN * left / slope : 1;
+    const double next = slope > 0 ? from + (left < 0 ? FR_POWER_FAST_DOWN : FR_POWER_FAST_UP) * left / slope : 1;
     h->x = next >= 1 ? 1 : sqrt(fr_most(0.04, next));
 }
 

@@ -62,8 +62,9 @@ struct fr_power {
  * What the limit does over time (kernels/measured/raw/h200-layers-2026-11-22.csv.gz: layers back to back from rest, the
  * clock counted around their kernels; h200-clock-, h200x2-links-: every launch of loads and pauses):
  *
- * - A fast hand sets the clock every 25 ms: by 0.4 of what the mean power since it last did so was off the limit. So it
- *   holds the mean of what runs, whatever single kernels draw, and a pause gives clock back only behind it.
+ * - A fast hand sets the clock every 25 ms: by what the mean power since it last did so was off the limit, 0.53 of it
+ * down and 0.35 up. So it holds the mean of what runs, whatever single kernels draw, and a pause gives clock back only
+ * behind it.
  * - A slow hand holds the mean over the last 0.85 s at the limit of sustained load. Below it `fresh` may be drawn; e W
  *   beyond it, 4 e + 0.13 e^2 less. So a load after a rest is cut deeply when 0.82 s are over, as all of the window has
  *   drawn `fresh` by then; again 0.9 s later, when what was saved leaves the window; and so on, weaker each time. Rests
@@ -73,7 +74,8 @@ struct fr_power {
  * steps of a fixed length: 4 to 8 % in the cuts).
  */
 #define FR_POWER_TICK_NS   25000000
-#define FR_POWER_FAST_GAIN 0.4
+#define FR_POWER_FAST_DOWN 0.53
+#define FR_POWER_FAST_UP   0.35
 #define FR_POWER_SLOW_GAIN 4.0
 #define FR_POWER_SLOW_BEND 0.13 /* 1/W */
 /* `fresh` over the limit of sustained load, beyond idle, from the same loads. It is one clock on all cards, within 0.6

@@ -83,7 +83,8 @@ typedef struct {
     int samples_count;
     void *nvml; /* device handle */
     atomic_bool stop, pulling, closing;
-    atomic_int tiny_us; /* a small pull so often; 0 = none */
+    atomic_int tiny_us;  /* a small pull so often; 0 = none */
+    atomic_llong pulled; /* bytes asked for so far */
     double base_s;
     const char *pattern;
     void *mine, *theirs;
@@ -187,6 +188,7 @@ static void *pull(void *context) {
         }
         while (cudaEventQuery(e[i]) == cudaErrorNotReady && fr_monotonic_s() < end) nap(2e-5);
         fine(g, cudaMemcpyAsync(g->mine, g->theirs, PULL, cudaMemcpyDefault, g->copies), "pull");
+        g->pulled += PULL;
         cudaEventRecord(e[i], g->copies);
     }
     return NULL;
@@ -394,7 +396,12 @@ static bool layer(gpu *g, const char *text, double ms) {
     nap(0.6); /* what was made ready is over */
     g->pulling = x && x[strspn(x + 1, "0123456789") + 1] == 'p';
     fr_bench_chain(g->bench[0], true);
+    const long long pulled = g->pulled;
+    const double began = fr_monotonic_s();
     fits = fits && layers(g, m, rows, tokens, ms);
+    if (g->pulling)
+        printf("  GPU %d pulled %.1f GB/s\n", g->device,
+               1e-9 * (double)(g->pulled - pulled) / (fr_monotonic_s() - began));
     g->pulling = false;
     fr_bench_chain(g->bench[0], false);
     for (int i = 0; i < OPS && fits; i++)

@@ -98,7 +98,8 @@ static void burst_turns_sustained(void **state) {
     for (uint32_t i = 0; i < s.count; i++)
         if (s.spans[i].kind == FR_OP_ATTENTION) steady = s.spans[i].end - s.spans[i].start;
     assert_true(last > first * 125 / 100); /* at full clock in a burst, at 1,500 of 1,980 MHz under the limit */
-    assert_true(near((double)last / (double)steady, 1, 0.01));
+    assert_true(
+        near((double)last / (double)steady, 1, 0.02)); /* a cut costs more time than the rest of its round gains */
     /* for 0.82 s the limit is some 725 W, not 692: the square root of the clock that the difference is worth */
     assert_true(fresh < last * 99 / 100 && fresh > last * 95 / 100);
     /* the limit sets in 30 to 66 ms into a burst, by the card (rows with at_ms); what leads up to it is slower already
