@@ -38,6 +38,7 @@ typedef struct {
     int units, slots;
     flight *flights;
     uint32_t flights_count, flights_cap;
+    fr_card *unlike; /* by rank, NULL = none asked for */
     int *unit_held;  /* forwards given to a unit whose entry is not through */
     int *unit_given; /* batch mode: forwards given so far */
 
@@ -371,21 +372,27 @@ static fr_status open_drive(drive *d, fr_setup *s, bool batch, bool bare) {
     fr_experiment *e = &s->experiment;
     /* Without sharing, pulls in flight would each have the whole link: one at a time is what the link can carry. */
     if (!e->sharing && e->layout.gather_streams == 0) e->layout.gather_streams = 1;
-    FR_TRY(fr_setup_planner(s, e->fold && batch && !e->spans && !d->options->cards && deal_is_even(e), &d->planner,
-                            d->err));
+    FR_TRY(fr_setup_planner(
+        s, e->fold && batch && !e->spans && !d->options->cards && !d->options->unlike && deal_is_even(e), &d->planner,
+        d->err));
     fr_planner_plan(d->planner)->bare = bare;
     d->units = fr_planner_units(d->planner);
     d->slots = fr_planner_slots(d->planner);
     d->traffic = fr_alloc((size_t)fr_planner_plan(d->planner)->ranks * sizeof *d->traffic);
     d->unit_held = fr_alloc((size_t)d->units * sizeof *d->unit_held);
     d->unit_given = fr_alloc((size_t)d->units * sizeof *d->unit_given);
+    const int ranks = fr_planner_plan(d->planner)->ranks;
+    if (!d->options->cards && d->options->unlike && ranks > 1) {
+        d->unlike = fr_alloc((size_t)ranks * sizeof *d->unlike);
+        fr_cards_unlike(s->cost, d->unlike, ranks);
+    }
     fr_player_options o = {.cost = s->cost,
                            .sharing = e->sharing,
                            .turns = true,
                            .interference = e->interference,
                            .gpus_per_host = s->machine.gpus_per_host,
                            .spans = d->options->spans,
-                           .cards = d->options->cards,
+                           .cards = d->options->cards ? d->options->cards : d->unlike,
                            .pause_ns = d->options->pause_ns,
                            .load_ns = d->options->load_ns,
                            .finished = on_finished,
@@ -407,6 +414,7 @@ static void close_drive(drive *d) {
     fr_planner_close(d->planner);
     fr_sched_free(d->sched);
     free(d->unit_held);
+    free(d->unlike);
     free(d->unit_given);
     fr_deal_close(&d->deal);
     free(d->traffic);

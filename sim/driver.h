@@ -23,7 +23,8 @@ typedef struct {
         *arrivals; /* trace mode: these requests, by arrival, in place of the experiment's trace; NULL = it */
     int64_t arrivals_count;
     int64_t pause_ns, load_ns; /* see fr_player_options */
-    const fr_card *cards;      /* one a rank, NULL = all are as the table says */
+    const fr_card *cards;      /* one a rank, NULL = not known: */
+    bool unlike;               /* as far apart as cards of the kind are (fr_cards_unlike); else all the mean one */
 } fr_drive_options;
 
 /* The setup must fit (or ignore_memory be set). */

@@ -217,6 +217,7 @@ static fr_status play(fr_validation *v, const fr_validate_options *o, const requ
                           .forwards_count = p ? &p->forwards_count : NULL,
                           .exe_dir = o->exe_dir,
                           .cards = cards,
+                          .unlike = v->live,
                           .pause_ns = llround(1e9 * v->pause_s),
                           .load_ns = llround(1e9 * v->warmup_s)};
     fr_error missing = {0};
@@ -398,8 +399,9 @@ static fr_status service(fr_validation *v, const fr_validate_options *o, const r
     fr_status status = FR_OK;
     for (int i = 0; i < FR_SERVICE_POINTS && status == FR_OK; i++) {
         fr_result result;
+        if (v->live) fr_cards_unlike(v->setup.cost, cards, ranks);
         for (int rank = 0; rank < ranks; rank++) {
-            fr_card_plain(&cards[rank]);
+            if (!v->live) fr_card_plain(&cards[rank]);
             for (int k = FR_CLASS_MEMORY; k <= FR_CLASS_GROUPED; k++) cards[rank].time[k] = factors[i];
         }
         status = play(v, o, q, cards, NULL, NULL, &result, err);
@@ -422,6 +424,7 @@ static fr_status open_twin(fr_validation *v, const fr_validate_options *o, const
     v->mfu = r->mfu;
     v->pause_s = r->pause_s;
     v->warmup_s = r->warmup_s;
+    v->live = r->live;
     v->ttft_s = r->ttft_s;
     make_label(v, r->cell);
     snprintf(v->cell, sizeof v->cell, "%.*s", (int)sizeof v->cell - 1, r->cell ? r->cell : "");

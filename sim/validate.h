@@ -35,6 +35,7 @@ typedef struct {
     bool replay;      /* a trace whose requests did not all come at once */
     fr_result predicted;
     double pause_s, warmup_s;
+    bool live; /* it ran on GPUs, whose cards differ; else simulated */
     /* measured, as the store has it; NaN where it says nothing */
     double forward_s, elapsed_s, tokens_per_s, mfu;
     fr_quantiles ttft_s;

@@ -470,6 +470,13 @@ double fr_cost_measured(const fr_cost_model *c, const fr_table *t, const fr_row 
     return 0;
 }
 
+/* Each card was foretold from the mean of the n - 1 others, which is n / (n - 1) as far from it as the mean of all; the
+ * clock goes with the root of the draw. */
+double fr_cost_cards_spread(const fr_cost_model *c) {
+    const int n = c->card_clock.count;
+    return n < 3 ? 0 : 2 * c->card_clock.rms * sqrt((n - 1.0) / n);
+}
+
 double fr_cost_held_back(const fr_cost_model *c, fr_op_kind beside, fr_aggressor aggressor) {
     return c->beside.held_back[beside][aggressor];
 }

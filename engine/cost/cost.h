@@ -92,6 +92,9 @@ double fr_cost_slowdown(const fr_cost_model *c, fr_op_kind victim, fr_aggressor 
 /* And the other way: a transfer by kernels beside a kernel of kind `beside` runs at 1 / (1 + this). */
 double fr_cost_held_back(const fr_cost_model *c, fr_op_kind beside, fr_aggressor aggressor);
 
+/* Standard deviation of what cards of the kind draw at a clock, over the mean one's; 0 = fewer than three are known. */
+double fr_cost_cards_spread(const fr_cost_model *c);
+
 /* The power limit and what its clock depends on; known = false: the tables have no rows for it. */
 typedef struct fr_power fr_power;
 const fr_power *fr_cost_power(const fr_cost_model *c);

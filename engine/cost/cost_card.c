@@ -3,6 +3,7 @@
 #include "engine/cost/cost_table.h"
 #include "engine/cost/power.h"
 
+#include <gsl/gsl_cdf.h>
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
@@ -246,4 +247,13 @@ void fr_cards_check(const fr_card *cards, int count, fr_card_check time[FR_CLASS
     for (int i = 0; i < count; i++)
         if (cards[i].held && cards[i].layers == layers)
             judge(clock, sqrt(cards[i].draw / mean_draw(cards, count, i)) - 1);
+}
+
+void fr_cards_unlike(const fr_cost_model *c, fr_card *out, int ranks) {
+    const double spread = fr_cost_cards_spread(c);
+    for (int r = 0; r < ranks; r++) {
+        const int order = r % 2 ? ranks - 1 - r / 2 : r / 2;
+        fr_card_plain(&out[r]);
+        out[r].draw = 1 + spread * gsl_cdf_ugaussian_Pinv((order + 1 - 0.375) / (ranks + 0.25));
+    }
 }

@@ -37,6 +37,14 @@ fr_status fr_cards_read(const fr_cost_model *c, const char *text, const char *wh
  */
 void fr_cards_mean(const fr_card *cards, int count, fr_card *out, double spread[FR_CLASS_COUNT]);
 
+/*
+ * Ranks on cards that nobody knows: no two draw the same, and who waits for whom hangs on that. Rank by rank, those
+ * that draw little and much in turn, what the i-th of so many cards draws on average (normal order statistics, G. Blom
+ * 1958: quantile (i - 3/8) / (ranks + 1/4)), by the standard deviation of those whose layers were measured; plain ones
+ * where fewer than three were.
+ */
+void fr_cards_unlike(const fr_cost_model *c, fr_card *out, int ranks);
+
 /* Each card in turn from the mean of the others: errors of `time`, and of the clock under the limit, which goes with
  * the root of `draw`. */
 typedef struct {

@@ -19,6 +19,7 @@ const fr_option cmd_simulate_options[] = {
     {"perfetto", "FILE", NULL, "write the timeline for Perfetto or chrome://tracing (JSON)"},
     {"csv", "FILE", NULL, "write the timeline as CSV"},
     {"timed", NULL, NULL, "as run measures it with its timeline: an event behind each op takes its time, some 2 us"},
+    {"unlike", NULL, NULL, "the GPUs draw as unequally as measured ones of their kind (default: all are the mean one)"},
     {"warmup", "S", NULL,
      "sustained: the load came S seconds ago from a rest, as after run --warmup S (default: so long ago that the power "
      "limit has settled)"},
@@ -60,6 +61,7 @@ static fr_status play_it(play *p, const cli_args *a, bool spans, bool records, f
                           .progress = cli_progress_update,
                           .progress_context = &progress,
                           .exe_dir = exe,
+                          .unlike = cli_value(a, "unlike") != NULL,
                           .load_ns = fr_round(1e9 * warmup)};
     p->setup.experiment.spans = spans;
     fr_cost_time_ops(p->setup.cost, cli_value(a, "timed") != NULL);

@@ -668,6 +668,27 @@ static void resident_rows(void **state) {
     fr_table_free(&t);
 }
 
+/* Unknown cards lie about the mean one as those of the kind do: an even number in pairs, the more the farther. */
+static void unlike_cards(void **state) {
+    (void)state;
+    fr_cost_model *c = h200(FR_SUSTAINED);
+    const double spread = fr_cost_cards_spread(c);
+    fr_card two[2], four[4];
+    fr_cards_unlike(c, two, 2);
+    fr_cards_unlike(c, four, 4);
+    assert_true(spread > 0.005 && spread < 0.04);
+    assert_true(fabs(two[0].draw - (1 - 0.589 * spread)) < 1e-4 && fabs(two[0].draw + two[1].draw - 2) < 1e-9);
+    assert_true(four[0].draw < four[2].draw && four[2].draw < four[3].draw && four[3].draw < four[1].draw);
+    assert_true(fabs(four[1].draw - (1 + 1.049 * spread)) < 1e-4);
+    for (int k = 0; k < FR_CLASS_COUNT; k++) assert_true(fabs(two[0].time[k] - 1) < 1e-12);
+    fr_cost_close(c);
+    fr_machine m = machine("gb200x4"); /* no cards of it were measured */
+    c = open_with(&m, &(fr_cost_options){.what_if = FR_WHAT_IF_NONE});
+    fr_cards_unlike(c, two, 2);
+    assert_true(fabs(two[0].draw - 1) < 1e-12 && fabs(two[1].draw - 1) < 1e-12);
+    fr_cost_close(c);
+}
+
 /* Packing is a permute and what comes before it: four more launches at least. */
 static void packing(void **state) {
     (void)state;
@@ -1085,6 +1106,7 @@ int main(void) {
         cmocka_unit_test(chains),
         cmocka_unit_test(permute_sources),
         cmocka_unit_test(resident_rows),
+        cmocka_unit_test(unlike_cards),
         cmocka_unit_test(packing),
         cmocka_unit_test(power_rows),
         cmocka_unit_test(tiles),
