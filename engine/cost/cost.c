@@ -300,7 +300,7 @@ static void set_chain(fr_cost_model *c) {
             if (!fr_chain_row(r) || c->power.full_mhz <= 0) continue;
             fr_cost_base(&t->ceilings, &r->shape, t->pairs, &base);
             if (!fr_family_estimate(&c->set, &c->ceilings, &r->shape, &base, 1, &e)) continue;
-            fr_chain_add(&c->chain, kind, base.ns, e.ns * c->mean.time[class],
+            fr_chain_add(&c->chain, kind, base.bound, e.ns * c->mean.time[class],
                          class == FR_CLASS_MEMORY || e.clock <= 0 ? 1 : e.clock / c->mean.time[class],
                          r->ns - gap_of(c, kind, true), r->clock_mhz / c->power.full_mhz);
         }
@@ -374,7 +374,7 @@ static void scale(fr_estimate *e, double by) {
 static void apply_power(const fr_cost_model *c, const fr_shape *s, const fr_base *base, fr_estimate *e, fr_cost *out) {
     fr_op_class class = fr_op_class_of((fr_op_kind)s->kind);
     double warm = 1, flex = 0;
-    const bool chained = fr_chain_at(&c->chain, (fr_op_kind)s->kind, base->ns, &warm, &flex);
+    const bool chained = fr_chain_at(&c->chain, (fr_op_kind)s->kind, base->bound, &warm, &flex);
     if (chained) scale(e, warm);
     out->burst_ns = fr_max_i64(1, fr_round(e->ns));
     if (!c->power.known) return;

@@ -13,7 +13,7 @@ enum { FR_CHAIN_POINTS = 96 };
 
 typedef struct {
     uint8_t kind;
-    double log_b; /* of the structural time (engine/cost/cost_base.h) */
+    double log_b; /* of the bound: bytes at HBM's rate (engine/cost/cost_base.h); small kernels differ by that alone */
     double warm;  /* of a burst's time, at full clock: below 1 where L2 helps */
     double flex;  /* share of it that goes with the clock, as in fr_draw */
 } fr_chain_point;
@@ -27,8 +27,8 @@ typedef struct {
 bool fr_chain_row(const fr_row *r); /* a row of a chain */
 /* `alone`: the burst of the row's shape [ns], reached at `full` of the full SM clock; `taken`: the row's time less the
  * event's behind it [ns]; `clock`: the SM clock of the chain over the full one. */
-void fr_chain_add(fr_chain *c, fr_op_kind kind, double base_ns, double alone, double full, double taken, double clock);
+void fr_chain_add(fr_chain *c, fr_op_kind kind, double bound_ns, double alone, double full, double taken, double clock);
 /* Weighs the points of a kind by their distance in log b; false: the kind has none. */
-bool fr_chain_at(const fr_chain *c, fr_op_kind kind, double base_ns, double *warm, double *flex);
+bool fr_chain_at(const fr_chain *c, fr_op_kind kind, double bound_ns, double *warm, double *flex);
 
 #endif
