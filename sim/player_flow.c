@@ -297,8 +297,7 @@ static inline uint8_t aggressor_of(const fr_player *p, const fr_play_lane *l) {
     const fr_op *op = l->op;
     if (!p->o.interference) return 0;
     if (l->compute) {
-        uint8_t class = p->class_of[op->kind];
-        bool kernel = class >= FR_CLASS_MEMORY && class <= FR_CLASS_GROUPED;
+        const bool kernel = op->kind >= FR_OP_EMBED && op->kind < FR_OP_EMBED + KERNELS; /* not up- and downloads */
         return p->holds && kernel ? (uint8_t)(FR_AGGRESSORS + op->kind - FR_OP_EMBED + 1) : 0;
     }
     switch (p->class_of[op->kind]) {
@@ -363,7 +362,8 @@ int64_t fr_play_flow_start(fr_player *p, fr_play_lane *l, int64_t work, bool gro
             member->press = aggressor_of(p, member);
             if (member->press) fr_play_press(p, member, 1);
             if (p->clocks) fr_play_clock_transfer(p, member, moved_by(member));
-            if (p->clocks && member->press != FR_AGGRESSOR_PULL + 1) limit = fmin(limit, fr_play_clock_collective(p, member));
+            if (p->clocks && member->press != FR_AGGRESSOR_PULL + 1)
+                limit = fmin(limit, fr_play_clock_collective(p, member));
         }
     } else {
         const fr_price *price = &l->run->prices[op->shape];

@@ -164,8 +164,17 @@ static void pulls_draw(void **state) {
     fr_cost_close(c);
 }
 
+/* Kinds behind the kernels (a forward's tables and results) press on no collective: with the sanitizers this is what
+ * shows it. */
+static void tables_beside_collectives(void **state) {
+    (void)state;
+    const fr_result r = play_on("machine=h200x2 strategy=pp pp=2", "burst", 4, NULL);
+    assert_true(r.forwards == 4 && r.elapsed_ns > 0);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(burst_turns_sustained), cmocka_unit_test(collectives_follow),
-                                       cmocka_unit_test(single_cards), cmocka_unit_test(pulls_draw)};
+                                       cmocka_unit_test(single_cards), cmocka_unit_test(pulls_draw),
+                                       cmocka_unit_test(tables_beside_collectives)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
