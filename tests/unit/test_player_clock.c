@@ -22,8 +22,8 @@ static bool near(double a, double b, double within) {
 }
 
 /* Elapsed ns of `forwards` forwards of 4 layers, with the spans of one op kind over time. */
-static fr_result play_cards(const char *layout, const char *regime, int forwards, const fr_card *cards,
-                            fr_timeline *spans) {
+static fr_result play_with(const char *layout, const char *regime, int forwards, fr_drive_options o,
+                           fr_timeline *spans) {
     fr_experiment e;
     fr_error err = {0};
     char text[300];
@@ -39,13 +39,14 @@ static fr_result play_cards(const char *layout, const char *regime, int forwards
     fr_setup s;
     fr_result r;
     if (fr_setup_open(&e, &s, &err)) fail_msg("%s", err.text);
-    if (fr_drive(&s, &(fr_drive_options){.spans = spans, .cards = cards}, &r, &err)) fail_msg("%s", err.text);
+    o.spans = spans;
+    if (fr_drive(&s, &o, &r, &err)) fail_msg("%s", err.text);
     fr_setup_close(&s);
     return r;
 }
 
 static fr_result play_on(const char *layout, const char *regime, int forwards, fr_timeline *spans) {
-    return play_cards(layout, regime, forwards, NULL, spans);
+    return play_with(layout, regime, forwards, (fr_drive_options){0}, spans);
 }
 
 static fr_result play(const char *regime, int forwards, fr_timeline *spans) {
@@ -128,18 +129,45 @@ static void single_cards(void **state) {
     fr_timeline a = {0}, b = {0};
     fr_card_plain(&own);
     own.draw = 1.1;
-    const fr_result plain = play("sustained", 60, NULL),
-                    hot = play_cards("machine=h200x1 strategy=dp", "sustained", 60, &own, NULL);
+    const fr_result plain = play("sustained", 60, NULL), hot = play_with("machine=h200x1 strategy=dp", "sustained", 60,
+                                                                         (fr_drive_options){.cards = &own}, NULL);
     const double fell = pow(hot.clock_mhz / plain.clock_mhz, 2);
     assert_true(fell > 0.995 / 1.1 && fell < 1.015 / 1.1);
     fr_card_plain(&own);
     own.time[FR_CLASS_GEMM] = 1.03;
     play("burst", 1, &a);
-    play_cards("machine=h200x1 strategy=dp", "burst", 1, &own, &b);
+    play_with("machine=h200x1 strategy=dp", "burst", 1, (fr_drive_options){.cards = &own}, &b);
     assert_true(near(sum_of(&b, FR_OP_GEMM_QKV, 20000000) / sum_of(&a, FR_OP_GEMM_QKV, 20000000), 1.03, 0.001));
     assert_true(near(sum_of(&b, FR_OP_ATTENTION, 20000000) / sum_of(&a, FR_OP_ATTENTION, 20000000), 1, 0.001));
     fr_timeline_free(&a);
     fr_timeline_free(&b);
+    a = b = (fr_timeline){0};
+    play_on("machine=h200x1 strategy=dp", "sustained", 60, &a);
+    play_with("machine=h200x1 strategy=dp", "sustained", 60, (fr_drive_options){.cards = &own}, &b);
+    assert_true(near(sum_of(&b, FR_OP_GEMM_QKV, INT64_MAX) / sum_of(&a, FR_OP_GEMM_QKV, INT64_MAX), 1, 0.01));
+    fr_timeline_free(&a);
+    fr_timeline_free(&b);
+}
+
+/* A pause before the run gives the clock back: the first attention is quicker behind one, down to that
+ * of a burst; without one it begins at the clock that the limit leaves. */
+static void pauses(void **state) {
+    (void)state;
+    static const int64_t pause_ms[] = {0, 60, 1000};
+    double ns[3];
+    fr_timeline burst = {0};
+    play_on("machine=h200x1 strategy=dp", "burst", 2, &burst);
+    for (int i = 0; i < 3; i++) {
+        fr_timeline t = {0};
+        const fr_drive_options o = {.load_ns = 1500000000, .pause_ns = pause_ms[i] * 1000000};
+        play_with("machine=h200x1 strategy=dp", "sustained", 2, o, &t);
+        ns[i] = sum_of(&t, FR_OP_ATTENTION, 5000000);
+        fr_timeline_free(&t);
+    }
+    const double first = sum_of(&burst, FR_OP_ATTENTION, 5000000);
+    assert_true(ns[0] > 1.15 * first && ns[1] < 0.95 * ns[0]);
+    assert_true(near(ns[2] / first, 1, 0.02));
+    fr_timeline_free(&burst);
 }
 
 /* Weights pulled beside compute take what they draw from the clock: with P the watts of pulls while they run and of the
@@ -173,8 +201,11 @@ static void tables_beside_collectives(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(burst_turns_sustained), cmocka_unit_test(collectives_follow),
-                                       cmocka_unit_test(single_cards), cmocka_unit_test(pulls_draw),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(burst_turns_sustained),
+                                       cmocka_unit_test(collectives_follow),
+                                       cmocka_unit_test(single_cards),
+                                       cmocka_unit_test(pauses),
+                                       cmocka_unit_test(pulls_draw),
                                        cmocka_unit_test(tables_beside_collectives)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
