@@ -1,5 +1,6 @@
 #include "sim/fluid.h"
 
+#include <assert.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -234,6 +235,7 @@ void fr_fluid_end(fr_fluid *f, uint32_t id) {
 
 void fr_fluid_press(fr_fluid *f, uint32_t at, uint32_t aggressor, int delta) {
     group *g = &f->groups[at];
+    assert(aggressor < FR_FLUID_AGGRESSORS);
     g->pressing[aggressor] += (uint32_t)delta;
     const uint32_t bit = 1u << aggressor;
     g->mask = g->pressing[aggressor] ? g->mask | bit : g->mask & ~bit;

@@ -64,7 +64,7 @@ static void fill_slowdowns(const fr_player *p, double out[FR_OP_KIND_COUNT][PRES
     const fr_player_options *o = &p->o;
     for (int v = 0; v < FR_OP_KIND_COUNT; v++) {
         const uint8_t class = p->class_of[v];
-        for (int a = 0; a < FR_AGGRESSORS && class >= FR_CLASS_MEMORY && class <= FR_CLASS_GROUPED; a++)
+        for (int a = 0; a < FR_AGGRESSORS && v >= FR_OP_EMBED && v < FR_OP_EMBED + KERNELS; a++)
             out[v][a] = o->slowdown ? o->slowdown(o->context, (fr_op_class) class, (fr_aggressor)a)
                                     : fr_cost_slowdown(o->cost, (fr_op_kind)v, (fr_aggressor)a);
         for (int k = 0; k < KERNELS && class == FR_CLASS_COLLECTIVE && !o->slowdown; k++)

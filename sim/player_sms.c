@@ -42,6 +42,7 @@ bool fr_play_sms_wanted(const fr_player *p, const fr_play_lane *l, bool met) {
 
 void fr_play_sms_ask(fr_player *p, fr_play_lane *l) {
     l->outside = true;
+    l->granted = false;
     p->asking[p->asking_n++] = l->index;
 }
 
@@ -63,7 +64,7 @@ static fr_play_lane *holder(fr_player *p, const fr_play_lane *l) {
 
 bool fr_play_sms_give(fr_player *p) {
     for (uint32_t i = 0; i < p->asking_n; i++) {
-        fr_play_lane *l = &p->lanes[p->asking[i]], *kernel = holder(p, l);
+        fr_play_lane *l = &p->lanes[p->asking[i]], *kernel = l->granted ? NULL : holder(p, l);
         if (!kernel) {
             enter(p, l);
             continue;
@@ -76,12 +77,12 @@ bool fr_play_sms_give(fr_player *p) {
     return any;
 }
 
+/* They enter at the end of the instant, when all ranks have come so far: nothing may hang on which is looked at first.
+ */
 void fr_play_sms_free(fr_player *p, fr_play_lane *l) {
-    uint32_t at = l->waiting;
-    l->waiting = FR_NONE;
-    while (at != FR_NONE) {
-        fr_play_lane *in = &p->lanes[at];
-        at = in->behind;
-        enter(p, in);
+    for (uint32_t at = l->waiting; at != FR_NONE; at = p->lanes[at].behind) {
+        p->lanes[at].granted = true;
+        p->asking[p->asking_n++] = at;
     }
+    l->waiting = FR_NONE;
 }

@@ -13,8 +13,8 @@
 /* Cost of one shape of a fragment, ready to play. */
 typedef struct {
     int64_t ns, low, high;
-    int64_t work;                  /* what is played: at the clock of a burst where the clock is followed, else ns */
-    int64_t hbm, link;             /* bytes/s at full rate */
+    int64_t work;      /* what is played: at the clock of a burst where the clock is followed, else ns */
+    int64_t hbm, link; /* bytes/s at full rate */
     float base, slope, full, flex, knee; /* fr_draw; slope 0 = keeps its time under any clock */
     uint8_t provenance;
     bool none; /* size 0: the op is skipped */
@@ -81,7 +81,7 @@ typedef struct {
     bool flows;                            /* the running op is a flow */
     bool fresh;                            /* an item was just taken: ready since the item was */
     uint8_t press;                         /* aggressor + 1 of the running op, 0 = none */
-    bool outside;                          /* a collective's kernel that has no SMs yet (player_sms.c) */
+    bool outside, granted;                 /* a collective's kernel that has no SMs yet; has them now (player_sms.c) */
     uint32_t behind;                       /* the next one that waits for the same kernel's end */
     uint32_t waiting;                      /* compute lanes: the first that waits for the running kernel's */
     uint32_t leader, without;              /* of its meeting; at the leader: members that have no SMs yet */
