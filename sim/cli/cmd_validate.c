@@ -48,12 +48,9 @@ static fr_status write_twins(const fr_validation *v, const char *path, fr_error 
 
 static void print_text(const fr_validation *v, int count, bool details) {
     fr_text t = {0};
-    for (int i = 0; i < count; i++) {
-        if (details || count == 1)
-            cli_validate_details(&v[i], &t);
-        else
-            cli_validate_line(&v[i], i == 0, &t);
-    }
+    const bool whole = details || count == 1;
+    for (int i = 0; i < count && whole; i++) cli_validate_details(&v[i], &t);
+    if (!whole) cli_validate_list(v, count, &t);
     if (count > 1) cli_validate_summary(v, count, &t);
     fputs(t.text, stdout);
     fr_text_free(&t);

@@ -154,22 +154,33 @@ void cli_validate_details(const fr_validation *v, fr_text *out) {
     }
 }
 
-void cli_validate_line(const fr_validation *v, bool head, fr_text *out) {
-    if (head)
-        fr_text_add(out, "%4s %-66s %11s %11s %8s %8s  %s\n", "run", "", "predicted", "measured", "error", "anchored",
-                    "interval, top cause");
-    char anchored[16] = "";
-    if (v->anchored) snprintf(anchored, sizeof anchored, "%+.1f %%", 100 * (v->anchored_forward_s / v->forward_s - 1));
-    fr_text_add(out, "%4" PRId64 " %-66.66s %8.3f ms %8.3f ms %+6.1f %% %8s  %s ", v->run, v->label,
-                1e3 * v->predicted.forward_s, 1e3 * v->forward_s, 100 * error_of(v), anchored,
-                inside(v) ? "in " : "OUT");
-    if (v->compare.causes_count) {
-        const fr_cause *c = &v->compare.causes[0];
-        fr_text_add(out, "%s %+.1f %%",
-                    c->what == FR_MISSED_OP ? fr_op_name((fr_op_kind)c->kind) : fr_missed_name(c->what),
-                    v->compare.measured.elapsed > 0 ? 100 * c->ns / (double)v->compare.measured.elapsed : 0.0);
+void cli_validate_list(const fr_validation *v, int count, fr_text *out) {
+    enum { MOST = 46 }; /* of a run's name here: --details has it in full */
+    int width = 12;
+    bool any = false;
+    for (int i = 0; i < count; i++) {
+        const int length = (int)strnlen(v[i].label, MOST);
+        width = length > width ? length : width;
+        any |= v[i].anchored;
     }
-    fr_text_add(out, "\n");
+    fr_text_add(out, "%4s %-*s %10s %10s %8s%s  interval, top cause\n", "run", width, "times in ms", "predicted",
+                "measured", "error", any ? " anchored" : "");
+    for (int i = 0; i < count; i++, v++) {
+        fr_text_add(out, "%4" PRId64 " %-*.*s %10.3f %10.3f %+6.1f %%", v->run, width, width, v->label,
+                    1e3 * v->predicted.forward_s, 1e3 * v->forward_s, 100 * error_of(v));
+        if (v->anchored)
+            fr_text_add(out, " %+6.1f %%", 100 * (v->anchored_forward_s / v->forward_s - 1));
+        else
+            fr_text_add(out, "%s", any ? "         " : "");
+        fr_text_add(out, "  %s", inside(v) ? "in " : "OUT");
+        if (v->compare.causes_count) {
+            const fr_cause *c = &v->compare.causes[0];
+            fr_text_add(out, " %s %+.1f %%",
+                        c->what == FR_MISSED_OP ? fr_op_name((fr_op_kind)c->kind) : fr_missed_name(c->what),
+                        v->compare.measured.elapsed > 0 ? 100 * c->ns / (double)v->compare.measured.elapsed : 0.0);
+        }
+        fr_text_add(out, "\n");
+    }
 }
 
 static void totals_table(const char *title, const fr_compare_row *r, int count, const fr_compare_row *anchored,

@@ -7,7 +7,7 @@
 struct json_t;
 
 void cli_validate_details(const fr_validation *v, fr_text *out);            /* one run, everything */
-void cli_validate_line(const fr_validation *v, bool head, fr_text *out);    /* one run, one line */
+void cli_validate_list(const fr_validation *v, int count, fr_text *out);    /* a line each */
 void cli_validate_summary(const fr_validation *v, int count, fr_text *out); /* all runs */
 struct json_t *cli_validate_json(const fr_validation *v, int count);
 
