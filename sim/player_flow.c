@@ -251,10 +251,13 @@ static inline uint32_t at(int rank, int what) {
     return (uint32_t)rank * PER_RANK + (uint32_t)what;
 }
 
+/* Of the host's memory for all GPUs of it that the rank stands for. */
 static void take_host(fr_player *p, int rank, bool in, const fr_price *price) {
     take(p, at(rank, HBM), price->hbm);
     take(p, at(rank, in ? PCIE_H2D : PCIE_D2H), price->link);
-    take(p, host_resource(p, rank), price->link * host_fold(p));
+    const uint32_t before = p->usages_n;
+    take(p, host_resource(p, rank), price->link);
+    if (p->usages_n > before) p->usages[before].amount *= host_fold(p);
 }
 
 static void take_copy(fr_player *p, const fr_play_lane *l, const fr_op *op, const fr_price *price) {

@@ -453,6 +453,55 @@ static void test_host_memory(void **state) {
     close_world(&w, plan);
 }
 
+/* One plan rank that stands for four GPUs of a host takes four GPUs' part of the host's memory: 1.5 bytes/ns for four
+ * copies of 1 byte/ns. */
+static void test_host_memory_folded(void **state) {
+    (void)state;
+    fr_plan *plan = fr_plan_new(1, 4);
+    const uint32_t lane = fr_plan_lane(plan, 0, FR_LANE_H2D, "h2d", false);
+    fr_fragment *f = fr_fragment_new(plan, 0);
+    emit(f, lane, FR_OP_H2D, 750, 750, 0, 0);
+    world w = {0};
+    const fr_capacity hosts = {.pcie_h2d = 1e9, .host = 1.5e9};
+    w.player = fr_player_new(plan, &(fr_player_options){.sharing = true,
+                                                        .gpus_per_host = 4,
+                                                        .spans = &w.spans,
+                                                        .price = exact_price,
+                                                        .capacity = &hosts,
+                                                        .finished = on_finished,
+                                                        .context = &w});
+    fr_player_append(w.player, f, 0);
+    play(&w);
+    assert_int_equal(find(&w, FR_OP_H2D, 0, 0)->end, 2000); /* 0.375 bytes/ns each */
+    close_world(&w, plan);
+}
+
+/* A stage sends to the next while a third GPU pulls from the one that sends: both halve, and from the one that
+ * receives: neither does. */
+static void test_send_and_pull(void **state) {
+    (void)state;
+    for (int from = 0; from < 2; from++) {
+        fr_plan *plan = fr_plan_new(3, 3);
+        const uint32_t out = fr_plan_lane(plan, 0, FR_LANE_SEND, "send", false),
+                       in = fr_plan_lane(plan, 1, FR_LANE_RECV, "recv", false),
+                       copy = fr_plan_lane(plan, 2, FR_LANE_COPY, "copy", false),
+                       group = fr_plan_group(plan, (int16_t[]){0, 1}, 2, 2);
+        fr_fragment *f = fr_fragment_new(plan, 0);
+        emit(f, out, FR_OP_SEND, 1000, 1000, 0, 0);
+        fr_meet(f, group, 0);
+        emit(f, in, FR_OP_RECV, 1000, 1000, 0, 0);
+        fr_meet(f, group, 0);
+        emit(f, copy, FR_OP_PULL, 1000, 1000, 0, 0)->peer = (int16_t)from;
+        world w;
+        open_world(&w, plan, &links, false);
+        fr_player_append(w.player, f, 0);
+        play(&w);
+        assert_int_equal(find(&w, FR_OP_PULL, 2, 0)->end, from ? 1000 : 2000);
+        assert_int_equal(find(&w, FR_OP_RECV, 1, 0)->end, from ? 1000 : 2000);
+        close_world(&w, plan);
+    }
+}
+
 /* An all-gather over both links of ranks 0 and 1 beside a pull by rank 0 from rank 1, each alone at link speed: both
  * halve (rank 0 in, rank 1 out), the collective as a whole; a collective's members take unequal bytes in the time of
  * the slowest. */
@@ -476,6 +525,29 @@ static void test_collective_shares(void **state) {
     assert_int_equal(find(&w, FR_OP_PULL, 0, 0)->end, 2000);
     assert_int_equal(find(&w, FR_OP_ALLGATHER, 0, 0)->end, 3000);
     assert_int_equal(find(&w, FR_OP_ALLGATHER, 1, 0)->end, 3000);
+    close_world(&w, plan);
+}
+
+/* A member that receives a quarter of what the slowest does leaves three quarters of its link: beside a pull by it from
+ * a third GPU both go at 1 / 1.25. */
+static void test_unequal_members(void **state) {
+    (void)state;
+    fr_plan *plan = fr_plan_new(3, 3);
+    uint32_t comm[2], copy = fr_plan_lane(plan, 0, FR_LANE_COPY, "copy", false);
+    for (int r = 0; r < 2; r++) comm[r] = fr_plan_lane(plan, r, FR_LANE_COMM, "comm", false);
+    uint32_t group = fr_plan_group(plan, (int16_t[]){0, 1}, 2, 2);
+    fr_fragment *f = fr_fragment_new(plan, 0);
+    emit(f, copy, FR_OP_PULL, 1000, 1000, 0, 0)->peer = 2;
+    for (int r = 0; r < 2; r++) {
+        emit(f, comm[r], FR_OP_ALLGATHER, r ? 2000 : 500, r ? 2000 : 500, 0, 0);
+        fr_meet(f, group, 0);
+    }
+    world w;
+    open_world(&w, plan, &links, false);
+    fr_player_append(w.player, f, 0);
+    play(&w);
+    assert_int_equal(find(&w, FR_OP_PULL, 0, 0)->end, 1250);
+    assert_int_equal(find(&w, FR_OP_ALLGATHER, 1, 0)->end, 2250);
     close_world(&w, plan);
 }
 
@@ -1027,7 +1099,10 @@ int main(void) {
         cmocka_unit_test(test_pulls_that_yield),
         cmocka_unit_test(test_kernel_beside_pull),
         cmocka_unit_test(test_host_memory),
+        cmocka_unit_test(test_host_memory_folded),
+        cmocka_unit_test(test_send_and_pull),
         cmocka_unit_test(test_collective_shares),
+        cmocka_unit_test(test_unequal_members),
         cmocka_unit_test(test_waiting_collective),
         cmocka_unit_test(test_asked_for_beside),
         cmocka_unit_test(test_random_sources),
