@@ -184,6 +184,12 @@ static fr_status too_many(int64_t sequences, int64_t tokens, fr_error *err) {
                    sequences, tokens, MOST_SEQUENCES);
 }
 
+/* Each sequence of a batch asks for as many. */
+static void size_logits(fr_setup *s) {
+    const int candidates = s->experiment.candidates;
+    s->load.logits = s->load.sequences * (candidates < 0 ? s->model.vocab : candidates);
+}
+
 /* A list of lengths: --tokens and --seq become its tokens per GPU and its longest sequence. */
 static fr_status size_list(fr_setup *s, int64_t groups, fr_error *err) {
     fr_experiment *e = &s->experiment;
@@ -194,6 +200,9 @@ static fr_status size_list(fr_setup *s, int64_t groups, fr_error *err) {
     e->tokens = fr_max_i64(q.tokens / fr_layout_gpus(&e->layout), 1);
     s->load.tokens = q.most_tokens;
     s->load.sequences = q.most_sequences;
+    s->load.longest = q.longest;
+    s->load.equal = false;
+    size_logits(s);
     s->load.kv_tokens =
         e->layout.kv_cache ? fr_layout_batches(&e->layout) * (q.most_tokens + q.most_sequences * e->prefix) : 0;
     s->load.kept = e->prefix > 0 || e->layout.chunk_tokens > 0;
@@ -210,6 +219,9 @@ static fr_status size_batches(fr_setup *s, fr_error *err) {
     FR_TRY(too_many(most, most * e->seq, err));
     s->load.tokens = most * e->seq;
     s->load.sequences = most;
+    s->load.longest = e->seq;
+    s->load.equal = true;
+    size_logits(s);
     s->load.kv_tokens = e->layout.kv_cache ? batches * most * (e->seq + e->prefix) : 0;
     s->load.kept = e->prefix > 0 || e->layout.chunk_tokens > 0;
     return FR_OK;
@@ -220,6 +232,9 @@ static void size_trace(fr_setup *s, int64_t longest) {
     int64_t budget = e->budget * e->layout.tp; /* per attention group */
     s->load.tokens = e->layout.chunk_tokens > 0 ? budget : fr_max_i64(budget, longest);
     s->load.sequences = fr_min_i64(s->load.tokens, MOST_SEQUENCES);
+    s->load.longest = fr_min_i64(longest, s->load.tokens); /* of all requests, once they are known */
+    s->load.equal = false;
+    s->load.logits = 0; /* a few candidates each */
     /* The cache takes what the rest leaves unless its size is given; a chunked request keeps all of its KV. */
     int64_t kv = fr_max_i64(s->load.tokens, longest) + fr_max_i64(e->cache_tokens, 0);
     s->load.kv_tokens = e->layout.kv_cache ? fr_layout_batches(&e->layout) * kv : 0;

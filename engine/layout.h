@@ -90,11 +90,14 @@ typedef struct {
     bool kept;        /* forwards write K and V into a cache: prefixes, chunks, reuse; else attention takes them as they
                          come, as the engine does (engine/conduct/conduct.c: kv_room) */
     double imbalance; /* hottest rank's share of routed tokens over the mean, >= 1: sizes ep receive buffers */
+    int64_t longest;  /* new tokens of a sequence at most, 0 = not known; bounds what a micro-batch may get */
+    bool equal;       /* every sequence has as many */
+    int64_t logits;   /* floats that a batch asks for at most; a few candidates need no room of their own */
 } fr_load;
 
 /*
  * Live buffers of one layer on one rank for `tokens` tokens of its attention group, bytes; derived in layout_memory.c.
- * Strategies size their buffers with it, so that plan and layout agree. `peak` is the largest sum that lives at once.
+ * engine/placement.h makes a rank's buffers of it.
  */
 typedef struct {
     int64_t residual, normed;
@@ -112,7 +115,6 @@ typedef struct {
     int64_t rows; /* routed rows that this rank computes at most (a count, not bytes) */
     int64_t permuted, up, down;
     int64_t dense; /* hidden layer of a dense FFN or of the shared experts */
-    int64_t peak;
 } fr_activations;
 /* FP8: n quantised rows and behind them their scales, one fp32 per row and 128 elements, by group, with room for a
  * multiple of 4 rows (kernels/fp8.h); row bytes are a multiple of 16 wherever this is executed. */
@@ -124,6 +126,15 @@ static inline int64_t fr_fp8_bytes(int64_t n, int64_t width) {
 }
 void fr_layout_activations(const fr_layout *l, const fr_model *m, const fr_load *load, int64_t tokens,
                            fr_activations *out);
+/*
+ * Tokens that an attention group has in a layer at once, at most: the batch's, or those of the largest of its
+ * micro-batches, halves (two-batch overlap) or chunks. Whole sequences are dealt by where their middles lie
+ * (engine/strategy/cut.c): a run of width w = tokens / parts holds middles within w, so at most w tokens and half a
+ * sequence on either side. Where a batch has fewer sequences than parts, w is their mean length.
+ */
+int64_t fr_layout_most_tokens(const fr_layout *l, const fr_load *load);
+/* Buffers of so many. */
+void fr_layout_room(const fr_layout *l, const fr_model *m, const fr_load *load, fr_activations *out);
 
 /* Parts into which each ep rank's experts are cut, which travel one after the other (FR_OVERLAP_EXPERT_GROUPS). */
 int fr_layout_expert_parts(const fr_layout *l);
@@ -168,6 +179,9 @@ fr_status fr_layout_check(const fr_layout *l, const fr_model *m, const fr_machin
 bool fr_memory_fits(const fr_memory *memory, const fr_machine *machine, char *reason);
 /* Counts `contexts` more CUDA contexts on each GPU: of peers' processes that have work of their own there. */
 void fr_memory_add_contexts(fr_memory *memory, int contexts);
+/* Of one rank of a stage (asap: of an attention rank, or an expert rank), without what pinned host memory takes. */
+void fr_layout_stage_memory(const fr_layout *l, const fr_model *m, const fr_load *load, int stage, bool expert_rank,
+                            fr_memory *out);
 /* Memory of a valid layout; fr_layout_check calls it. */
 void fr_layout_memory(const fr_layout *l, const fr_model *m, const fr_machine *machine, const fr_load *load,
                       fr_memory *out);

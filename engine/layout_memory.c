@@ -1,5 +1,5 @@
 /* layout: memory per GPU, itemised, and the buffers that one layer needs. */
-#include "engine/layout.h"
+#include "engine/placement.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -91,9 +91,7 @@ double fr_layout_worst_imbalance(const fr_layout *l) {
 }
 
 /*
- * Buffers of a layer, bf16 unless said: the residual stream and its norm live through the layer; attention holds qkv
- * and its output; the expert part holds router, exchange, and first (permuted rows, up output), then (up output, down
- * output), the permuted rows being dead by then. FP8 quantises the permuted rows and the up output: 1 byte and an
+ * Buffers of a layer, bf16 unless said. FP8 quantises the permuted rows and the up output: 1 byte and an
  * fp32 scale per 128 (block scaling, as the weights). The up GEMM's epilogue applies SwiGLU, so its output is one width
  * wide. With chunks or micro-batches `tokens` is one of those. Logits of a few candidates per sequence are not counted.
  */
@@ -115,10 +113,19 @@ void fr_layout_activations(const fr_layout *l, const fr_model *m, const fr_load 
     a->up = l->precision == FR_FP8 ? fr_fp8_bytes(a->rows, s.expert_width) : 2 * a->rows * s.expert_width;
     a->down = 2 * a->rows * hidden;
     a->dense = 2 * n * (s.dense_width > s.shared_width ? s.dense_width : s.shared_width);
-    int64_t attention = a->qkv + a->attention_out;
-    int64_t experts =
-        a->router + a->send + a->receive + a->up + fr_max_i64(a->permuted, a->down) + (s.shared_width ? a->dense : 0);
-    a->peak = a->residual + a->normed + fr_max_i64(fr_max_i64(attention, experts), a->dense);
+}
+
+int64_t fr_layout_most_tokens(const fr_layout *l, const fr_load *load) {
+    const int64_t parts = (l->micro_batches > 1 ? l->micro_batches : 1) * (l->overlap == FR_OVERLAP_TBO ? 2 : 1);
+    if (l->chunk_tokens && l->pp > 1) return fr_min_i64(load->tokens, l->chunk_tokens);
+    if (parts == 1 || load->longest < 1) return load->tokens;
+    if (load->equal) return fr_min_i64(load->tokens, fr_ceil_div(load->sequences, parts) * load->longest);
+    const int64_t width = fr_max_i64(fr_ceil_div(load->tokens, parts), load->longest);
+    return fr_min_i64(load->tokens, width + load->longest);
+}
+
+void fr_layout_room(const fr_layout *l, const fr_model *m, const fr_load *load, fr_activations *a) {
+    fr_layout_activations(l, m, load, fr_layout_most_tokens(l, load), a);
 }
 
 /* Distinct layers among [first, end): layer i uses the weights of i mod M. */
@@ -166,8 +173,8 @@ static void expert_items(const fr_layout *l, const fr_model *m, int layers, fr_m
     }
 }
 
-static void stage_memory(const fr_layout *l, const fr_model *m, const fr_load *load, int stage, bool expert_rank,
-                         fr_memory *out) {
+void fr_layout_stage_memory(const fr_layout *l, const fr_model *m, const fr_load *load, int stage, bool expert_rank,
+                            fr_memory *out) {
     fr_model s = tp_slice(l, m);
     int first, end;
     fr_layout_stage_layers(l, m, stage, &first, &end);
@@ -191,17 +198,13 @@ static void stage_memory(const fr_layout *l, const fr_model *m, const fr_load *l
     if (expert_rank || l->experts != FR_EXP_ASAP) expert_items(l, m, moe, out);
 
     fr_activations a;
-    int64_t tokens = fr_ceil_div(load->tokens, l->micro_batches > 1 ? l->micro_batches : 1);
-    if (l->pp > 1 && l->chunk_tokens) tokens = fr_min_i64(tokens, l->chunk_tokens);
-    fr_layout_activations(l, m, load, tokens, &a);
-    out->activations = a.peak;
-    /* Two slots from every attention rank, and both batches of each group; both batches, and results of all expert
-     * ranks. */
-    if (l->experts == FR_EXP_ASAP)
-        out->activations = expert_rank
-                               ? 2 * l->dp * (l->tp * a.payload + a.receive) + a.up + fr_max_i64(a.permuted, a.down)
-                               : 2 * (a.residual + a.normed + a.router + a.send +
-                                      fr_max_i64(a.qkv + a.attention_out, a.dense) + l->ep * a.result);
+    fr_placement places;
+    fr_layout_room(l, m, load, &a);
+    fr_placement_of(l, m, load, expert_rank, &places);
+    out->activations = load->tokens > 0 ? places.bytes : 0;
+    fr_placement_free(&places);
+    /* asap's slots (asap.c): two from every attention rank; of both batches, results of all expert ranks. */
+    if (l->experts == FR_EXP_ASAP) out->activations += 2 * (expert_rank ? l->dp * l->tp * a.payload : l->ep * a.result);
     out->workspace = CONTEXT_BYTES + CUBLAS_BYTES + (fr_layout_uses_nccl(l) ? NCCL_BYTES : 0);
     out->total = out->attention + out->embedding_head + out->experts + out->gather_buffers + out->first_layer +
                  out->kv + out->activations + out->workspace;
@@ -233,7 +236,7 @@ void fr_layout_memory(const fr_layout *l, const fr_model *m, const fr_machine *m
     for (int stage = 0; stage < l->pp; stage++)
         for (int expert_rank = 0; expert_rank <= (l->experts == FR_EXP_ASAP); expert_rank++) {
             fr_memory one;
-            stage_memory(l, m, load, stage, expert_rank, &one);
+            fr_layout_stage_memory(l, m, load, stage, expert_rank, &one);
             if (one.total > out->total) *out = one;
         }
     out->host_pinned = pinned(l, m, machine);

@@ -283,6 +283,7 @@ void fr_conduct_needs(const fr_setup *s, const fr_conduct_options *o, fr_rank_ne
         }
         vocabulary = o->prompts ? o->prompts->vocabulary : vocabulary;
         load.sequences = fr_min_i64(load.sequences, o->requests_count);
+        load.logits = load.sequences * (vocabulary ? s->model.vocab : candidates);
     }
     *out = (fr_rank_needs){.setup = s,
                            .load = load,

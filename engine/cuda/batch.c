@@ -31,6 +31,9 @@ static fr_status check_batch(const fr_device_rank *r, const fr_cuts *cuts, fr_er
         const fr_cut *cut = own_cut(r, cuts, m);
         tokens = r->place.batches > 1 ? fr_max_i64(tokens, cut->tokens) : tokens + cut->tokens;
         sequences += cut->count;
+        if (cut->tokens > r->most_rows)
+            return fr_fail(err, FR_FAILED, "a micro-batch of %lld tokens: room was made for %lld",
+                           (long long)cut->tokens, (long long)r->most_rows);
         for (int32_t i = 0; i < cut->count; i++) {
             const fr_sequence *s = &cut->sequences[i];
             if (s->prefix != 0 && !r->kv)

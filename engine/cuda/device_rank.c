@@ -38,7 +38,7 @@ static fr_status open_transport(device_rank *d, const fr_plan *plan, fr_error *e
     const fr_rank_needs *n = d->needs;
     const fr_setup *s = n->setup;
     fr_activations room;
-    fr_layout_activations(&s->experiment.layout, &s->model, &n->load, n->load.tokens, &room);
+    fr_layout_room(&s->experiment.layout, &s->model, &n->load, &room);
     const fr_transport_options o = {.world = d->world,
                                     .rank = d->rank,
                                     .device = d->device,

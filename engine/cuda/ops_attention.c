@@ -130,7 +130,7 @@ fr_status fr_launch_attention(fr_call *c) {
 static fr_status prepare_products(fr_device_rank *r, fr_error *err) {
     const fr_model *m = r->model;
     const int64_t q = q_width(r), width = qkv_width(r);
-    const int64_t widest = fr_max_i64(width, m->hidden), rows = r->most_tokens;
+    const int64_t widest = fr_max_i64(width, m->hidden), rows = r->most_rows;
     const fr_layer_weights *w = &r->weights->layer[0];
     fr_bf16 *x = NULL, *out = NULL;
     cudaError_t e = cudaMalloc((void **)&x, (size_t)(2 * rows * fr_max_i64(q, m->hidden)));

@@ -17,7 +17,7 @@ fr_fp8_rows fr_fp8_at(const void *buffer, int64_t rows, int64_t width) {
  * our own product of exactly these rows, which gives the same bits. */
 static int64_t dense_rows(const fr_call *c, int64_t rows) {
     const int64_t whole = fr_ceil_div(rows, 4) * 4;
-    return c->r->varied && whole <= c->r->most_tokens ? whole : rows;
+    return c->r->varied && whole <= c->r->most_rows ? whole : rows;
 }
 
 fr_status fr_launch_norm_fp8(fr_call *c, const fr_bf16 *weight) {

@@ -7,8 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define ALIGN 512
-
 static fr_status check(cudaError_t e, const char *call, fr_error *err) {
     if (e == cudaSuccess) return FR_OK;
     return fr_fail(err, FR_FAILED, "%s failed: %s", call, cudaGetErrorString(e));
@@ -16,85 +14,34 @@ static fr_status check(cudaError_t e, const char *call, fr_error *err) {
 
 /* ---- arena --------------------------------------------------------------------------------------------------------*/
 
-/* Bytes of an activation buffer. The plan's logits buffer is sized for every sequence asking for the whole vocabulary;
- * here it is known how many logits come. */
-static int64_t activation_bytes(const fr_device_rank *r, const fr_buffer *b) {
-    if (strncmp(b->name, "logits", 6) != 0) return b->bytes;
-    const int64_t router = 4 * r->most_tokens * r->model->experts;
-    return fr_max_i64(router, 4 * r->most_logits);
-}
-
 /* Chosen experts that one sort looks at. */
 static int64_t route_slots(const fr_device_rank *r) {
-    return fr_max_i64(r->most_tokens * r->model->top_k, r->room.arriving * r->room.slots);
-}
-
-/*
- * Buffers of one layer that never live at once share memory, as fr_layout_activations counts them: those of attention
- * and those of the MoE block (the compute lane runs one after the other); the output projection's result over what is
- * dead by then (qkv, or, where qkv takes attention's output quantised, that output); the experts' results over the rows
- * that went in, each expert's over its own. Where partial results cross the phases (experts by width, or travelling
- * tokens) all have a place of their own.
- */
-typedef struct {
-    int64_t at[3]; /* where the next buffer goes: of its own, of attention, of the MoE block */
-    int64_t dead, rows, dead_bytes, rows_bytes;
-} places;
-
-static int phase_of(const fr_device_rank *r, const char *name) {
-    static const char *const attention[] = {"qkv", "heads", "delta"};
-    static const char *const experts[] = {"logits", "route", "order", "rows", "mid", "out"};
-    const fr_layout *l = r->layout;
-    const bool travels = (l->experts == FR_EXP_EP && l->ep > 1) || l->experts == FR_EXP_ASAP;
-    if (l->tp > 1 || l->experts == FR_EXP_TP || travels) return 0;
-    for (size_t i = 0; i < sizeof attention / sizeof *attention; i++)
-        if (strcmp(name, attention[i]) == 0) return 1;
-    for (size_t i = 0; i < sizeof experts / sizeof *experts; i++)
-        if (strcmp(name, experts[i]) == 0) return 2;
-    return 0;
-}
-
-static int64_t place_buffer(const fr_device_rank *r, places *p, const fr_buffer *b, int64_t bytes) {
-    const int phase = phase_of(r, b->name);
-    const int64_t at = p->at[phase];
-    if (phase == 1 && strcmp(b->name, "delta") == 0 && bytes <= p->dead_bytes) return p->dead;
-    if (phase == 2 && strcmp(b->name, "out") == 0 && bytes <= p->rows_bytes) return p->rows;
-    const char *dead = r->layout->precision == FR_FP8 ? "heads" : "qkv";
-    if (phase == 1 && strcmp(b->name, dead) == 0) p->dead = at, p->dead_bytes = bytes;
-    if (phase == 2 && strcmp(b->name, "rows") == 0) p->rows = at, p->rows_bytes = bytes;
-    p->at[phase] += bytes + ALIGN;
-    return at;
+    return fr_max_i64(r->most_rows * r->model->top_k, r->room.arriving * r->room.slots);
 }
 
 /* Places of this rank's activation buffers from `base` on; returns their end. */
-static int64_t cut_buffers(fr_device_rank *r, const fr_plan *plan, char *base) {
-    int64_t alone = 0;
-    places p = {0};
-    for (int pass = 0; pass < 2; pass++) { /* the buffers of their own come first */
-        for (uint32_t i = 0; i < plan->buffers_count; i++) {
-            const fr_buffer *b = &plan->buffers[i];
-            if (b->kind != FR_BUF_ACTIVATION || b->rank != r->rank) continue;
-            if ((phase_of(r, b->name) == 0) != (pass == 0)) continue;
-            r->buffer_bytes[i] = fr_ceil_div(activation_bytes(r, b), ALIGN) * ALIGN;
-            const int64_t at = place_buffer(r, &p, b, r->buffer_bytes[i] * (b->slots > 1 ? b->slots : 1));
-            r->buffers[i] = base ? base + alone + at : NULL;
-        }
-        if (pass == 0) {
-            alone = p.at[0];
-            p.at[0] = 0;
-        }
+static fr_status cut_buffers(fr_device_rank *r, const fr_plan *plan, char *base, fr_error *err) {
+    for (uint32_t i = 0; i < plan->buffers_count; i++) {
+        const fr_buffer *b = &plan->buffers[i];
+        if (b->kind != FR_BUF_ACTIVATION || b->rank != r->rank) continue;
+        const fr_placed *at = fr_placement_find(&r->placement, b->name);
+        if (!at || at->slots != b->slots || (at->bytes != b->bytes && strncmp(b->name, "logits", 6) != 0))
+            return fr_fail(err, FR_FAILED, "buffer %s of %lld bytes: the placement has another", b->name,
+                           (long long)b->bytes);
+        r->buffer_bytes[i] = at->pitch;
+        r->buffers[i] = base + at->at;
     }
-    return alone + fr_max_i64(p.at[1], p.at[2]);
+    return FR_OK;
 }
 
-/* The plan's activation buffers of this rank, then what no plan lists. */
-static void cut_arena(fr_device_rank *r, const fr_plan *plan, char *base) {
+/* Behind the plan's activation buffers: what no plan lists. */
+static void cut_arena(fr_device_rank *r, char *base) {
     const fr_model *m = r->model;
-    int64_t at = cut_buffers(r, plan, base);
+    int64_t at = r->placement.bytes;
 #define CUT(pointer, bytes)                                                                                            \
     do {                                                                                                               \
         (pointer) = base ? (void *)(base + at) : NULL;                                                                 \
-        at += fr_ceil_div((int64_t)(bytes), ALIGN) * ALIGN + ALIGN;                                                    \
+        at += fr_ceil_div((int64_t)(bytes), FR_PLACE_ALIGN) * FR_PLACE_ALIGN + FR_PLACE_ALIGN;                         \
     } while (0)
     CUT(r->gemm_workspace, FR_GEMM_WORKSPACE);
     CUT(r->route_workspace, fr_k_route_workspace(route_slots(r), m->experts));
@@ -107,7 +54,7 @@ static void cut_arena(fr_device_rank *r, const fr_plan *plan, char *base) {
 }
 
 static fr_status open_arena(fr_device_rank *r, const fr_plan *plan, fr_error *err) {
-    cut_arena(r, plan, NULL);
+    cut_arena(r, NULL);
     const cudaError_t e = fr_transport_malloc(r->transport, (size_t)r->arena_bytes, (void **)&r->arena);
     if (e == cudaErrorMemoryAllocation) {
         int64_t available, total;
@@ -120,7 +67,8 @@ static fr_status open_arena(fr_device_rank *r, const fr_plan *plan, fr_error *er
             (double)available * 1e-9, (double)total * 1e-9);
     }
     FR_TRY(check(e, "cudaMalloc of the activations", err));
-    cut_arena(r, plan, r->arena);
+    cut_arena(r, r->arena);
+    FR_TRY(cut_buffers(r, plan, r->arena, err));
     /* What is read before it is written must show: fill with NaN bits. */
     FR_TRY(check(cudaMemset(r->arena, 0xff, (size_t)r->arena_bytes), "cudaMemset", err));
     FR_TRY(check(cudaMemset(r->landed, 0, 2 * FR_MOST_PARTS * 4), "cudaMemset", err));
@@ -208,7 +156,8 @@ fr_status fr_rank_open(const fr_exec_options *o, fr_device_rank *r, fr_error *er
     fr_layout_place(o->layout, o->rank, &r->place);
     fr_shard_of(o->layout, o->model, o->rank, &r->shard);
     r->layers = r->shard.end_layer - r->shard.first_layer;
-    fr_layout_activations(o->layout, o->model, &o->load, o->load.tokens, &r->room);
+    fr_placement_of(o->layout, o->model, &o->load, r->place.experts_only, &r->placement);
+    fr_layout_room(o->layout, o->model, &o->load, &r->room);
     if (fr_layout_worst_imbalance(o->layout) > 1 && o->load.imbalance < fr_layout_worst_imbalance(o->layout))
         return fr_fail(err, FR_FAILED, "buffers are planned for an imbalance of %.3g: any routing needs %.3g",
                        o->load.imbalance, fr_layout_worst_imbalance(o->layout));
@@ -217,6 +166,7 @@ fr_status fr_rank_open(const fr_exec_options *o, fr_device_rank *r, fr_error *er
                        FR_MOST_PARTS);
     r->offsets_micros = r->place.served * most_micros(o->layout, o->load.tokens);
     r->most_tokens = o->load.tokens;
+    r->most_rows = fr_layout_most_tokens(o->layout, &o->load);
     r->most_sequences = fr_max_i64(o->load.sequences, 1);
     r->positions = fr_max_i64(o->positions, 1);
     r->most_picks = r->most_sequences * fr_max_i64(o->candidates, 0);
@@ -262,6 +212,7 @@ void fr_rank_close(fr_device_rank *r) {
     free(r->tokens);
     free(r->buffers);
     free(r->buffer_bytes);
+    fr_placement_free(&r->placement);
     *r = (fr_device_rank){0};
 }
 

@@ -8,6 +8,7 @@
 #include "engine/batch_tables.h"
 #include "engine/cuda/exec.h"
 #include "engine/kv_rows.h"
+#include "engine/placement.h"
 #include "engine/shard.h"
 #include "kernels/attention.h"
 #include "kernels/gemm.h"
@@ -27,6 +28,7 @@ typedef struct fr_device_rank {
     fr_shard shard;      /* its part of the model: layers, heads, experts, widths */
     int layers;          /* executed by the rank's stage */
     fr_activations room; /* what the plan's buffers hold */
+    fr_placement placement;
     fr_gemm *gemm;
     fr_attention *attention;
     /* arena: activations by plan buffer (NULL where a buffer is no activation; a pool's slots follow one another), and
@@ -76,8 +78,8 @@ typedef struct fr_device_rank {
     uint32_t tokens_cap;
     int slots;
     int64_t logits; /* floats that this forward's batch brings: all sequences', of which this rank computes a part */
-    /* largest batch */
-    int64_t most_tokens, most_sequences, most_picks, most_logits;
+    /* largest batch; most_rows: tokens of a micro-batch */
+    int64_t most_rows, most_tokens, most_sequences, most_picks, most_logits;
 } fr_device_rank;
 
 fr_status fr_rank_open(const fr_exec_options *o, fr_device_rank *r, fr_error *err);

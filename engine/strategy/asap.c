@@ -43,6 +43,7 @@ typedef struct {
 } desk;
 
 struct fr_asap {
+    fr_placement placement; /* of an expert rank */
     int attention, experts; /* ranks of a replica */
     link *links;            /* [replica][attention rank][expert rank] */
     desk *desks;            /* [replica][group][expert rank] */
@@ -68,11 +69,11 @@ static size_t cell(const fr_planner *p, int half, int t, int e) {
 
 /* ---- static part --------------------------------------------------------------------------------------------------*/
 
+static uint32_t placed(fr_planner *p, fr_rank *r, const char *name) {
+    return fr_add_buffer(p, r, FR_BUF_ACTIVATION, name, fr_placement_find(&p->asap->placement, name)->bytes, 0);
+}
+
 static void open_expert_rank(fr_planner *p, fr_rank *r) {
-    fr_memory memory;
-    fr_activations a;
-    fr_layout_memory(&p->layout, &p->model, &p->machine, &p->load, &memory);
-    fr_layout_activations(&p->layout, &p->model, &p->load, p->load.tokens, &a);
     fr_add_lane(p, r, FR_LANE_HOST);
     /* One group's items become ready in the order in which it sends them: there is nothing to choose. */
     r->lane[FR_LANE_COMPUTE] = fr_plan_lane(p->plan, r->rank, FR_LANE_COMPUTE, "compute", p->layout.dp > 1);
@@ -80,26 +81,24 @@ static void open_expert_rank(fr_planner *p, fr_rank *r) {
     int64_t experts = p->model.experts / p->layout.ep * fr_model_expert_bytes(&p->model, p->layout.precision);
     r->experts = fr_add_buffer(p, r, FR_BUF_WEIGHTS, "experts", experts * (p->model.layers - p->model.dense_layers), 0);
     fr_scratch *b = &r->half[0];
-    b->order = fr_add_buffer(p, r, FR_BUF_ACTIVATION, "order", 4 * (a.rows + a.arriving * a.slots), 0);
-    b->rows = fr_add_buffer(p, r, FR_BUF_ACTIVATION, "rows", a.permuted, 0);
-    b->mid = fr_add_buffer(p, r, FR_BUF_ACTIVATION, "mid", a.up, 0);
-    b->out = fr_add_buffer(p, r, FR_BUF_ACTIVATION, "out", a.down, 0);
+    b->order = placed(p, r, "order");
+    b->rows = placed(p, r, "rows");
+    b->mid = placed(p, r, "mid");
+    b->out = placed(p, r, "out");
     r->half[1] = r->half[0];
 }
 
 static void open_desk(fr_planner *p, int replica, int group, int e) {
     fr_rank *r = rank_at(p, replica, p->asap->attention + e);
     desk *d = desk_of(p, replica, group, e);
-    fr_activations a;
     char name[40];
-    fr_layout_activations(&p->layout, &p->model, &p->load, p->load.tokens, &a);
     snprintf(name, sizeof name, "send %d", group);
     d->send = fr_plan_lane(p->plan, r->rank, FR_LANE_SEND, name, false);
     for (int h = 0; h < 2; h++) {
         snprintf(name, sizeof name, "summed%s %d", h ? "'" : "", group);
         d->summed[h] = fr_add_event(p, r, name);
         snprintf(name, sizeof name, "drained%s %d", h ? "'" : "", group);
-        d->recv[h] = fr_add_buffer(p, r, FR_BUF_ACTIVATION, name, a.receive, 0);
+        d->recv[h] = placed(p, r, name);
         snprintf(name, sizeof name, "arriving%s %d", h ? "'" : "", group);
         d->counts[h] = fr_plan_table(p->plan, r->rank, name, p->load.tokens * p->model.top_k, FR_KNOWN_DEVICE);
     }
@@ -110,7 +109,7 @@ static void open_link(fr_planner *p, int replica, int a, int e) {
     link *l = link_of(p, replica, a, e);
     fr_activations size;
     char name[40];
-    fr_layout_activations(&p->layout, &p->model, &p->load, p->load.tokens, &size);
+    fr_layout_room(&p->layout, &p->model, &p->load, &size);
     snprintf(name, sizeof name, "payload of r%d", from->rank);
     l->payload = fr_add_buffer(p, to, FR_BUF_SLOT, name, size.payload, FR_ASAP_DEPTH);
     snprintf(name, sizeof name, "arrived of r%d", from->rank);
@@ -130,6 +129,7 @@ fr_status fr_asap_open(fr_planner *p, fr_error *err) {
     if (l->ep > 64)
         return fr_fail(err, FR_BAD_INPUT, "--ep %d: a plan of asap holds at most 64 expert ranks a replica", l->ep);
     struct fr_asap *s = p->asap = fr_alloc(sizeof *s);
+    fr_placement_of(l, &p->model, &p->load, true, &s->placement);
     s->attention = l->tp * l->dp;
     s->experts = l->ep;
     p->stages = 1;
@@ -174,6 +174,7 @@ fr_status fr_asap_open(fr_planner *p, fr_error *err) {
 
 void fr_asap_close(fr_planner *p) {
     if (!p->asap) return;
+    fr_placement_free(&p->asap->placement);
     free(p->asap->links);
     free(p->asap->desks);
     free(p->asap->rows);

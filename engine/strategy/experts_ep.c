@@ -28,12 +28,11 @@ static void open(fr_planner *p, fr_rank *r) {
     const fr_layout *l = &p->layout;
     r->recv = fr_alloc((size_t)p->moe_groups * sizeof *r->recv);
     if (l->ep == 1) return;
-    fr_activations a;
-    fr_layout_activations(l, &p->model, &p->load, p->load.tokens, &a);
     for (int g = 0; g < p->moe_groups && p->moe_groups > 1; g++) {
         char name[24];
         snprintf(name, sizeof name, "recv %d", g);
-        r->recv[g] = fr_add_buffer(p, r, FR_BUF_ACTIVATION, name, a.receive / p->moe_groups, 0);
+        const fr_placed *b = fr_placement_find(&p->placement, name);
+        r->recv[g] = fr_add_buffer(p, r, FR_BUF_ACTIVATION, name, b->bytes, 0);
     }
     if (overlapped(p)) fr_add_lane(p, r, FR_LANE_COMM);
     for (int h = 0; h < (l->overlap == FR_OVERLAP_TBO ? 2 : 1); h++) {

@@ -157,44 +157,42 @@ static void open_circles(fr_planner *p, fr_rank *r, int index) {
     r->ep_index = (int16_t)(p->folded ? 0 : index % l->ep);
 }
 
-static void open_scratch(fr_planner *p, fr_rank *r, int half, const fr_activations *a) {
+/* Of the placement's list those that this layout has. */
+static uint32_t open_placed(fr_planner *p, fr_rank *r, const char *name, int half) {
+    char full[24];
+    snprintf(full, sizeof full, "%s%s", name, half ? "'" : "");
+    const fr_placed *b = fr_placement_find(&p->placement, full);
+    return b ? fr_add_buffer(p, r, FR_BUF_ACTIVATION, full, b->bytes, b->slots) : FR_NONE;
+}
+
+static void open_scratch(fr_planner *p, fr_rank *r, int half) {
     fr_scratch *b = &r->half[half];
-    const char *tag = half ? "'" : "";
-    char name[24];
-#define ROOM(field, bytes, pool)                                                                                       \
-    do {                                                                                                               \
-        snprintf(name, sizeof name, #field "%s", tag);                                                                 \
-        b->field = fr_add_buffer(p, r, FR_BUF_ACTIVATION, name, (bytes), (pool));                                      \
-    } while (0)
-    int64_t rows = p->load.sequences > 0 ? p->load.sequences : 1;
-    ROOM(hidden, a->residual, p->stages > 1 ? 3 : 0); /* one computed, one arriving, one leaving */
-    ROOM(normed, a->normed, 0);
-    ROOM(qkv, a->qkv, 0);
-    ROOM(heads, a->attention_out, 0);
-    ROOM(delta, a->residual, 0);
-    ROOM(logits, fr_max_i64(a->router, rows * 4 * p->model.vocab), 0);
-    ROOM(route, a->router, 0);
-    /* Where each chosen expert's row lies, and the token of each row; ids come with what arrives (experts_ep.c). */
-    bool travels = p->layout.experts == FR_EXP_EP && p->layout.ep > 1;
-    b->order = b->rows = b->mid = b->out = FR_NONE;
-    b->held = b->counts = b->active = b->send = b->recv = FR_NONE;
-    if (!p->asap) { /* else experts are elsewhere */
-        ROOM(order, 4 * (a->rows + (travels ? a->arriving * a->slots : a->rows)), 0);
-        ROOM(rows, a->permuted, 0);
-        ROOM(mid, a->up, 0);
-        ROOM(out, a->down, 0);
-    }
-    if (p->model.shared_width || p->model.dense_layers) ROOM(shared, 3 * a->dense, 0);
-    if (a->send) ROOM(send, a->send, 0);
-    if (a->receive && p->moe_groups == 1 && !p->asap) ROOM(recv, a->receive, 0);
-#undef ROOM
+    *b = (fr_scratch){.held = FR_NONE, .counts = FR_NONE, .active = FR_NONE};
+#define OPEN(field) b->field = open_placed(p, r, #field, half)
+    OPEN(hidden);
+    OPEN(normed);
+    OPEN(qkv);
+    OPEN(heads);
+    OPEN(delta);
+    OPEN(logits);
+    OPEN(route);
+    OPEN(order);
+    OPEN(rows);
+    OPEN(mid);
+    OPEN(out);
+    OPEN(shared);
+    OPEN(send);
+    OPEN(recv);
+#undef OPEN
 }
 
 static void open_weights(fr_planner *p, fr_rank *r) {
     const fr_layout *l = &p->layout;
     fr_memory memory;
-    fr_layout_memory(l, &p->model, &p->machine, &p->load, &memory);
-    if (p->asap) memory.experts = memory.first_layer = 0;
+    if (p->asap)
+        fr_layout_stage_memory(l, &p->model, &p->load, 0, false, &memory);
+    else
+        fr_layout_memory(l, &p->model, &p->machine, &p->load, &memory);
     fr_add_buffer(p, r, FR_BUF_WEIGHTS, "attention", memory.attention, 0);
     fr_add_buffer(p, r, FR_BUF_WEIGHTS, "embedding, head", memory.embedding_head, 0);
     r->experts = r->first = FR_NONE;
@@ -221,9 +219,7 @@ static void open_rank(fr_planner *p, int rank) {
     r->launched = fr_add_event(p, r, "launched");
     r->hold = -1;
     open_weights(p, r);
-    fr_activations a;
-    fr_layout_activations(l, &p->model, &p->load, p->load.tokens, &a); /* one half of two may be all of it */
-    for (int h = 0; h < (l->overlap == FR_OVERLAP_TBO ? 2 : 1); h++) open_scratch(p, r, h, &a);
+    for (int h = 0; h < (l->overlap == FR_OVERLAP_TBO ? 2 : 1); h++) open_scratch(p, r, h);
     open_circles(p, r, p->folded ? 0 : index);
     p->part->open(p, r);
 }
@@ -231,7 +227,6 @@ static void open_rank(fr_planner *p, int rank) {
 /* asap: rank `index` of a replica, in attention group index / tp; batches A and B have scratch of their own. */
 void fr_open_attention_rank(fr_planner *p, fr_rank *r, int replica, int index) {
     const fr_layout *l = &p->layout;
-    fr_activations a;
     r->unit = (int16_t)(replica * l->dp + index / l->tp);
     r->local = r->t = (int16_t)(index % l->tp);
     fr_add_lane(p, r, FR_LANE_HOST);
@@ -239,9 +234,8 @@ void fr_open_attention_rank(fr_planner *p, fr_rank *r, int replica, int index) {
     fr_add_lane(p, r, FR_LANE_SEND);
     r->launched = fr_add_event(p, r, "launched");
     open_weights(p, r);
-    fr_layout_activations(l, &p->model, &p->load, p->load.tokens, &a);
     for (int h = 0; h < 2; h++) {
-        open_scratch(p, r, h, &a);
+        open_scratch(p, r, h);
         r->half[h].held = fr_plan_table(p->plan, r->rank, h ? "copies that leave'" : "copies that leave",
                                         p->load.tokens * p->model.top_k, FR_KNOWN_DEVICE);
         r->ready[h] = fr_add_event(p, r, h ? "ready'" : "ready");
@@ -303,6 +297,7 @@ fr_status fr_planner_open(const fr_planner_options *o, fr_planner **out, fr_erro
     p->machine = *o->machine;
     p->load = o->load;
     p->cost = o->cost;
+    fr_placement_of(l, &p->model, &p->load, false, &p->placement);
     fr_status status = open_routing(p, o, err);
     /* Ranks that do the same at the same time may be one; pipelines and asap have unlike ranks. */
     const bool turns = l->gather_streams > 1 && l->ep > 2; /* at a source: not all readers are served at once */
@@ -333,6 +328,7 @@ void fr_planner_close(fr_planner *p) {
     }
     if (p->plan) fr_plan_free(p->plan);
     fr_routing_close(p->own_routing);
+    fr_placement_free(&p->placement);
     free(p->ranks);
     free(p->raised.value);
     free(p->holds.value);
@@ -526,6 +522,17 @@ static fr_status check_batches(const fr_planner *p, const fr_batch *batches, fr_
     return FR_OK;
 }
 
+static fr_status check_works(const fr_planner *p, int micros, fr_error *err) {
+    const int64_t most = fr_layout_most_tokens(&p->layout, &p->load);
+    for (int i = 0; i < micros * p->slots; i++) {
+        if (p->folded && i % p->slots) continue;
+        if (p->works[i].tokens > most)
+            return fr_fail(err, FR_FAILED, "a micro-batch of %lld tokens, the plan's buffers hold %lld",
+                           (long long)p->works[i].tokens, (long long)most);
+    }
+    return FR_OK;
+}
+
 fr_status fr_planner_forward(fr_planner *p, int unit, const fr_batch *batches, fr_fragment **out, fr_error *err) {
     *out = NULL;
     if (unit < 0 || unit >= p->units) return fr_fail(err, FR_BAD_INPUT, "unit %d: the plan has %d", unit, p->units);
@@ -536,6 +543,7 @@ fr_status fr_planner_forward(fr_planner *p, int unit, const fr_batch *batches, f
         if (p->works[m * p->slots].tokens % p->layout.tp)
             return fr_fail(err, FR_FAILED, "%lld tokens do not divide by tp = %d: a folded plan needs equal ranks",
                            (long long)p->works[m * p->slots].tokens, p->layout.tp);
+    FR_TRY(check_works(p, w.micros, err));
     w.works = p->works;
     w.f = fr_fragment_new(p->plan, unit);
     memset(p->intern, 0, sizeof p->intern);

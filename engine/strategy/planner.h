@@ -10,6 +10,7 @@
 #ifndef FR_STRATEGY_PLANNER_H
 #define FR_STRATEGY_PLANNER_H
 
+#include "engine/placement.h"
 #include "engine/strategy/strategy.h"
 
 /* A group as one of its members sees it. Every member counts its own meetings; they agree because all join each. */
@@ -129,6 +130,7 @@ struct fr_planner {
     fr_layout layout;
     fr_machine machine;
     fr_load load;
+    fr_placement placement; /* of a rank that computes attention */
     const fr_cost_model *cost;
     const fr_routing *routing;
     fr_routing *own_routing;

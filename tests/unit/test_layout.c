@@ -158,7 +158,6 @@ static void test_activations(void **state) {
     assert_int_equal(a.rows, 16384 * 8);
     assert_int_equal(a.permuted, 16384 * 8 * 4096 * 2); /* 2 n k H */
     assert_int_equal(a.up, 16384 * 8 * 1536 * 2);
-    assert_int_equal(a.peak, a.residual + a.normed + a.router + a.up + a.down);
     /* ep: the mean is the same as dp's; skew lengthens it, up to every token's k on one rank. */
     l = layout("ep", 8);
     load.imbalance = 1.5;
@@ -174,10 +173,11 @@ static void test_activations(void **state) {
     fr_layout_activations(&l, &m, &load, load.tokens, &a);
     assert_int_equal(a.up, 16384 * 8 * 192 * 2);
     assert_int_equal(a.send + a.receive, 0);
-    /* One layer's activations follow the micro-batch. */
+    /* One layer's activations follow the micro-batch: of 16 equal sequences each of four takes four. */
     l = layout("pp", 4);
     assert_int_equal(l.micro_batches, 4);
-    fr_load whole = {.tokens = 65536, .imbalance = 1}, quarter = {.tokens = 16384, .imbalance = 1};
+    fr_load whole = {.tokens = 65536, .sequences = 16, .longest = 4096, .equal = true, .imbalance = 1};
+    fr_load quarter = {.tokens = 16384, .sequences = 4, .imbalance = 1};
     fr_memory four = check(&l, m.name, "h200x4", &whole, NULL);
     l.micro_batches = 1;
     assert_int_equal(four.activations, check(&l, m.name, "h200x4", &quarter, NULL).activations);
