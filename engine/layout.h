@@ -180,8 +180,8 @@ bool fr_memory_fits(const fr_memory *memory, const fr_machine *machine, char *re
 /* Counts `contexts` more CUDA contexts on each GPU: of peers' processes that have work of their own there. */
 void fr_memory_add_contexts(fr_memory *memory, int contexts);
 /* Of one rank of a stage (asap: of an attention rank, or an expert rank), without what pinned host memory takes. */
-void fr_layout_stage_memory(const fr_layout *l, const fr_model *m, const fr_load *load, int stage, bool expert_rank,
-                            fr_memory *out);
+void fr_layout_stage_memory(const fr_layout *l, const fr_model *m, const fr_machine *machine, const fr_load *load,
+                            int stage, bool expert_rank, fr_memory *out);
 /* Memory of a valid layout; fr_layout_check calls it. */
 void fr_layout_memory(const fr_layout *l, const fr_model *m, const fr_machine *machine, const fr_load *load,
                       fr_memory *out);

@@ -10,13 +10,12 @@
  * What no plan lists. Context, modules and library handles: 550 to 597 MiB in use beside what the engine itself
  * allocates (forerun run on H200s, driver 580, CUDA 13.0, ten cells of 2 to 45 GB;
  * experiments/engine-h200x2/gather.md). cuBLASLt: 32 MiB, NVIDIA's recommendation for Hopper (cuBLAS documentation,
- * cublasSetWorkspace). NCCL: default NCCL_BUFFSIZE of 4 MiB, 32 channels, send and receive side. Pinned host memory is
- * mapped by the GPU in pages of 4 KiB, 8 bytes each: 90.2 GB took 156 to 164 MiB more (same runs).
+ * cublasSetWorkspace). NCCL: the machine says (machine.h). Pinned host memory is mapped by the GPU in pages of 4 KiB, 8
+ * bytes each: 90.2 GB took 156 to 164 MiB more (same runs).
  */
 #define CONTEXT_BYTES (576 * MIB)
 #define MAPPED_PAGE   4096
 #define CUBLAS_BYTES  (32 * MIB)
-#define NCCL_BYTES    (2 * 32 * 4 * MIB)
 
 /* What one of tp ranks holds of attention, shared experts and dense layers: whole heads and a slice of each width. */
 static fr_model tp_slice(const fr_layout *l, const fr_model *m) {
@@ -173,8 +172,21 @@ static void expert_items(const fr_layout *l, const fr_model *m, int layers, fr_m
     }
 }
 
-void fr_layout_stage_memory(const fr_layout *l, const fr_model *m, const fr_load *load, int stage, bool expert_rank,
-                            fr_memory *out) {
+/* Communicators that a rank is in (engine/cuda/transport/transport.c): one for each group whose ops NCCL carries. */
+static int64_t nccl_bytes(const fr_layout *l, const fr_machine *h, int stage, bool expert_rank) {
+    const bool gathers = l->experts == FR_EXP_ASYNCEP || l->experts == FR_EXP_DWDP || l->experts == FR_EXP_OFFLOAD;
+    const bool tokens = l->experts == FR_EXP_EP && l->exchange == FR_EXCHANGE_AGRS;
+    const int groups[3] = {l->tp, l->experts == FR_EXP_TP && l->dp > 1 ? l->tp * l->dp : 1,
+                           tokens || (gathers && l->gather != FR_GATHER_CE) ? l->ep : 1};
+    int64_t bytes = 0;
+    if (expert_rank || !fr_layout_uses_nccl(l)) return 0;
+    for (int i = 0; i < 3; i++)
+        if (groups[i] > 1) bytes += h->nccl_group + (groups[i] - 1) * h->nccl_peer;
+    return h->nccl_library + bytes + ((stage > 0) + (stage < l->pp - 1)) * h->nccl_pair;
+}
+
+void fr_layout_stage_memory(const fr_layout *l, const fr_model *m, const fr_machine *machine, const fr_load *load,
+                            int stage, bool expert_rank, fr_memory *out) {
     fr_model s = tp_slice(l, m);
     int first, end;
     fr_layout_stage_layers(l, m, stage, &first, &end);
@@ -205,7 +217,7 @@ void fr_layout_stage_memory(const fr_layout *l, const fr_model *m, const fr_load
     fr_placement_free(&places);
     /* asap's slots (asap.c): two from every attention rank; of both batches, results of all expert ranks. */
     if (l->experts == FR_EXP_ASAP) out->activations += 2 * (expert_rank ? l->dp * l->tp * a.payload : l->ep * a.result);
-    out->workspace = CONTEXT_BYTES + CUBLAS_BYTES + (fr_layout_uses_nccl(l) ? NCCL_BYTES : 0);
+    out->workspace = CONTEXT_BYTES + CUBLAS_BYTES + nccl_bytes(l, machine, stage, expert_rank);
     out->total = out->attention + out->embedding_head + out->experts + out->gather_buffers + out->first_layer +
                  out->kv + out->activations + out->workspace;
 }
@@ -236,7 +248,7 @@ void fr_layout_memory(const fr_layout *l, const fr_model *m, const fr_machine *m
     for (int stage = 0; stage < l->pp; stage++)
         for (int expert_rank = 0; expert_rank <= (l->experts == FR_EXP_ASAP); expert_rank++) {
             fr_memory one;
-            fr_layout_stage_memory(l, m, load, stage, expert_rank, &one);
+            fr_layout_stage_memory(l, m, machine, load, stage, expert_rank, &one);
             if (one.total > out->total) *out = one;
         }
     out->host_pinned = pinned(l, m, machine);

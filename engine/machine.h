@@ -28,6 +28,10 @@ typedef struct fr_machine {
     double network_rate; /* per GPU and direction between hosts; 0 = one host */
     double network_latency_ns;
 
+    /* GPU memory of NCCL: its kernels, once where a rank uses it; a communicator of two that send and receive; one of
+     * P ranks for collectives: nccl_group + (P - 1) nccl_peer. Measured (builtin/machines/README.md). */
+    int64_t nccl_library, nccl_pair, nccl_group, nccl_peer;
+
     double price_per_gpu_hour; /* 0 = unknown: results per currency are left out */
     double watts;              /* per GPU at its limit */
     char currency[8];

@@ -61,6 +61,10 @@ void fr_report_memory(const fr_setup *s, fr_text *out) {
     add_item(out, "workspace", m->workspace);
     fr_text_add(out, "  %-28s %9.2f GB of %.2f GB: %s\n", "total", (double)m->total / 1e9,
                 (double)s->machine.hbm_bytes / 1e9, s->fits ? "fits" : "does not fit");
+    fr_setup any = *s;
+    if (s->fits && fr_setup_any_routing(&any, NULL) == FR_OK && !any.fits)
+        fr_text_add(out, "  %-28s %9.2f GB: does not fit, and run, which makes room for it, refuses\n",
+                    "with room for any routing", (double)any.memory.total / 1e9);
     if (m->host_pinned)
         fr_text_add(out, "  %-28s %9.2f GB of %.2f GB per host\n", "pinned host memory", (double)m->host_pinned / 1e9,
                     (double)s->machine.host_bytes / 1e9);

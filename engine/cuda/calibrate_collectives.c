@@ -15,7 +15,8 @@ static fr_status open_windows(fr_cal_rank *r, fr_error *err) {
                                     .layout = &r->p->gathers,
                                     .model = &model,
                                     .tokens = 1,
-                                    .timeout_s = FR_CAL_WAIT_S};
+                                    .timeout_s = FR_CAL_WAIT_S,
+                                    .everything = true};
     FR_TRY(fr_transport_open(&o, &r->windows, err));
     CU(fr_transport_alloc(r->windows, (size_t)FR_CAL_BIG, &r->shard));
     return fr_cal_check(fr_transport_alloc(r->windows, (size_t)FR_CAL_BIG, &r->slot), "a window for weights", err);

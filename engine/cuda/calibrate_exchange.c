@@ -80,7 +80,8 @@ fr_status fr_cal_exchange_open(fr_world *world, int rank, int device, void *aren
                                     .layout = &x->layout,
                                     .model = &x->model,
                                     .tokens = x->most,
-                                    .timeout_s = 30};
+                                    .timeout_s = 30,
+                                    .everything = true};
     FR_TRY(fr_transport_open(&o, &x->transport, err));
     void *buffers[2 * FR_CAL_DEVICES] = {NULL};
     buffers[x->send_buffer] = x->send;

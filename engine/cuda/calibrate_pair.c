@@ -107,7 +107,8 @@ static fr_status open_rank(fr_cal_rank *r, fr_error *err) {
                                     .layout = &r->p->layout,
                                     .model = &model,
                                     .tokens = 1,
-                                    .timeout_s = FR_CAL_WAIT_S};
+                                    .timeout_s = FR_CAL_WAIT_S,
+                                    .everything = true};
     CU(cudaSetDevice(o.device));
     for (int i = 0; i < FR_CAL_STREAMS; i++) CU(cudaStreamCreateWithFlags(&r->copy[i], cudaStreamNonBlocking));
     int least, greatest;

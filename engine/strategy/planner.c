@@ -190,7 +190,7 @@ static void open_weights(fr_planner *p, fr_rank *r) {
     const fr_layout *l = &p->layout;
     fr_memory memory;
     if (p->asap)
-        fr_layout_stage_memory(l, &p->model, &p->load, 0, false, &memory);
+        fr_layout_stage_memory(l, &p->model, &p->machine, &p->load, 0, false, &memory);
     else
         fr_layout_memory(l, &p->model, &p->machine, &p->load, &memory);
     fr_add_buffer(p, r, FR_BUF_WEIGHTS, "attention", memory.attention, 0);

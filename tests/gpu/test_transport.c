@@ -352,7 +352,8 @@ static void copy_engines(one *o, fr_gather gather) {
                                           .layout = &layout,
                                           .model = &model,
                                           .tokens = 1,
-                                          .timeout_s = 30};
+                                          .timeout_s = 30,
+                                          .everything = true};
     const int64_t elements = 32 << 20, rows[MOST] = {1, 1, 1, 1, 1, 1, 1, 1};
     fr_transport *t;
     uint16_t *shard, *slot;
@@ -422,7 +423,8 @@ static void *run(void *context) {
                                     .layout = &layout,
                                     .model = &model,
                                     .tokens = 1,
-                                    .timeout_s = 30};
+                                    .timeout_s = 30,
+                                    .everything = true};
     const double start = fr_monotonic_s();
     FR(fr_transport_open(&t, &o->t, &err));
     if (o->rank == 0) printf("%d ranks connected in %.2f s\n", ranks, fr_monotonic_s() - start), fflush(stdout);

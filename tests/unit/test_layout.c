@@ -95,8 +95,7 @@ static void test_items(void **state) {
     fr_model m = model("qwen3-30b-a3b");
     int64_t one = fr_model_expert_bytes(&m, FR_BF16), full = 128 * one;
     fr_layout l = layout("dwdp", 3); /* 42, 43, 43 experts */
-    fr_machine h = machine("h200x4");
-    (void)h;
+    fr_machine h;
     fr_memory memory = check(&l, m.name, "h200x4", &empty, NULL);
     assert_int_equal(memory.experts, 48 * 43 * one);
     assert_int_equal(memory.gather_buffers, 2 * (128 - 42) * one);
@@ -120,7 +119,13 @@ static void test_items(void **state) {
     l = layout("pp", 8); /* 48 layers: 6 a stage */
     memory = check(&l, m.name, "h200x8", &empty, NULL);
     assert_int_equal(memory.experts, 6 * full);
-    assert_int_equal(memory.embedding_head, fr_model_head_bytes(&m));
+    h = machine("h200x8");
+    fr_memory last;
+    fr_layout_stage_memory(&l, &m, &h, &empty, 7, false, &last);
+    assert_int_equal(last.embedding_head, fr_model_head_bytes(&m));
+    /* a stage in the middle talks to two others */
+    fr_layout_stage_memory(&l, &m, &h, &empty, 3, false, &memory);
+    assert_int_equal(memory.workspace - last.workspace, h.nccl_pair);
 
     l = layout("tp", 8); /* 4 KV heads: replicated twice; an expert width of 96 */
     memory = check(&l, m.name, "h200x8", &empty, NULL);
@@ -181,6 +186,35 @@ static void test_activations(void **state) {
     fr_memory four = check(&l, m.name, "h200x4", &whole, NULL);
     l.micro_batches = 1;
     assert_int_equal(four.activations, check(&l, m.name, "h200x4", &quarter, NULL).activations);
+}
+
+/* Communicators: of each group whose ops NCCL carries, and its kernels once; none where our own kernels do. */
+static void test_communicators(void **state) {
+    (void)state;
+    const fr_machine h = machine("h200x8");
+    const struct {
+        const char *strategy;
+        fr_layout change;
+        int gpus, groups, peers; /* of collectives: communicators, and other ranks in them all together */
+    } cases[] = {{"dp", {.tp = 0}, 2, 0, 0},
+                 {"tp", {.tp = 0}, 2, 1, 1},
+                 {"tp", {.tp = 0}, 4, 1, 3},
+                 {"tp", {.tp = 2, .dp = 2}, 4, 2, 1 + 3},
+                 {"ep", {.tp = 0}, 4, 0, 0},
+                 {"ep", {.tp = 2}, 4, 1, 1},
+                 {"ep", {.exchange = FR_EXCHANGE_AGRS}, 4, 1, 3},
+                 {"asyncep", {.tp = 0}, 4, 0, 0},
+                 {"asyncep", {.gather = FR_GATHER_NCCL}, 4, 1, 3}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        fr_layout l = cases[i].change;
+        fr_error err = {0};
+        assert_int_equal(fr_layout_from_strategy(cases[i].strategy, cases[i].gpus, &l, &err), FR_OK);
+        const fr_layout alone = layout("dp", 1);
+        const int64_t without = check(&alone, "qwen3-30b-a3b", "h200x8", &empty, NULL).workspace;
+        const int64_t bytes = check(&l, "qwen3-30b-a3b", "h200x8", &empty, NULL).workspace - without;
+        assert_int_equal(bytes, (cases[i].groups > 0 ? h.nccl_library : 0) + cases[i].groups * h.nccl_group +
+                                    cases[i].peers * h.nccl_peer);
+    }
 }
 
 static void test_fits(void **state) {
@@ -411,10 +445,10 @@ static void test_links(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_sheet_table), cmocka_unit_test(test_items),    cmocka_unit_test(test_activations),
-        cmocka_unit_test(test_fits),        cmocka_unit_test(test_contexts), cmocka_unit_test(test_shorthands),
-        cmocka_unit_test(test_refuses),     cmocka_unit_test(test_links),    cmocka_unit_test(test_keep),
-        cmocka_unit_test(test_yields),
+        cmocka_unit_test(test_sheet_table),   cmocka_unit_test(test_items),   cmocka_unit_test(test_activations),
+        cmocka_unit_test(test_communicators), cmocka_unit_test(test_fits),    cmocka_unit_test(test_contexts),
+        cmocka_unit_test(test_shorthands),    cmocka_unit_test(test_refuses), cmocka_unit_test(test_links),
+        cmocka_unit_test(test_keep),          cmocka_unit_test(test_yields),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

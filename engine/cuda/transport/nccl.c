@@ -124,17 +124,8 @@ static fr_status cuda(cudaError_t e, const char *call, fr_error *err) {
     return e == cudaSuccess ? FR_OK : fr_fail(err, FR_FAILED, "%s failed: %s", call, cudaGetErrorString(e));
 }
 
-/* One element of everything. */
-static fr_status first_use(fr_nccl_comm *c, char *memory, cudaStream_t stream, fr_error *err) {
+static fr_status first_messages(fr_nccl_comm *c, const char *in, char *out, cudaStream_t stream, fr_error *err) {
     const fr_nccl *n = c->lib;
-    char *in = memory, *out = memory + 4096;
-    FR_TRY(check(n, n->allreduce(in, out, 8, ncclBfloat16, ncclSum, c->comm, stream), "ncclAllReduce", err));
-    FR_TRY(check(n, n->allgather(in, out, 16, ncclInt8, c->comm, stream), "ncclAllGather", err));
-    FR_TRY(check(n, n->scatter(in, out, 8, ncclBfloat16, ncclSum, c->comm, stream), "ncclReduceScatter", err));
-    for (int i = 0; i < c->ranks; i++) {
-        FR_TRY(check(n, n->broadcast(in, out, 16, ncclInt8, i, c->comm, stream), "ncclBroadcast", err));
-        FR_TRY(check(n, n->reduce(in, out, 8, ncclBfloat16, ncclSum, i, c->comm, stream), "ncclReduce", err));
-    }
     FR_TRY(check(n, n->start(), "ncclGroupStart", err));
     for (int i = 0; i < c->ranks; i++) {
         if (i == c->me) continue;
@@ -142,6 +133,22 @@ static fr_status first_use(fr_nccl_comm *c, char *memory, cudaStream_t stream, f
         FR_TRY(check(n, n->recv(out + 16 * i, 16, ncclInt8, i, c->comm, stream), "ncclRecv", err));
     }
     return check(n, n->end(), "ncclGroupEnd", err);
+}
+
+/* One element of everything that the communicator is for: what else could be called takes memory too. */
+static fr_status first_use(fr_nccl_comm *c, fr_nccl_uses uses, char *memory, cudaStream_t stream, fr_error *err) {
+    const fr_nccl *n = c->lib;
+    char *in = memory, *out = memory + 4096;
+    if (uses != FR_NCCL_COLLECTIVES) FR_TRY(first_messages(c, in, out, stream, err));
+    if (uses == FR_NCCL_MESSAGES) return FR_OK;
+    FR_TRY(check(n, n->allreduce(in, out, 8, ncclBfloat16, ncclSum, c->comm, stream), "ncclAllReduce", err));
+    FR_TRY(check(n, n->allgather(in, out, 16, ncclInt8, c->comm, stream), "ncclAllGather", err));
+    FR_TRY(check(n, n->scatter(in, out, 8, ncclBfloat16, ncclSum, c->comm, stream), "ncclReduceScatter", err));
+    for (int i = 0; i < c->ranks; i++) {
+        FR_TRY(check(n, n->broadcast(in, out, 16, ncclInt8, i, c->comm, stream), "ncclBroadcast", err));
+        FR_TRY(check(n, n->reduce(in, out, 8, ncclBfloat16, ncclSum, i, c->comm, stream), "ncclReduce", err));
+    }
+    return FR_OK;
 }
 
 static fr_status connect_now(attempt *a, fr_error *err) {
@@ -158,7 +165,7 @@ static fr_status connect_now(attempt *a, fr_error *err) {
     FR_TRY(cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreate", err));
     FR_TRY(cuda(cudaMalloc((void **)&memory, 8192 + 16 * (size_t)r->ranks), "cudaMalloc", err));
     FR_TRY(cuda(cudaMemset(memory, 0, 8192), "cudaMemset", err));
-    FR_TRY(first_use(&a->comm, memory, stream, err));
+    FR_TRY(first_use(&a->comm, r->uses, memory, stream, err));
     FR_TRY(cuda(cudaStreamSynchronize(stream), "the first collectives", err));
     cudaFree(memory);
     return cuda(cudaStreamDestroy(stream), "cudaStreamDestroy", err);

@@ -17,8 +17,12 @@ fr_status fr_nccl_load(fr_nccl **out, fr_error *err);
 void fr_nccl_unload(fr_nccl *n); /* NULL is allowed */
 fr_status fr_nccl_unique(fr_nccl *n, char id[FR_NCCL_ID_BYTES], fr_error *err);
 
+/* What is connected at once: of what is first called later, ranks' hosts would wait for one another. */
+typedef enum { FR_NCCL_ALL = 0, FR_NCCL_COLLECTIVES, FR_NCCL_MESSAGES } fr_nccl_uses;
+
 typedef struct {
     fr_nccl *lib;
+    fr_nccl_uses uses;
     char id[FR_NCCL_ID_BYTES];
     int ranks, me, device;
     bool copy_engines; /* CTA policy zero: for windows that copy engines carry */
@@ -26,9 +30,9 @@ typedef struct {
     fr_world *world;
 } fr_nccl_request;
 /*
- * Collective over the members. The handshake and one small run of every collective (connections are made on first use,
- * on the host, waiting for the peers) happen in a thread of their own, which is left behind when it does not end within
- * the timeout or the world fails.
+ * Collective over the members. The handshake and one small run of every collective that it is for (connections are made
+ * on first use, on the host, waiting for the peers) happen in a thread of their own, which is left behind when it does
+ * not end within the timeout or the world fails.
  */
 fr_status fr_nccl_connect(const fr_nccl_request *r, fr_nccl_comm **out, fr_error *err);
 /* Ends what runs on them, within some seconds whatever the library does; any thread, also while another one launches.

@@ -107,6 +107,16 @@ static bool exchanges_only(const fr_transport *t, uint32_t group) {
     return second;
 }
 
+/* A pipeline's pairs send and receive; all others only meet in collectives. */
+static fr_nccl_uses uses_of(const fr_transport *t, uint32_t group) {
+    const fr_group *g = &t->o.plan->groups[group];
+    const int16_t *members = t->o.plan->members + g->first;
+    if (t->o.everything) return FR_NCCL_ALL;
+    const bool pair =
+        t->o.layout->pp > 1 && g->count == 2 && members[1] - members[0] == fr_layout_stage_ranks(t->o.layout);
+    return pair ? FR_NCCL_MESSAGES : FR_NCCL_COLLECTIVES;
+}
+
 static int64_t memory_left(void) {
     size_t left = 0, all = 0;
     return cudaMemGetInfo(&left, &all) == cudaSuccess ? (int64_t)left : 0;
@@ -121,6 +131,7 @@ static fr_status connect_groups(fr_transport *t, fr_error *err) {
         if (exchanges_only(t, g)) continue; /* on all ranks alike */
         const int me = member_of(t, g, t->o.rank), leader = p->members[p->groups[g].first];
         fr_nccl_request r = {.lib = t->lib,
+                             .uses = uses_of(t, g),
                              .ranks = p->groups[g].count,
                              .me = me,
                              .device = t->o.device,

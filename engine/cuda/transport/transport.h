@@ -34,6 +34,7 @@ typedef struct {
     int64_t tokens;   /* new tokens of an attention group, at most (fr_load.tokens) */
     int64_t arriving; /* rows of a receive buffer (fr_activations) */
     double timeout_s;
+    bool everything; /* any op may be asked of any group, whatever the layout has */
 } fr_transport_options;
 
 /* Collective. Turns peer access on and opens a communicator for each group of this rank. One rank: opens at once.
