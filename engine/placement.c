@@ -139,11 +139,24 @@ static int64_t room(const fr_placed *b) {
     return b->pitch * (b->slots > 1 ? b->slots : 1) + FR_PLACE_ALIGN;
 }
 
-/* Larger ones first; the order of the list between equals. */
-static int by_room(const void *a, const void *b) {
+static int phases_of(const fr_placed *b) {
+    int n = 0;
+    for (int k = 0; k < FR_PHASES; k++) n += (b->lives >> k & 1) != 0;
+    return n;
+}
+
+/* Orders in which buffers are given places: larger ones first, or those that live longest, or both. None is best for
+ * all layouts. */
+enum { ORDERS = 3 };
+
+static int compare(const void *a, const void *b, void *order) {
     const fr_placed *x = *(const fr_placed *const *)a, *y = *(const fr_placed *const *)b;
+    const int which = *(const int *)order;
+    const int64_t p = which == 0 ? 1 : phases_of(x), q = which == 0 ? 1 : phases_of(y);
+    const int64_t one = which == 1 ? p : p * room(x), other = which == 1 ? q : q * room(y);
+    if (one != other) return one > other ? -1 : 1;
     if (room(x) != room(y)) return room(x) > room(y) ? -1 : 1;
-    return (x > y) - (x < y);
+    return (x > y) - (x < y); /* of the list */
 }
 
 /* The lowest place at which no buffer lies that lives in one of the same phases. */
@@ -161,27 +174,40 @@ static int64_t lowest(fr_placed *const *placed, uint32_t count, const fr_placed 
     return at;
 }
 
+/* Gives all their places in this order; returns the bytes of all together. */
+static int64_t try_order(fr_placed **list, uint32_t count, int which) {
+    int64_t bytes = 0;
+    qsort_r(list, count, sizeof(*list), compare, &which);
+    for (uint32_t i = 0; i < count; i++) {
+        list[i]->at = lowest(list, i, list[i]);
+        bytes = fr_max_i64(bytes, list[i]->at + room(list[i]));
+    }
+    return bytes;
+}
+
 static void place(fr_placement *p) {
-    fr_placed **order = fr_alloc(p->count * sizeof *order);
+    fr_placed **list = fr_alloc(p->count * sizeof(*list));
     uint32_t count = 0;
-    int64_t live[FR_PHASES] = {0};
+    int64_t live[FR_PHASES] = {0}, bytes[ORDERS];
+    int best = 0;
     for (uint32_t i = 0; i < p->count; i++) {
         fr_placed *b = &p->buffer[i];
         b->pitch = fr_ceil_div(b->bytes, FR_PLACE_ALIGN) * FR_PLACE_ALIGN;
         if (b->over >= 0) p->buffer[b->over].lives |= b->lives;
-        if (b->over < 0 && b->lives) order[count++] = b;
+        if (b->over < 0 && b->lives) list[count++] = b;
     }
-    qsort(order, count, sizeof(*order), by_room);
-    for (uint32_t i = 0; i < count; i++) {
-        order[i]->at = lowest(order, i, order[i]);
-        p->bytes = fr_max_i64(p->bytes, order[i]->at + room(order[i]));
+    for (uint32_t i = 0; i < count; i++)
         for (int k = 0; k < FR_PHASES; k++)
-            if (order[i]->lives >> k & 1) live[k] += room(order[i]);
-    }
+            if (list[i]->lives >> k & 1) live[k] += room(list[i]);
     for (int k = 0; k < FR_PHASES; k++) p->least = fr_max_i64(p->least, live[k]);
+    for (int o = 0; o < ORDERS; o++) {
+        bytes[o] = try_order(list, count, o);
+        if (bytes[o] < bytes[best]) best = o;
+    }
+    p->bytes = try_order(list, count, best);
     for (uint32_t i = 0; i < p->count; i++)
         if (p->buffer[i].over >= 0) p->buffer[i].at = p->buffer[p->buffer[i].over].at;
-    free(order);
+    free(list);
 }
 
 void fr_placement_of(const fr_layout *l, const fr_model *m, const fr_load *load, bool experts_only, fr_placement *out) {

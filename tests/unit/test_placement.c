@@ -3,12 +3,14 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include <cmocka.h>
 
 #include "engine/placement.h"
+#include "engine/strategy/strategy.h"
 
 static fr_model model(const char *name) {
     fr_model m;
@@ -37,6 +39,8 @@ static const struct {
     {"pp", 2, {.chunk_tokens = 2048, .kv_cache = true}},
     {"ep", 4, {.tp = 0}},
     {"ep", 4, {.tp = 2}},
+    {"ep", 4, {.tp = 2, .precision = FR_FP8}},
+    {"tp", 4, {.tp = 2, .dp = 2, .precision = FR_FP8}},
     {"ep", 2, {.exchange = FR_EXCHANGE_AGRS}},
     {"ep", 2, {.exchange = FR_EXCHANGE_A2A_K}},
     {"ep", 2, {.overlap = FR_OVERLAP_TBO}},
@@ -92,6 +96,99 @@ static void buffers_that_live_at_once_lie_apart(void **state) {
                     fr_placement_free(&p);
                 }
             }
+}
+
+/* Of a buffer of the plan: where it lies, and the number of the op that wrote it last, 0 = none. */
+typedef struct {
+    int64_t at, end;
+    int over; /* index in the placement's list of what it lies over on purpose, else of itself; -1: no activation */
+    uint32_t written;
+} region;
+
+/* The ops of a rank in the order in which they are issued: what one reads must be as it was written last, with nothing
+ * else written over it since. */
+static void play_rank(const fr_plan *plan, fr_fragment *const *f, int count, int rank, const fr_placement *p,
+                      bool one_by_one, const char *what) {
+    region *at = calloc(plan->buffers_count, sizeof *at);
+    uint32_t now = 0;
+    for (uint32_t i = 0; i < plan->buffers_count; i++) {
+        const fr_buffer *b = &plan->buffers[i];
+        at[i].over = -1;
+        if (b->kind != FR_BUF_ACTIVATION || b->rank != rank) continue;
+        const fr_placed *x = fr_placement_find(p, b->name);
+        if (!x || x->bytes != b->bytes || x->slots != b->slots) fail_msg("%s: %s is not placed", what, b->name);
+        at[i] = (region){x->at, x->at + room(x), x->over >= 0 ? x->over : (int)(x - p->buffer), 0};
+    }
+    for (int n = 0; n < count; n++)
+        for (uint32_t i = 0; i < f[n]->ops_count; i++) {
+            const fr_op *op = &f[n]->ops[i];
+            const fr_ref *use = fr_op_uses(f[n], op);
+            if (plan->lanes[op->lane].rank != rank) continue;
+            now++;
+            for (int write = 0; write < 2; write++)
+                for (int u = 0; u < op->uses; u++) {
+                    if (use[u].use != (write ? FR_USE_WRITE : FR_USE_READ) || at[use[u].target].over < 0) continue;
+                    region *x = &at[use[u].target];
+                    if (!fr_placement_find(p, plan->buffers[use[u].target].name)->lives)
+                        fail_msg("%s: %s is used", what, plan->buffers[use[u].target].name);
+                    if (write) x->written = now;
+                    for (uint32_t k = 0; k < plan->buffers_count && x->written; k++) {
+                        const region *o = &at[k];
+                        if (o == x || o->over < 0 || o->at >= x->end || x->at >= o->end) continue;
+                        if (one_by_one && o->over == x->over) continue; /* one expert's rows at a time */
+                        if (!write && o->written > x->written)
+                            fail_msg("%s: %s is read by %s of layer %d, but %s was written over it", what,
+                                     plan->buffers[use[u].target].name, fr_op_name((fr_op_kind)op->kind), op->layer,
+                                     plan->buffers[k].name);
+                    }
+                }
+            for (int u = 0; u < op->uses; u++) /* nor does an op write over what it reads, but in place */
+                for (int v = 0; v < op->uses && use[u].use == FR_USE_READ; v++) {
+                    const region *x = &at[use[u].target], *y = &at[use[v].target];
+                    if (use[v].use != FR_USE_WRITE || x == y || x->over < 0 || y->over < 0) continue;
+                    if (x->at < y->end && y->at < x->end)
+                        fail_msg("%s: %s reads %s and writes %s", what, fr_op_name((fr_op_kind)op->kind),
+                                 plan->buffers[use[u].target].name, plan->buffers[use[v].target].name);
+                }
+        }
+    free(at);
+}
+
+static void nothing_is_written_over_what_is_still_read(void **state) {
+    (void)state;
+    fr_error err = {0};
+    fr_machine machine;
+    const fr_sequence sequences[4] = {{300, 0, 2, 0, -1}, {64, 0, -1, 1, -1}, {1, 0, 1, 2, -1}, {500, 0, 3, 3, -1}};
+    assert_int_equal(fr_machine_load("h200x8", &machine, &err), FR_OK);
+    for (int i = 0; i < CELLS; i++)
+        for (int m = 0; m < 4; m++) {
+            const fr_model model_ = model(models[m]);
+            fr_layout l = layout(cells[i].strategy, cells[i].gpus, cells[i].options);
+            const fr_load load = {
+                .tokens = 1024, .sequences = 4, .kept = l.kv_cache, .imbalance = fr_layout_worst_imbalance(&l)};
+            fr_planner *p = NULL;
+            fr_fragment *f[2] = {NULL};
+            fr_batch batches[8];
+            char what[64];
+            snprintf(what, sizeof what, "%s %d of %s", cells[i].strategy, i, models[m]);
+            l.run_layers = model_.dense_layers + 4;
+            const fr_planner_options o = {.model = &model_, .layout = &l, .machine = &machine, .load = load};
+            if (fr_planner_open(&o, &p, &err)) fail_msg("%s: %s", what, err.text);
+            for (int s = 0; s < 8; s++) batches[s] = (fr_batch){sequences, 4};
+            for (int n = 0; n < 2; n++)
+                if (fr_planner_forward(p, 0, batches, &f[n], &err)) fail_msg("%s: %s", what, err.text);
+            const fr_plan *plan = fr_planner_plan(p);
+            for (int rank = 0; rank < plan->ranks; rank++) {
+                fr_place place;
+                fr_placement places;
+                fr_layout_place(&l, rank, &place);
+                fr_placement_of(&l, &model_, &load, place.experts_only, &places);
+                play_rank(plan, f, 2, rank, &places, l.slots > 0, what);
+                fr_placement_free(&places);
+            }
+            for (int n = 0; n < 2; n++) fr_fragment_free(f[n]);
+            fr_planner_close(p);
+        }
 }
 
 /* What one layer of dp needs: the stream, routes and places, and the larger of (rows, up) and (up, down). */
@@ -172,8 +269,11 @@ static void micro_batches_hold_their_share(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(buffers_that_live_at_once_lie_apart), cmocka_unit_test(one_rank_is_its_closed_form),
-        cmocka_unit_test(two_batches_share_the_compute_lane),  cmocka_unit_test(experts_one_by_one),
+        cmocka_unit_test(buffers_that_live_at_once_lie_apart),
+        cmocka_unit_test(nothing_is_written_over_what_is_still_read),
+        cmocka_unit_test(one_rank_is_its_closed_form),
+        cmocka_unit_test(two_batches_share_the_compute_lane),
+        cmocka_unit_test(experts_one_by_one),
         cmocka_unit_test(micro_batches_hold_their_share),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
