@@ -19,6 +19,16 @@ include engine/builtin/builtin.mk
 
 all: $(BUILD)/forerun
 
+# What results are made of: a hash of the model's sources, shipped tables and descriptions (fr_source_hash in engine/base.h).
+SOURCE := $(filter-out engine/conduct/% engine/world/% engine/calibrate/%,$(sort $(LIB_SRC) $(wildcard $(addsuffix *.h,$(dir $(LIB_SRC)))))) \
+          $(sort $(wildcard kernels/measured/*.txt)) $(BUILTIN_MODELS) $(BUILTIN_MACHINES)
+LIB_OBJ += $(BUILD)/source.o
+$(BUILD)/source.c: $(SOURCE)
+	@mkdir -p $(@D)
+	@printf '#include "engine/base.h"\nconst char *fr_source_hash(void) {\n    return "%s";\n}\n' "$$(cat $(SOURCE) | sha256sum | cut -c1-12)" >$@.part && mv $@.part $@
+$(BUILD)/source.o: $(BUILD)/source.c
+	$(CC) $(CFLAGS) -c -o $@ $<
+
 # what `make help` prints
 define HELP
 make              build/forerun: the simulator, no GPU or CUDA needed

@@ -88,6 +88,10 @@ void fr_text_add(fr_text *t, const char *format, ...) __attribute__((format(prin
 void fr_text_free(fr_text *t);
 
 #define FR_VERSION "0.1.0"
+/* A hash of what results are made of: sources of the model and the simulator, cost tables, models and machines
+ * (Makefile).
+ */
+const char *fr_source_hash(void);
 
 static inline int64_t fr_min_i64(int64_t a, int64_t b) {
     return a < b ? a : b;

@@ -365,6 +365,37 @@ fr_status fr_store_add_cell(fr_store *s, const fr_cell *cell, fr_error *err) {
     return step(s, q, err);
 }
 
+/* The first value of the first row, as text; `none` where there is none. */
+static void ask(fr_store *s, const char *sql, const char *none, char *out, size_t size) {
+    sqlite3_stmt *q = NULL;
+    snprintf(out, size, "%s", none);
+    if (sqlite3_prepare_v2(s->db, sql, -1, &q, NULL) == SQLITE_OK && sqlite3_step(q) == SQLITE_ROW &&
+        sqlite3_column_text(q, 0))
+        snprintf(out, size, "%s", (const char *)sqlite3_column_text(q, 0));
+    sqlite3_finalize(q);
+}
+
+fr_status fr_store_claim_cells(fr_store *s, const char *source, bool anew, int64_t *dropped, fr_error *err) {
+    char have[64], count[32];
+    fr_text sql = {0};
+    *dropped = 0;
+    ask(s, "SELECT value FROM info WHERE key='source'", "unknown", have, sizeof have);
+    if (strcmp(have, source) == 0) return FR_OK;
+    ask(s, "SELECT count(*) FROM cells", "0", count, sizeof count);
+    *dropped = atoll(count);
+    if (*dropped > 0 && !anew)
+        return fr_fail(err, FR_BAD_INPUT,
+                       "%s: its %" PRId64
+                       " cells were played by other code or tables (%s, this is %s): play them again "
+                       "with --anew, or name another --db",
+                       s->path, *dropped, have, source);
+    fr_text_add(&sql, "BEGIN IMMEDIATE;DELETE FROM cells;INSERT OR REPLACE INTO info VALUES('source','%s');COMMIT;",
+                source);
+    const fr_status status = run_patiently(s, sql.text, "claim cells", err);
+    fr_text_free(&sql);
+    return status;
+}
+
 bool fr_store_has_cell(fr_store *s, const char *key) {
     if (!s->has_cell &&
         sqlite3_prepare_v2(s->db, "SELECT 1 FROM cells WHERE key=?", -1, &s->has_cell, NULL) != SQLITE_OK)

@@ -4,7 +4,7 @@
  *
  * Schema (version 1). All times are ns on the executor's clock, ids of ops are structural (engine/plan/plan.h).
  *
- *   info      key, value: 'schema' and 'program'
+ *   info      key, value: 'schema', 'program' and, where there are cells, 'source' (fr_source_hash: what played them)
  *
  *   runs      id, kind ('simulate' | 'run'), created (UTC), version, cost_hash, cost_source,
  *             config (JSON: everything needed to repeat it), seed, result (JSON),
@@ -74,6 +74,11 @@ typedef struct {
     const fr_value *values;
 } fr_cell;
 fr_status fr_store_add_cell(fr_store *s, const fr_cell *cell, fr_error *err);
+/*
+ * Before cells are added: those that `source` (fr_source_hash) did not play are refused by name (FR_BAD_INPUT), or with
+ * `anew` deleted, *dropped of them. A file without cells becomes this source's.
+ */
+fr_status fr_store_claim_cells(fr_store *s, const char *source, bool anew, int64_t *dropped, fr_error *err);
 bool fr_store_has_cell(fr_store *s, const char *key);
 
 /*

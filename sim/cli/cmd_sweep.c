@@ -16,6 +16,7 @@
 const fr_option cmd_sweep_options[] = {
     {"db", "FILE", NULL, "results (SQLite; default: the experiment's name with .db); a sweep goes on where it stopped"},
     {"jobs", "N", NULL, "worker threads (default: one per core)"},
+    {"anew", NULL, NULL, "play cells again that other code or tables have played (they are deleted)"},
     {"csv", "FILE", NULL, "also write every cell as CSV"},
     {"top", "N", NULL, "layouts shown per workload (default 12; 0 = all)"},
     {"progress", NULL, NULL, "show progress also where stderr is no terminal"},
@@ -107,6 +108,13 @@ static fr_status sweep(const cli_args *a, const fr_grid *grid, const char *db, f
     if (cli_value(a, "top")) FR_TRY(fr_parse_int(cli_value(a, "top"), 0, 1000000, false, "--top", &top, err));
     fr_store *store;
     FR_TRY(fr_store_open(db, FR_STORE_WRITE, &store, err));
+    int64_t dropped = 0;
+    const fr_status claimed = fr_store_claim_cells(store, fr_source_hash(), cli_value(a, "anew") != NULL, &dropped, err);
+    if (claimed != FR_OK) {
+        fr_store_close(store);
+        return claimed;
+    }
+    if (dropped > 0) fprintf(stderr, "forerun: %" PRId64 " cells of other code or tables are played again\n", dropped);
     char *exe = cli_exe_dir();
     meter m = {.on = cli_value(a, "progress") || isatty(STDERR_FILENO) == 1, .began = fr_monotonic_s()};
     struct sigaction act = {.sa_handler = on_signal};

@@ -22,6 +22,18 @@ sqlite3 "$work/four.db" "DELETE FROM cells WHERE cell % 2 = 1"
 expect 0 sweep "$work/grid.json" --db "$work/four.db" --jobs 2
 sqlite3 "$work/four.db" "$cells" >"$work/four.txt"
 same "$work/one.txt" "$work/four.txt" "a resumed sweep"
+# cells of other code or tables are not mixed with this one's: refused in one line, or played again
+sqlite3 "$work/four.db" "UPDATE info SET value='f00' WHERE key='source'; UPDATE cells SET forward_s = 1"
+expect 2 sweep "$work/grid.json" --db "$work/four.db" --jobs 2 && says "20 cells were played by other code or tables (f00"
+[ "$(wc -l <"$errors")" = 1 ] && pass || fail "a file of other code is refused in more than a line"
+[ "$(sqlite3 "$work/four.db" "SELECT count(*) FROM cells WHERE forward_s = 1")" = 20 ] && pass || fail "a refused file was changed"
+expect 0 sweep "$work/grid.json" --db "$work/four.db" --jobs 2 --anew && says "20 cells of other code"
+sqlite3 "$work/four.db" "$cells" >"$work/four.txt"
+same "$work/one.txt" "$work/four.txt" "a sweep played anew"
+expect 0 sweep "$work/grid.json" --db "$work/four.db" --jobs 2 && says "20 were there"
+# nor are cells of a time that did not say which code it was
+sqlite3 "$work/four.db" "DELETE FROM info WHERE key='source'"
+expect 2 sweep "$work/grid.json" --db "$work/four.db" && says "(unknown, this is "
 expect 2 sweep && says "forerun sweep"
 expect 2 sweep "$work/grid.json" --jobs 0 --db "$work/x.db" && says --jobs
 expect 2 sweep "$work/grid.json" --db "$work/grid.json" && says grid.json
