@@ -43,9 +43,9 @@ static fr_status read_nccl(const fr_json *c, fr_machine *m, fr_error *err) {
     static const char *const known[] = {"library", "pair", "group", "peer", NULL};
     fr_json o;
     m->nccl_library = 461 * 1000 * 1000;
-    m->nccl_pair = 1179 * 1000 * 1000;
+    m->nccl_pair = 1209 * 1000 * 1000;
     m->nccl_group = 625 * 1000 * 1000;
-    m->nccl_peer = 554 * 1000 * 1000;
+    m->nccl_peer = 151 * 1000 * 1000;
     if (!fr_json_has(c, "nccl_bytes")) return FR_OK;
     FR_TRY(fr_json_object(c, "nccl_bytes", FR_REQUIRED, &o, err));
     FR_TRY(fr_json_only(&o, known, err));
