@@ -210,6 +210,15 @@ static void plain_orders(void **state) {
     }
 }
 
+/* Half the interval of a forward whose shapes were measured: never below what cards of one kind may differ by (3 %,
+ * sim/player_account.c), and no wider than 6 %. */
+static void intervals(void **state) {
+    (void)state;
+    const fr_result r = playf("model=qwen3-235b-a22b machine=h200x1 skew=even strategy=dp tokens=16K seq=4K layers=4");
+    assert_true(r.forward_s / r.forward_low_s > 1.03 && r.forward_s / r.forward_low_s < 1.065);
+    assert_true(r.forward_high_s / r.forward_s > 1.03 && r.forward_high_s / r.forward_s < 1.065);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(knee_of_asyncep),
@@ -218,6 +227,7 @@ int main(void) {
         cmocka_unit_test(ep_is_its_slowest_rank),
         cmocka_unit_test(balanced_chunks_stay_chunks),
         cmocka_unit_test(plain_orders),
+        cmocka_unit_test(intervals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -578,8 +578,32 @@ static void strategies_have_a_table(void **state) {
     assert_int_equal(n, 8);
 }
 
+/* However a gather is cut, each rank pulls what it does not hold: 3 of 4 parts of every layer but the first. */
+static void gathers_move_their_bytes(void **state) {
+    (void)state;
+    const fr_model m = tiny();
+    static const int64_t chunks[] = {0, 100000, 65536, 1 << 20};
+    for (int streams = 1; streams <= 2; streams++)
+        for (size_t k = 0; k < sizeof chunks / sizeof *chunks; k++) {
+            const fr_layout l =
+                layout_of("asyncep", 4, (fr_layout){.gather_chunk = chunks[k], .gather_streams = streams});
+            built b;
+            open_planner(&m, &l, "even", false, &b);
+            const fr_batch batches[4] = {{one, 1}, {one, 1}, {one, 1}, {one, 1}};
+            for (int u = 0; u < fr_planner_units(b.planner); u++) forward(&b, u, batches);
+            int64_t bytes = 0;
+            for (int i = 0; i < b.count; i++)
+                for (uint32_t o = 0; o < b.fragments[i]->ops_count; o++)
+                    if (b.fragments[i]->ops[o].kind == FR_OP_PULL)
+                        bytes += fr_op_shape(b.fragments[i], &b.fragments[i]->ops[o])->bytes;
+            assert_int_equal(bytes, 4 * (m.layers - 1) * 12 * fr_model_expert_bytes(&m, FR_BF16));
+            close_planner(&b);
+        }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(gathers_move_their_bytes),
         cmocka_unit_test(every_layout_is_proven_and_does_the_models_flops),
         cmocka_unit_test(one_expert_takes_all),
         cmocka_unit_test(tp_moves_two_all_reduces_a_layer),
