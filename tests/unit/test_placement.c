@@ -208,6 +208,45 @@ static void one_rank_is_its_closed_form(void **state) {
     fr_placement_free(&p);
 }
 
+/* Lists of a few layouts, line by line; UPDATE_GOLDEN=1 writes tests/golden/placement.txt anew. */
+static void lists_are_golden(void **state) {
+    (void)state;
+    static const int shown[] = {0, 2, 11, 13, 18, 21};
+    static const char *const phases = "nqaosdrtSudcRCh"; /* a letter a phase, in their order */
+    const char *path = "tests/golden/placement.txt";
+    const fr_model m = model("qwen3-30b-a3b");
+    fr_text text = {0};
+    for (size_t i = 0; i < sizeof shown / sizeof *shown; i++) {
+        const fr_layout l = layout(cells[shown[i]].strategy, cells[shown[i]].gpus, cells[shown[i]].options);
+        const fr_load load = {.tokens = 4096, .sequences = 4, .imbalance = fr_layout_worst_imbalance(&l)};
+        for (int experts = 0; experts <= (l.experts == FR_EXP_ASAP); experts++) {
+            fr_placement p;
+            fr_placement_of(&l, &m, &load, experts, &p);
+            fr_text_add(&text, "%s%s on %d GPUs, cell %d: %lld bytes\n", l.strategy, experts ? ", expert rank" : "",
+                        cells[shown[i]].gpus, shown[i], (long long)p.bytes);
+            for (uint32_t k = 0; k < p.count; k++) {
+                char lives[FR_PHASES + 1] = "";
+                for (int f = 0; f < FR_PHASES; f++) lives[f] = p.buffer[k].lives >> f & 1 ? phases[f] : '.';
+                fr_text_add(&text, "  %-12s %s %12lld bytes at %lld", p.buffer[k].name, lives,
+                            (long long)p.buffer[k].bytes, (long long)p.buffer[k].at);
+                if (p.buffer[k].slots) fr_text_add(&text, ", %d slots", p.buffer[k].slots);
+                if (p.buffer[k].over >= 0) fr_text_add(&text, ", over %s", p.buffer[p.buffer[k].over].name);
+                fr_text_add(&text, "\n");
+            }
+            fr_placement_free(&p);
+        }
+    }
+    fr_error err = {0};
+    if (getenv("UPDATE_GOLDEN")) assert_int_equal(fr_write_file(path, text.text, text.length, &err), FR_OK);
+    char *want = NULL;
+    size_t length = 0;
+    if (fr_read_file(path, 1 << 20, &want, &length, &err)) fail_msg("%s", err.text);
+    if (length != text.length || memcmp(want, text.text, length) != 0)
+        fail_msg("%s differs (UPDATE_GOLDEN=1 rewrites it)", path);
+    free(want);
+    fr_text_free(&text);
+}
+
 /* Two batches in flight: only what travels is there twice. */
 static void two_batches_share_the_compute_lane(void **state) {
     (void)state;
@@ -271,6 +310,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(buffers_that_live_at_once_lie_apart),
         cmocka_unit_test(nothing_is_written_over_what_is_still_read),
+        cmocka_unit_test(lists_are_golden),
         cmocka_unit_test(one_rank_is_its_closed_form),
         cmocka_unit_test(two_batches_share_the_compute_lane),
         cmocka_unit_test(experts_one_by_one),
