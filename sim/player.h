@@ -14,7 +14,8 @@
  * In a folded plan a rank's peers are itself by symmetry. Transfers go before kernels (level 0 of sim/fluid.h): pulls
  * keep their rate beside a memory-bound kernel, which gives way (376 of 390 GB/s: kernels/measured/README.md). With
  * interference, pulls press on kernels at both ends, collectives that are not on the compute lane on every member, h2d
- * on its rank; victims are GEMM, grouped GEMM and attention (memory-bound kernels lose by sharing HBM).
+ * on its rank; each kind of kernel loses what was measured of it, and kernels slow collectives. A collective's kernel
+ * beside others waits for SMs before it moves anything (sim/player_sms.c).
  */
 #ifndef FR_PLAYER_H
 #define FR_PLAYER_H
