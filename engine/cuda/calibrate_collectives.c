@@ -83,6 +83,21 @@ static fr_status gather_tokens(fr_cal_rank *r, int64_t bytes, cudaStream_t s, fr
     return fr_transport_launch(r->transport, &c, s, err);
 }
 
+fr_status fr_cal_gather(fr_cal_rank *r, int64_t bytes, cudaStream_t s, fr_error *err) {
+    const int64_t each = bytes / r->p->ranks / (3 * FR_CAL_ROW_BYTES); /* up's weights are twice as many as down's */
+    int64_t rows[FR_CAL_DEVICES];
+    for (int q = 0; q < r->p->ranks; q++) rows[q] = each;
+    const fr_collective c = {.kind = FR_OP_ALLGATHER,
+                             .peer = -1,
+                             .arrays = 2,
+                             .in = {r->src, r->src + 2 * each * FR_CAL_ROW_BYTES},
+                             .out = {r->dst, r->dst + 2 * each * r->p->ranks * FR_CAL_ROW_BYTES},
+                             .row_bytes = {2 * FR_CAL_ROW_BYTES, FR_CAL_ROW_BYTES},
+                             .rows = rows,
+                             .gather = FR_GATHER_NCCL};
+    return fr_transport_launch(r->transport, &c, s, err);
+}
+
 /* As plans ask for it; weights and what runs beside compute: fr_cal_collective. */
 static fr_status launch(fr_cal_rank *r, fr_op_kind kind, int64_t bytes, cudaStream_t s, fr_error *err) {
     return kind == FR_OP_ALLGATHER ? gather_tokens(r, bytes, s, err) : fr_cal_collective(r, kind, bytes, s, err);

@@ -73,6 +73,9 @@ fr_status fr_cal_push_to(fr_cal_rank *r, int away, int64_t bytes, cudaStream_t s
 /* This rank's part; bytes as engine/cost/cost_base.c has them. */
 fr_status fr_cal_collective(fr_cal_rank *r, fr_op_kind kind, int64_t bytes, cudaStream_t s, fr_error *err);
 
+/* Weights as NCCL's kernels gather them: two arrays, each rank's shard into a slot for all. */
+fr_status fr_cal_gather(fr_cal_rank *r, int64_t bytes, cudaStream_t s, fr_error *err);
+
 /* The op that stands for a class, ready to be launched: fr_bench_run (calibrate_beside.c). */
 fr_status fr_cal_victim(fr_cal_rank *r, fr_op_class class, fr_error *err);
 

@@ -105,7 +105,7 @@ static fr_status back(fr_cal_rank *r, int a, fr_error *err) {
 }
 static fr_status transfer(fr_cal_rank *r, int a, int64_t bytes, fr_error *err) {
     if (a == EXCHANGE) return fr_cal_exchange_launch(r->spared, FR_OP_ALLTOALL, r->comm, err);
-    if (a == FR_AGGRESSOR_NCCL) return fr_cal_collective(r, FR_OP_ALLGATHER, bytes, r->comm, err);
+    if (a == FR_AGGRESSOR_NCCL) return fr_cal_gather(r, bytes, r->comm, err);
     return r->p->ranks > 2 ? fr_cal_push_to(r, 1, bytes, r->copy[0], err) : fr_cal_pull(r, 1, bytes, r->copy[0], err);
 }
 
@@ -221,8 +221,12 @@ static fr_status pace(fr_cal_rank *r, victim *v, int a, int64_t bytes, double *a
     }
     FR_TRY(back(r, a, err));
     FR_TRY(fr_cal_drain(r, lane(r, a), err));
-    const int k = a == EXCHANGE ? 0 : 2; /* the first ones meet the others' start */
-    return fr_cal_between(r, 2 * k, 2 * k + 1, alone, err);
+    double again = 0;
+    if (a == EXCHANGE) return fr_cal_between(r, 0, 1, alone, err);
+    FR_TRY(fr_cal_between(r, 2, 3, alone, err)); /* the first one meets the others' start */
+    FR_TRY(fr_cal_between(r, 4, 5, &again, err));
+    *alone = fmin(*alone, again);
+    return FR_OK;
 }
 
 static fr_status agree(fr_cal_rank *r, double mine, double *least, double *most, fr_error *err) {
