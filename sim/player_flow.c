@@ -388,13 +388,14 @@ int64_t fr_play_flow_start(fr_player *p, fr_play_lane *l, int64_t work, bool gro
     }
     l->flows = true;
     bool victim = p->o.interference && l->compute && !transfer;
-    victim |=
-        p->holds && !l->compute && fr_play_holds_sms(p, l); /* by what runs on its leader: ranks are about alike */
+    victim |= p->holds && !l->compute && fr_play_holds_sms(p, l); /* by what runs beside the one that came last */
     return fr_fluid_start(p->fluid, l->index, p->now,
                           &(fr_fluid_flow){.work = work,
                                            .level = transfer ? 0 : 1,
                                            .weight = 1,
-                                           .group = victim ? (uint32_t)l->rank : FR_FLUID_NO_GROUP,
+                                           .group = !victim      ? FR_FLUID_NO_GROUP
+                                                    : l->compute ? (uint32_t)l->rank
+                                                                 : (uint32_t)l->last,
                                            .victim = op->kind,
                                            .limit = limit,
                                            .usages = p->usages,

@@ -210,15 +210,10 @@ static int64_t run_ahead(fr_player *p, fr_play_lane *l, int64_t end) {
     return end;
 }
 
-static void due(fr_player *p, fr_play_lane *l, int64_t end) {
-    fr_heap_set(&p->heap, l->index, end);
-    if (p->popped == l->index) p->popped = FR_NONE;
-}
-
 /* Pulls that waited for others. */
 static void start_pulls(fr_player *p) {
     for (fr_play_lane *l; (l = fr_play_pull_next(p));)
-        due(p, l, fr_play_flow_start(p, l, l->run->prices[l->op->shape].work, false));
+        fr_play_due(p, l, fr_play_flow_start(p, l, l->run->prices[l->op->shape].work, false));
 }
 
 static void complete(fr_player *p, fr_play_lane *l);
@@ -236,10 +231,7 @@ static inline bool begin(fr_player *p, fr_play_lane *l) {
     const fr_price *price = &l->run->prices[l->op->shape];
     int64_t end = p->now + price->ns;
     if (class == FR_CLASS_COLLECTIVE && fr_play_sms_wanted(p, l, true)) {
-        l->leader = l->index;
-        l->without = 1;
-        l->state = FR_STATE_RUN;
-        fr_play_sms_ask(p, l);
+        fr_play_sms_alone(p, l);
         return false;
     }
     if (p->fluid && class == FR_CLASS_COPY && price->ns > 0) {
@@ -257,16 +249,8 @@ static inline bool begin(fr_player *p, fr_play_lane *l) {
         return true;
     }
     l->state = FR_STATE_RUN;
-    due(p, l, end);
+    fr_play_due(p, l, end);
     return false;
-}
-
-void fr_play_move(fr_player *p, fr_play_lane *l) {
-    const bool group = l->op->group != FR_NONE;
-    int64_t work = 0;
-    for (uint32_t m = l->index; m != FR_NONE; m = group ? p->lanes[m].mate : FR_NONE)
-        work = fr_max_i64(work, p->lanes[m].run->prices[p->lanes[m].op->shape].ns);
-    due(p, l, p->fluid && work > 0 ? fr_play_flow_start(p, l, work, group) : p->now + work);
 }
 
 /* All members of a meeting are there: they start, and end, together. */
@@ -280,6 +264,7 @@ static void begin_group(fr_player *p, uint32_t first) {
         p->lanes[m].mate = p->lanes[leader].mate;
         p->lanes[leader].mate = first;
     }
+    fr_play_sms_last(p, &p->lanes[leader], &p->lanes[first]); /* it came just now */
     for (uint32_t m = leader; m != FR_NONE; m = p->lanes[m].mate) {
         open_accounts(p, &p->lanes[m], true);
         p->lanes[m].state = FR_STATE_RUN_GROUP;

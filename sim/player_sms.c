@@ -46,11 +46,37 @@ void fr_play_sms_ask(fr_player *p, fr_play_lane *l) {
     p->asking[p->asking_n++] = l->index;
 }
 
+/* All members have SMs: the bytes move. */
+void fr_play_move(fr_player *p, fr_play_lane *l) {
+    const bool group = l->op->group != FR_NONE;
+    int64_t work = 0;
+    for (uint32_t m = l->index; m != FR_NONE; m = group ? p->lanes[m].mate : FR_NONE)
+        work = fr_max_i64(work, p->lanes[m].run->prices[p->lanes[m].op->shape].ns);
+    fr_play_due(p, l, p->fluid && work > 0 ? fr_play_flow_start(p, l, work, group) : p->now + work);
+}
+
+/* A collective that stands for all of its members, in a folded plan. */
+void fr_play_sms_alone(fr_player *p, fr_play_lane *l) {
+    l->leader = l->index;
+    l->last = l->rank;
+    l->without = 1;
+    l->state = FR_STATE_RUN;
+    fr_play_sms_ask(p, l);
+}
+
+/* Of those that come at one instant the highest rank: nothing may hang on which is looked at first. */
+void fr_play_sms_last(fr_player *p, fr_play_lane *leader, const fr_play_lane *l) {
+    if (leader->last_at == p->now && leader->last > l->rank) return;
+    leader->last = l->rank;
+    leader->last_at = p->now;
+}
+
 static void enter(fr_player *p, fr_play_lane *l) {
     l->outside = false;
     fr_play_press_waiting(p, l);
     if (l->state == FR_STATE_MEET) return; /* it polls for its peers */
     fr_play_lane *leader = &p->lanes[l->leader];
+    fr_play_sms_last(p, leader, l);
     if (--leader->without == 0) fr_play_move(p, leader);
 }
 

@@ -84,7 +84,9 @@ typedef struct {
     bool outside, granted;                 /* a collective's kernel that has no SMs yet; has them now (player_sms.c) */
     uint32_t behind;                       /* the next one that waits for the same kernel's end */
     uint32_t waiting;                      /* compute lanes: the first that waits for the running kernel's */
-    uint32_t leader, without;              /* of its meeting; at the leader: members that have no SMs yet */
+    uint32_t leader, without;              /* of its meeting; at the leader: members that have no SMs yet, */
+    int16_t last;                          /* the rank that came last, whose kernels it meets first, */
+    int64_t last_at;                       /* and when */
     uint8_t draws;                         /* what draws power here, 0 = nothing (player_clock.c) */
     int64_t base_mw, slope_mw, draw_mw;    /* a kernel's draw */
     int64_t run_start, run_ready, run_end; /* stretch of back-to-back transfers */
@@ -226,6 +228,9 @@ void fr_play_sms_close(fr_player *p);
 /* The op on l is carried out by a kernel beside others; `met`: those whose ends meet before they launch it. */
 bool fr_play_sms_wanted(const fr_player *p, const fr_play_lane *l, bool met);
 void fr_play_sms_ask(fr_player *p, fr_play_lane *l);
+void fr_play_sms_last(fr_player *p, fr_play_lane *leader, const fr_play_lane *l); /* l has come */
+void fr_play_sms_alone(fr_player *p, fr_play_lane *l);
+void fr_play_move(fr_player *p, fr_play_lane *l); /* a collective's kernels are all there, l their leader */
 bool fr_play_sms_give(fr_player *p); /* at the end of an instant, to those that asked in it; false: nobody did */
 void fr_play_sms_free(fr_player *p, fr_play_lane *l); /* the kernel on l has ended */
 
@@ -247,11 +252,15 @@ void fr_play_span(fr_player *p, fr_play_lane *l, const fr_op *op, const fr_price
                   int64_t end, uint64_t cause);
 
 /* player_play.c: lanes, events, groups, pools */
+/* The op on l ends then. */
+static inline void fr_play_due(fr_player *p, fr_play_lane *l, int64_t end) {
+    fr_heap_set(&p->heap, l->index, end);
+    if (p->popped == l->index) p->popped = FR_NONE;
+}
 void fr_play_activate(fr_player *p, fr_run *run);
-void fr_play_ended(fr_player *p, uint32_t lane);  /* the heap entry of `lane` is due */
-void fr_play_move(fr_player *p, fr_play_lane *l); /* a collective's kernels are all there, l their leader */
-void fr_play_drain(fr_player *p);                 /* starts all that may start now */
-bool fr_play_choose(fr_player *p);                /* first-ready lanes take items; false when none could */
+void fr_play_ended(fr_player *p, uint32_t lane); /* the heap entry of `lane` is due */
+void fr_play_drain(fr_player *p);                /* starts all that may start now */
+bool fr_play_choose(fr_player *p);               /* first-ready lanes take items; false when none could */
 /* player_pool.c */
 bool fr_play_acquire(fr_player *p, fr_play_lane *l, bool skipped);
 bool fr_play_slots_free(const fr_player *p, const fr_fragment *f, const fr_op *op);

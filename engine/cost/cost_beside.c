@@ -37,17 +37,29 @@ typedef struct {
     double slow, held;
 } effect;
 
-/* What of `held` is not the clock's: NCCL's kernels follow the SM clock, which is that of the kernels beside them, in a
- * burst as rows of the class have it. The simulator slows them by the clock of the moment. */
-static double beyond_clock(const fr_table *t, fr_op_class class, double held, const fr_follow *follow) {
-    const fr_shape gather = {.kind = FR_OP_ALLGATHER, .ranks = 2, .bytes = INT64_C(1) << 32};
-    for (uint32_t i = 0; i < t->count; i++) {
-        const fr_row *r = &t->rows[i];
-        if (!counts(r, class, FR_AGGRESSOR_NCCL) || r->resident || r->regime != FR_BURST || r->clock_mhz <= 0) continue;
-        const double slower = t->clock_max_mhz / r->clock_mhz - 1;
-        return fr_most(0, (1 + held) / (1 + fr_follow_flex(follow, &gather) * fr_most(0, slower)) - 1);
+/* An exchange alone is the same in all rows: the best of its readings counts, others met the end of what ran before. */
+static double held_in(const fr_table *t, const fr_row *r) {
+    fr_row best = *r;
+    for (uint32_t i = 0; i < t->count && r->aggressor == FR_AGGRESSOR_EXCHANGE; i++) {
+        const fr_row *o = &t->rows[i];
+        if (counts(o, (fr_op_class)o->victim, r->aggressor) && o->resident)
+            best.rate_alone = fr_most(best.rate_alone, o->rate_alone);
     }
-    return held;
+    return held_back(&best);
+}
+
+/* What of the row's `held` is not the clock's: NCCL's kernels follow the SM clock, which is that of the kernels beside
+ * them: the row's, or as other rows of the class have it. The simulator slows them by the clock of the moment. */
+static double beyond_clock(const fr_table *t, const fr_row *r, const fr_follow *follow) {
+    const fr_shape gather = {.kind = FR_OP_ALLGATHER, .ranks = 2, .bytes = INT64_C(1) << 32};
+    const fr_op_class class = r->shape.kind == FR_OP_GEMM_ROUTER ? FR_CLASS_MEMORY : (fr_op_class)r->victim;
+    double clock = r->clock_mhz;
+    for (uint32_t i = 0; i < t->count && clock <= 0; i++) {
+        const fr_row *b = &t->rows[i];
+        if (counts(b, class, FR_AGGRESSOR_NCCL) && !b->resident && b->regime == r->regime) clock = b->clock_mhz;
+    }
+    const double slower = clock > 0 ? fr_most(0, t->clock_max_mhz / clock - 1) : 0;
+    return fr_most(0, (1 + held_in(t, r)) / (1 + fr_follow_flex(follow, &gather) * slower) - 1);
 }
 
 static void set(fr_besides *out, fr_op_kind kind, int a, effect e) {
@@ -55,30 +67,43 @@ static void set(fr_besides *out, fr_op_kind kind, int a, effect e) {
     out->held_back[kind][a] = e.held;
 }
 
-/* False: the table has no resident rows of the class. */
-static bool by_kind(const fr_table *t, fr_op_class class, int a, const fr_follow *follow, fr_besides *out) {
-    effect mean = {0};
-    int n = 0;
+/* The resident row of a kind, of `regime` where there is one. */
+static const fr_row *resident(const fr_table *t, fr_op_kind kind, int a, fr_regime regime) {
+    const fr_row *best = NULL;
     for (uint32_t i = 0; i < t->count; i++) {
         const fr_row *r = &t->rows[i];
-        if (!counts(r, class, a) || !r->resident || r->shape.kind == FR_OP_GEMM_ROUTER) continue;
-        mean.slow += r->beside / r->alone - 1;
-        mean.held += held_back(r);
+        if (!r->resident || !counts(r, fr_op_class_of(kind), a) || !of_kind(r, kind)) continue;
+        if (!best || r->regime == regime) best = r;
+    }
+    return best;
+}
+
+/* What transfers do is as in a burst: under the limit the clock counts apart. What kernels do to NCCL's is as under
+ * the limit, where forwards mostly are. */
+static bool effect_of(const fr_table *t, fr_op_kind kind, int a, const fr_follow *follow, effect *out) {
+    const fr_row *r = resident(t, kind, a, FR_BURST), *held = resident(t, kind, a, FR_SUSTAINED);
+    if (!r) return false;
+    *out =
+        (effect){r->beside / r->alone - 1, a == FR_AGGRESSOR_NCCL ? beyond_clock(t, held, follow) : held_in(t, held)};
+    return true;
+}
+
+/* False: the table has no resident rows of the class. */
+static bool by_kind(const fr_table *t, fr_op_class class, int a, const fr_follow *follow, fr_besides *out) {
+    effect mean = {0}, e;
+    int n = 0;
+    for (int k = 0; k < FR_OP_KIND_COUNT; k++) {
+        if (fr_op_class_of((fr_op_kind)k) != class || k == FR_OP_GEMM_ROUTER) continue;
+        if (!effect_of(t, (fr_op_kind)k, a, follow, &e)) continue;
+        mean.slow += e.slow;
+        mean.held += e.held;
         n++;
     }
     if (n == 0) return false;
     mean = (effect){mean.slow / n, mean.held / n};
-    for (int k = 0; k < FR_OP_KIND_COUNT; k++) {
-        effect e = mean;
-        if (fr_op_class_of((fr_op_kind)k) != class) continue;
-        for (uint32_t i = 0; i < t->count; i++) {
-            const fr_row *r = &t->rows[i];
-            if (counts(r, class, a) && r->resident && of_kind(r, (fr_op_kind)k))
-                e = (effect){r->beside / r->alone - 1, held_back(r)};
-        }
-        if (a == FR_AGGRESSOR_NCCL) e.held = beyond_clock(t, k == FR_OP_GEMM_ROUTER ? FR_CLASS_MEMORY : class, e.held, follow);
-        set(out, (fr_op_kind)k, a, e);
-    }
+    for (int k = 0; k < FR_OP_KIND_COUNT; k++)
+        if (fr_op_class_of((fr_op_kind)k) == class)
+            set(out, (fr_op_kind)k, a, effect_of(t, (fr_op_kind)k, a, follow, &e) ? e : mean);
     return true;
 }
 

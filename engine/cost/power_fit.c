@@ -177,7 +177,7 @@ static void fit_fresh(const fr_table *t, fr_power *p) {
 static const fr_row *burst_pair(const fr_table *t, const fr_row *r) {
     for (uint32_t i = 0; i < t->count; i++) {
         const fr_row *b = &t->rows[i];
-        if (b->type == FR_ROW_SLOWDOWN && b->regime == FR_BURST && b->victim == r->victim &&
+        if (b->type == FR_ROW_SLOWDOWN && !b->resident && b->regime == FR_BURST && b->victim == r->victim &&
             b->aggressor == r->aggressor && b->ways == r->ways && b->duty >= 1)
             return b;
     }
@@ -250,8 +250,8 @@ static void fit_transfers(const fr_table *t, fr_power *p) {
         int n = 0;
         for (uint32_t i = 0; i < t->count; i++) {
             const fr_row *r = &t->rows[i], *b;
-            if (r->type != FR_ROW_SLOWDOWN || r->regime != FR_SUSTAINED || r->aggressor != a || r->ways != 2 ||
-                r->victim == FR_CLASS_MEMORY || r->duty < 0.5)
+            if (r->type != FR_ROW_SLOWDOWN || r->resident || r->regime != FR_SUSTAINED || r->aggressor != a ||
+                r->ways != 2 || r->victim == FR_CLASS_MEMORY || r->duty < 0.5)
                 continue;
             double ratio = r->alone / r->beside;
             if (r->clock_mhz > 0 && r->clock_alone > 0)
