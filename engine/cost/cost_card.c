@@ -145,7 +145,8 @@ static void read_card(const fr_cost_model *c, const fr_table *t, uint32_t id, fr
         if (ratio > 0.5 && ratio < 2) add(&draw, ratio);
     }
     out->layers = draw.n > 0; /* forwards are such mixes: single kernels say less of them */
-    for (uint32_t i = 0; i < t->count && p->known && !out->layers; i++) {
+    mean single = {0};
+    for (uint32_t i = 0; i < t->count && p->known; i++) {
         const fr_row *r = &t->rows[i];
         fr_cost x;
         if (!counts(r, id) || r->regime != FR_SUSTAINED || !settled(r)) continue;
@@ -154,10 +155,11 @@ static void read_card(const fr_cost_model *c, const fr_table *t, uint32_t id, fr
         const fr_draw d = on_card(&x.draw, time);
         const double burst = burst_of(t, r, time * (double)x.burst_ns);
         const double ratio = x.ns > 0 ? drawn(p, &d, r->ns / burst) : 0;
-        if (ratio > 0.5 && ratio < 2) add(&draw, ratio);
+        if (ratio > 0.5 && ratio < 2) add(&single, ratio);
     }
-    out->draw = value(&draw);
-    out->held = draw.n;
+    if (single.n) out->single = value(&single);
+    out->held = out->layers ? draw.n : single.n;
+    out->draw = value(out->layers ? &draw : &single);
 }
 
 /* Where the next table of a text of several begins: at its first header line; NULL = there is none. */
@@ -195,19 +197,28 @@ fr_status fr_cards_read(const fr_cost_model *c, const char *text, const char *wh
     return FR_OK;
 }
 
-static bool any_layers(const fr_card *cards, int count, int left_out) {
+static bool any_layers(const fr_card *cards, int count) {
     for (int i = 0; i < count; i++)
-        if (cards[i].layers && i != left_out) return true;
+        if (cards[i].layers) return true;
     return false;
+}
+
+/* What layers draw over single kernels, by the model, on cards that have both. */
+static double layers_over_single(const fr_card *cards, int count) {
+    mean m = {0};
+    for (int i = 0; i < count; i++)
+        if (cards[i].layers && cards[i].single > 0) add(&m, cards[i].draw / cards[i].single);
+    return value(&m);
 }
 
 /* The mean of all but one (-1: of all). */
 static double mean_draw(const fr_card *cards, int count, int left_out) {
-    const bool layers = any_layers(cards, count, left_out);
+    const bool layers = any_layers(cards, count);
+    const double more = layers_over_single(cards, count);
     mean m = {0};
     if (!layers) add(&m, 1); /* the table's own */
     for (int i = 0; i < count; i++)
-        if (i != left_out && cards[i].held && cards[i].layers == layers) add(&m, cards[i].draw);
+        if (i != left_out && cards[i].held) add(&m, cards[i].draw * (cards[i].layers ? 1 : more));
     return value(&m);
 }
 
@@ -237,7 +248,7 @@ static void judge(fr_card_check *c, double error) {
 }
 
 void fr_cards_check(const fr_card *cards, int count, fr_card_check time[FR_CLASS_COUNT], fr_card_check *clock) {
-    const bool layers = any_layers(cards, count, -1);
+    const double more = layers_over_single(cards, count);
     *clock = (fr_card_check){0};
     for (int k = 0; k < FR_CLASS_COUNT; k++) {
         time[k] = (fr_card_check){0};
@@ -245,8 +256,8 @@ void fr_cards_check(const fr_card *cards, int count, fr_card_check time[FR_CLASS
             if (cards[i].classes >> k & 1) judge(&time[k], mean_time(cards, count, k, i) / cards[i].time[k] - 1);
     }
     for (int i = 0; i < count; i++)
-        if (cards[i].held && cards[i].layers == layers)
-            judge(clock, sqrt(cards[i].draw / mean_draw(cards, count, i)) - 1);
+        if (cards[i].held)
+            judge(clock, sqrt(cards[i].draw * (cards[i].layers ? 1 : more) / mean_draw(cards, count, i)) - 1);
 }
 
 void fr_cards_unlike(const fr_cost_model *c, fr_card *out, int ranks) {

@@ -15,6 +15,7 @@ typedef struct {
     unsigned classes;            /* bit k: an anchor spoke for class k */
     int bursts, held;            /* anchors that `time` and `draw` rest on */
     bool layers;                 /* those of `draw` are whole layers */
+    double single;               /* `draw` by kernels that were held one by one; 0 = none were */
 } fr_card;
 
 /* A card that is as the table says. */
@@ -32,8 +33,8 @@ fr_status fr_cards_read(const fr_cost_model *c, const char *text, const char *wh
 
 /*
  * The cards of a kind, as their anchors show them and the table itself as one more: the mean card, to predict for one
- * that is not known, and by how much single ones are off it at most, by class. What it draws is the mean of the cards
- * whose layers were measured, where there are any: the table's single kernels are not asked then.
+ * that is not known, and by how much single ones are off it at most, by class. Where layers were measured on some, what
+ * the others draw by single kernels counts as much more as it is on those that have both; the table's own does not.
  */
 void fr_cards_mean(const fr_card *cards, int count, fr_card *out, double spread[FR_CLASS_COUNT]);
 

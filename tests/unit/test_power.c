@@ -338,11 +338,13 @@ static void mean_card(void **state) {
     fr_cards_check(c, 2, time, &clock); /* the second card from the first and the table's own */
     assert_true(time[FR_CLASS_GEMM].count == 2 && near(time[FR_CLASS_GEMM].worst, 1 - sqrt(1.02) / 1.04, 1e-9));
     assert_true(clock.count == 1 && near(clock.rms, sqrt(1.1) - 1, 1e-9));
-    c[1].held = 1; /* its layers were measured: single kernels and the table's own count no more */
+    c[1].held =
+        1; /* its layers were measured, single kernels too: the other's count as much more; not the table's own */
     c[1].layers = true;
     c[1].draw = 0.95;
+    c[1].single = 0.9;
     fr_cards_mean(c, 2, &mean, spread);
-    assert_true(near(mean.draw, 0.95, 1e-9));
+    assert_true(near(mean.draw, sqrt(0.95 * 1.1 * 0.95 / 0.9), 1e-9));
 }
 
 /* Rows that don't say enough give no model. */
