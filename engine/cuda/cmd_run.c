@@ -435,12 +435,24 @@ static fr_status join_processes(job *j, fr_error *err) {
     return FR_OK;
 }
 
-/* Ranks in processes of their own whose weights the owners push have a context on each owner's GPU. */
-static void count_contexts(job *j) {
+/*
+ * Ranks in processes of their own. For owners to push, each process needs a context on every owner's GPU (counted
+ * here). The driver makes and unmakes those one at a time: of four processes on four H200s twelve took 14 s to make and
+ * 5 s to go, and pushes from another process's context made forwards 10 % longer. Unless asked for, readers copy, and
+ * yield to one another, so that each source has one reader: as fast as owners in one process
+ * (experiments/engine-h200x2).
+ */
+static void arrange_apart(job *j) {
     fr_setup *s = &j->setup;
-    const fr_layout *l = &s->experiment.layout;
+    fr_layout *l = &s->experiment.layout;
     const bool apart = j->options.procs || j->options.wires || j->options.conductor;
     if (!apart || !s->fits || fr_pools_pulled_by(l, j->options.pulls) != FR_PULLS_OWNER) return;
+    if (j->options.pulls == FR_PULLS_AUTO) {
+        const bool turns = l->experts != FR_EXP_OFFLOAD && l->gather_streams <= 1;
+        j->options.pulls = FR_PULLS_READER;
+        if (turns && !fr_experiment_given(&s->experiment, "gather-order")) l->gather_order = FR_ORDER_YIELD;
+        return;
+    }
     fr_memory_add_contexts(&s->memory, l->ep - 1);
     s->fits = fr_memory_fits(&s->memory, &s->machine, s->reason);
 }
@@ -451,7 +463,7 @@ static fr_status run_job(job *j, const cli_args *a, const char *exe, fr_error *e
     FR_TRY(open_requests(j, a, exe, err));
     FR_TRY(fr_setup_any_routing(&j->setup, err));
     FR_TRY(join_processes(j, err));
-    count_contexts(j);
+    arrange_apart(j);
     if (j->options.conductor) return fr_run(&j->setup, &j->options, &j->out, err);
     FR_TRY(predict(j, a, exe, err));
     const fr_status played = fr_run(&j->setup, &j->options, &j->out, err);

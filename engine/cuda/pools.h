@@ -25,7 +25,7 @@ fr_status fr_peers_share(fr_world *world, struct fr_transport *transport, int ra
  * copy stands on a stream of the owner's device that forks from the reader's lane and joins it again. On four H200s
  * that all gather at once reads came at 100 to 240 GB/s a GPU, writes at 250 to 389; of two, both at 389 (README of
  * experiments/large). In processes of their own owners push through a context that the reader's process has on the
- * owner's device (fr_memory_add_contexts).
+ * owner's device (fr_memory_add_contexts), which is slow to make: there readers pull unless owners are asked for.
  */
 typedef enum { FR_PULLS_AUTO = 0, FR_PULLS_READER, FR_PULLS_OWNER } fr_pulls_by; /* auto: owner from three ranks on */
 /* Who pulls in this layout: reader or owner; FR_PULLS_AUTO: no weights are pulled. */

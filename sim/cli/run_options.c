@@ -19,7 +19,8 @@ const fr_option cmd_run_options[] = {
     {"timeout", "S", NULL, "longest wait for a device, in seconds (default 60)"},
     {"device", "N", NULL, "GPU of rank 0; the other ranks take the next ones (default 0)"},
     {"pulls-by", "reader|owner", NULL,
-     "whose copy engines gather weights (default: the owner's where more than two GPUs do, else the reader's)"},
+     "whose copy engines gather weights (default: the owner's where more than two GPUs do in one process, else the "
+     "reader's)"},
     {"procs", NULL, NULL, "a process per rank in place of a thread"},
     {"stages", NULL, NULL, "tell on stderr when each rank comes to each stage of its start and end"},
     {"inject", "FAULT", NULL,
