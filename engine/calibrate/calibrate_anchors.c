@@ -194,7 +194,8 @@ fr_status fr_cal_add_anchors(fr_cal_maker *m, fr_error *err) {
             const bool limited = fr_op_class_of((fr_op_kind)r.shape.kind) != FR_CLASS_MEMORY;
             const int tier = anchors ? (limited ? 3 : 4) : m->mode == FR_CAL_FULL ? 2 : 0;
             fr_cal_item *it = fr_cal_add(m, FR_CAL_HOLD, tier, r);
-            it->hold_s = anchors && !limited ? hold / 2 : hold;
+            /* what no limit holds back is the same after a second */
+            it->hold_s = limited ? hold : anchors ? hold / 2 : fminf(hold, ANCHOR_HOLD_S);
             it->residual = residual;
         }
         if (anchors || !chief) continue;
