@@ -44,7 +44,7 @@ static double alone_of(const fr_power *w, fr_mover kind) {
 static void begin(const fr_player *p, int rank, double watts, fr_power_hands *h) {
     const fr_power *w = p->power;
     fr_power_hands_begin(w, watts, h);
-    if (p->o.cards && w->fresh > w->cap) h->fresh = w->idle + (w->fresh - w->idle) * p->o.cards[rank].draw;
+    if (p->o.cards && w->fresh > w->cap) h->fresh = w->idle + (w->fresh - w->idle) * sqrt(p->o.cards[rank].draw);
     if (watts < w->cap) h->limit = h->fresh;
 }
 

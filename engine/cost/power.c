@@ -41,7 +41,7 @@ void fr_power_plain(const fr_power *p, fr_op_kind kind, fr_precision precision, 
         out->flex = follows >= 0 ? follows : (flex >= 0 ? flex : p->flex[class]) * fr_power_unbound(share);
     }
     out->full = fr_least(1, fr_most(0.5, full));
-    out->knee = p->knee;
+    out->knee = p->knee * (class == FR_CLASS_MEMORY ? FR_POWER_REACH / FR_POWER_REACH_STREAMING : 1);
     /* what HBM draws goes down with the op's speed: about as x^2 over the range that limits move it */
     out->base = hbm * (1 - out->flex);
     out->slope = active + cores / out->full + hbm * out->flex / (out->full * out->full);

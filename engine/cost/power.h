@@ -78,8 +78,9 @@ struct fr_power {
 #define FR_POWER_FAST_UP   0.35
 #define FR_POWER_SLOW_GAIN 4.0
 #define FR_POWER_SLOW_BEND 0.13 /* 1/W */
-/* `fresh` over the limit of sustained load, beyond idle, from the same loads. It is one clock on all cards, within 0.6
- * %, where the sustained limit leaves a card that draws more a lower one: it goes with the card's draw. */
+/* `fresh` over the limit of sustained load, beyond idle, from the same loads. Cards differ less by the clock that it
+ * leaves them than by that of the sustained limit (1.03 to 1.09 on seven, more where a card draws more): it goes with
+ * the root of a card's draw. */
 #define FR_POWER_FRESH    1.055
 #define FR_POWER_REST_NS  80000000
 #define FR_POWER_CYCLE_NS 900000000 /* from one cut to the next: all of a round makes the mean of a long load */
@@ -99,6 +100,9 @@ void fr_power_tick(const fr_power *p, double watts, double square, double slope,
  * (kernels/measured/raw/h200-layers-2026-11-22.csv.gz: 771 us above 1,400 MHz, 779, 784 and 807 at 1,380, 1,340,
  * 1,300). */
 #define FR_POWER_REACH 26.8
+/* Kernels that stream run at some 1.09 of the clock that products have between them: those of 16K tokens keep their
+ * time down to 1,320 MHz of products, 1,435 of their own. */
+#define FR_POWER_REACH_STREAMING 27.5
 
 /* SM clock of what draws little between products under the limit, over that of the products: NCCL's kernels (nine rows
  * of a pair, kernels/measured/raw/h200x2-loaded-2026-11-22.raw, 1.10 to 1.12), and those that move data (norm, permute

@@ -184,22 +184,6 @@ static const fr_row *burst_pair(const fr_table *t, const fr_row *r) {
     return NULL;
 }
 
-/* What pulls both ways draw with nothing beside them, on each GPU: the plainest reading of it. 0 where there is none.
- */
-static double pulls_alone(const fr_table *t, const fr_power *p) {
-    double sum = 0;
-    int n = 0;
-    for (uint32_t i = 0; i < t->count; i++) {
-        const fr_row *r = &t->rows[i];
-        if (r->type != FR_ROW_OP || r->shape.kind != FR_OP_PULL || r->regime != FR_SUSTAINED || r->ways != 2 ||
-            r->duty < 1 || r->watts <= 0)
-            continue;
-        sum += r->watts - p->idle;
-        n++;
-    }
-    return n ? fmax(0, sum / n) : 0;
-}
-
 /* What links that are awake draw, and for how long they stay so: up to the longest pause between small pulls that left
  * nine tenths of it. */
 static void fit_links(const fr_table *t, fr_power *p) {
@@ -242,7 +226,8 @@ static void fit_draws(const fr_table *t, fr_power *p) {
 /*
  * Watts of an aggressor: what its victim gives up of the power above idle, (cap - idle) (1 - (clock beside / alone)^2).
  * The clocks' ratio is as measured; without clocks, for pulls, which take nothing but power, it is that of the times,
- * and for others what a sustained victim loses beyond one in a burst. Pulls that were measured alone say it themselves.
+ * and for others what a sustained victim loses beyond one in a burst. By themselves pulls draw more (105 W both ways
+ * where victims give up 63): near the limit power rises more steeply than the square of the clock.
  */
 static void fit_transfers(const fr_table *t, fr_power *p) {
     for (int a = 0; a < FR_AGGRESSORS; a++) {
@@ -263,8 +248,6 @@ static void fit_transfers(const fr_table *t, fr_power *p) {
         }
         p->transfer[a] = n ? fmax(0, sum / n) : 0;
     }
-    const double alone = pulls_alone(t, p);
-    if (alone > 0) p->transfer[FR_AGGRESSOR_PULL] = alone;
     fit_draws(t, p);
 }
 
