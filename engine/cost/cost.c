@@ -11,6 +11,7 @@
 #include "engine/cost/cost_chain.h"
 #include "engine/cost/cost_family.h"
 #include "engine/cost/cost_follow.h"
+#include "engine/cost/cost_grouped.h"
 #include "engine/cost/cost_tile.h"
 #include "engine/cost/power_fit.h"
 
@@ -53,6 +54,7 @@ struct fr_cost_model {
     fr_source sources[T_COUNT];
     int source_count;
     fr_family_set set;
+    fr_expert_memo *experts;
     fr_ceilings ceilings;
     unsigned moved; /* ceilings that differ from those of the tables: what stands on them is not measured any more */
     bool fp8_attention;
@@ -312,6 +314,7 @@ fr_status fr_cost_open(const fr_machine *machine, const fr_cost_options *options
     if (machine->peak_flops[FR_BF16] <= 0 || machine->hbm_rate <= 0)
         return fr_fail(err, FR_BAD_INPUT, "machine %s: peak_flops and hbm_rate must be positive", machine->name);
     fr_cost_model *c = fr_alloc(sizeof *c);
+    c->experts = fr_expert_memo_new();
     c->machine = *machine;
     c->options = options ? *options : (fr_cost_options){.what_if = FR_WHAT_IF_NONE};
     double *w[] = {&c->options.what_if.link,  &c->options.what_if.hbm,     &c->options.what_if.pcie,
@@ -347,6 +350,7 @@ fr_status fr_cost_open(const fr_machine *machine, const fr_cost_options *options
 void fr_cost_close(fr_cost_model *c) {
     if (!c) return;
     fr_family_free(&c->set);
+    fr_expert_memo_free(c->experts);
     for (int i = 0; i < T_COUNT; i++) fr_table_free(&c->tables[i]);
     free(c);
 }
@@ -418,7 +422,10 @@ void fr_cost_op(const fr_cost_model *c, const fr_shape *shape, const fr_pair *pa
     /* FP8 attention exists on Hopper, but not with bottom-right masks or bf16 output: bf16 unless a table has rows. */
     if (class == FR_CLASS_ATTENTION && !c->fp8_attention) s.precision = FR_BF16;
     if (class == FR_CLASS_GEMM && c->options.varied && s.m > 0) s.m = fr_rows_like(s.m);
-    fr_cost_base(&c->ceilings, &s, pairs, &base);
+    if (class == FR_CLASS_GROUPED)
+        fr_grouped_base(c->experts, &c->ceilings, &s, pairs, &base);
+    else
+        fr_cost_base(&c->ceilings, &s, pairs, &base);
     if (base.ns <= 0) return;
     fr_estimate e = {.provenance = FR_FROM_ROOFLINE};
     /* ranks that gather pull from each other: both directions of their links are busy */

@@ -14,13 +14,9 @@
  * Left out on purpose, for measured curves to hold: which tile a library takes, L2 reuse, clock, power, epilogues.
  */
 #include "engine/cost/cost_base.h"
+#include "engine/cost/cost_grouped.h"
 
 #include <math.h>
-
-/* Tile of a Hopper wgmma kernel: 128 x 256 with two consumer warpgroups (as in fast.cu and DeepGEMM); 64 rows are one
- * warpgroup, the least that wgmma takes. */
-#define TILE_M       128
-#define TILE_M_SMALL 64
 
 /* Flash attention: 128 queries and 128 keys a block (cuDNN's sm90 forward, FlashAttention-3 for head_dim 128). Each
  * query tile also pays a start and an end worth ATTN_TILE_EXTRA key blocks: over the grid's 330 bursts of head_dim 128
@@ -52,15 +48,6 @@ static double max2(double a, double b) {
     return a > b ? a : b;
 }
 
-static double elem_bytes(uint8_t precision) {
-    return precision == FR_FP8 ? 1 : 2;
-}
-
-static double peak_of(const fr_ceilings *c, uint8_t precision) {
-    double p = c->peak[precision < FR_PRECISIONS ? precision : FR_BF16];
-    return p > 0 ? p : c->peak[FR_BF16]; /* a GPU without the format computes in bf16 */
-}
-
 /* Peers without NVLink are reached over PCIe; a machine that states neither has no bound but its memory. */
 static double link_rate(const fr_ceilings *c) {
     return c->link > 0 ? c->link : c->pcie > 0 ? c->pcie : c->hbm;
@@ -72,126 +59,11 @@ static double link_rate(const fr_ceilings *c) {
  * rows left out worse (10 % against 6 %).
  */
 static void gemm(const fr_ceilings *c, const fr_shape *s, fr_base *out) {
-    double m = (double)s->m, n = s->n, k = s->k, e = elem_bytes(s->precision);
+    double m = (double)s->m, n = s->n, k = s->k, e = fr_elem_bytes(s->precision);
     double bytes = m * k * e + n * k * e + m * n * 2;
     out->flops = 2 * m * n * k;
-    out->bound = 1e9 * max2(2 * m * n * k / peak_of(c, s->precision), bytes / c->hbm);
+    out->bound = 1e9 * max2(2 * m * n * k / fr_peak_of(c, s->precision), bytes / c->hbm);
     out->ns = c->floor_ns + out->bound;
-    out->hbm_bytes = bytes;
-}
-
-/*
- * Grouped: one expert after the other, as the kernel takes them (kernels/grouped.cuh, decode): what is in flight at
- * once are some experts, so bytes that one expert waits for do not hide behind another one's products. Of an expert
- * that has rows, all column tiles of its full tiles (128 rows) read its weights once; rows left over make a half tile
- * (64), whose column tiles come after all of these. By then a share of the weights has left L2 and is read again: all
- * of them where they are larger than L2, in proportion where they are smaller. Each of the two passes takes as long as
- * its bytes or its tiles, whichever takes longer, and a part of the other; rows are read and written beside the
- * weights. Tiles of the measured kernel are rounded up to grouped_tile of the table's header (ours 64, CUTLASS 128).
- *
- * The shares below are the least sum of absolute deviations over the plain bursts of 16 rows an expert and more of
- * h200.txt and h100.txt (1,200 rows; experts, n and k of three models, bf16 and fp8), the same for all: they meet the
- * H200's bf16 rows within 3.8 % on average before any curve. Left to itself the fit of the L2's size gives 49.4 MB.
- */
-#define L2_BYTES      50e6 /* H100 and H200 (NVIDIA's Hopper white paper) */
-#define GROUPED_HBM   0.95 /* of the datasheet's rate */
-#define GROUPED_BF16  0.84 /* of the peak, at the clock that such a product runs at in a burst */
-#define GROUPED_FP8   0.66
-#define GROUPED_BOTH  0.12 /* of the shorter one of bytes and tiles: both share L2 and the clock */
-#define GROUPED_ROWS  1.3  /* rows move at this fraction of the rate of weights, whose tiles are whole pages */
-#define GROUPED_START 1560 /* ns a tile: filling the ring, the epilogue */
-#define GROUPED_TAIL  0.12 /* of what a tile's weights for every SM take: the last tiles leave SMs without work */
-
-typedef struct {
-    double weights, row, tile, half, rest; /* ns: of one expert's weights, of a row's bytes, of 128 and of 64 rows */
-    double rest_follows;                   /* of `rest` */
-    int32_t tile_m, mask; /* mask: of a tile that is a power of two, as they are (no division an expert); else -1 */
-} expert_law;
-
-static inline double beside(double bytes, double tiles) {
-    return fr_most(bytes, tiles) + GROUPED_BOTH * fr_least(bytes, tiles);
-}
-
-/* The share of such a pass that goes with the SM clock: all where tiles take longer, none where bytes do. Between them
- * a power of 4 meets 18 shapes that were held under the limit within 2.5 % of their time (what the clock does to bytes:
- * power.h), 2 and 99 within 3.5 and 2.6. */
-static inline double follows(double bytes, double tiles) {
-    const double ratio = bytes / tiles, square = ratio * ratio;
-    return 1 / (1 + square * square);
-}
-
-/*
- * Experts in lots, first whole numbers, then times: asked for every expert of every layer, and so in steps that a
- * compiler makes vectors of, without branches. Times are added one after the other: the sum is the same however they
- * are found. 193 rows would take less than 192, which leave half a tile over: more rows never cost less, so rows
- * without a rest take at least what one block of them less does.
- */
-enum { LOT = 64 };
-typedef struct {
-    int64_t rows, padded, active;
-    double ns, follows, lifted;
-} expert_sum;
-
-static void add_lot(const expert_law *w, const fr_pair *v, uint32_t count, expert_sum *sum) {
-    int32_t rows[LOT], up[LOT];
-    double ns[LOT], clocked[LOT], lifted[LOT];
-    for (uint32_t i = 0; i < count; i++) {
-        rows[i] = v[i].queries > 0 ? v[i].queries : 0;
-        sum->rows += rows[i];
-        sum->padded += (rows[i] + TILE_M_SMALL - 1) & ~(TILE_M_SMALL - 1);
-        sum->active += rows[i] > 0;
-        up[i] = (rows[i] + w->mask) & ~w->mask;
-    }
-    for (uint32_t i = 0; i < count && w->mask < 0; i++) up[i] = (rows[i] + w->tile_m - 1) / w->tile_m * w->tile_m;
-    for (uint32_t i = 0; i < count; i++) {
-        const int32_t block = rows[i] > TILE_M_SMALL ? up[i] : TILE_M_SMALL, full = block / TILE_M;
-        const int32_t half = full == 0, odd = block % TILE_M != 0, over = (1 - half) & odd,
-                      even = (full > 1) & (1 - odd);
-        const double bytes = w->weights + w->row * rows[i], tiles = w->tile * full + w->half * half;
-        const double whole = beside(bytes, tiles);
-        const double less = beside(w->weights + w->row * (block - TILE_M_SMALL), w->tile * (full - 1)) + w->rest;
-        ns[i] = fr_most(whole + w->rest * over, less * even) * (rows[i] > 0);
-        lifted[i] = fr_most(0, less - whole) * even * (rows[i] > 0);
-        clocked[i] = (fr_most(whole, less * even) * follows(bytes, tiles) + w->rest_follows * over) * (rows[i] > 0);
-    }
-    for (uint32_t i = 0; i < count; i++) {
-        sum->ns += ns[i];
-        sum->follows += clocked[i];
-        sum->lifted += lifted[i];
-    }
-}
-
-static expert_sum add_experts(const expert_law *w, const fr_pair *v, uint32_t count) {
-    expert_sum sum = {0};
-    for (uint32_t i = 0; i < count; i += LOT) add_lot(w, v + i, count - i < LOT ? count - i : LOT, &sum);
-    return sum;
-}
-
-static void grouped(const fr_ceilings *c, const fr_shape *s, const fr_pair *pairs, fr_base *out) {
-    const double peak = peak_of(c, s->precision), e = elem_bytes(s->precision), n = s->n, k = s->k;
-    const double written = s->kind == FR_OP_EXPERT_UP ? n / 2 : n, width = s->n >= 256 ? 256 : 128;
-    const double byte = 1e9 / (GROUPED_HBM * c->hbm), columns = ceil_div(n, width) / c->sms;
-    const double reached = s->precision == FR_FP8 ? GROUPED_FP8 : GROUPED_BF16;
-    const double block = 1e9 * 2 * TILE_M_SMALL * width * k * c->sms / (reached * peak);
-    expert_law w = {.weights = n * k * e * byte,
-                    .row = GROUPED_ROWS * (k * e + written * 2) * byte,
-                    .tile = columns * (2 * block + GROUPED_START),
-                    .half = columns * (block + GROUPED_START),
-                    .tile_m = c->grouped_tile > 0 ? c->grouped_tile : TILE_M};
-    w.mask = (w.tile_m & (w.tile_m - 1)) == 0 ? w.tile_m - 1 : -1;
-    const double again = fr_least(1, n * k * e / L2_BYTES) * w.weights;
-    w.rest = beside(again, w.half);
-    w.rest_follows = w.rest * follows(again, w.half);
-    const expert_sum sum = add_experts(&w, pairs + s->vector, s->vector_count);
-    const double rows = (double)sum.rows, padded = (double)sum.padded, active = (double)sum.active;
-    if (rows <= 0) return;
-    const double bytes = active * n * k * e + rows * k * e + rows * written * 2;
-    out->ns = c->floor_ns + sum.ns + GROUPED_TAIL * c->sms * width * k * e * byte;
-    out->follows = sum.follows / sum.ns;
-    out->lifted = sum.lifted / sum.ns;
-    out->feature = log(2 * padded * n * k / peak / (bytes / c->hbm));
-    out->flops = 2 * rows * n * k;
-    out->bound = 1e9 * max2(2 * rows * n * k / peak, bytes / c->hbm);
     out->hbm_bytes = bytes;
 }
 
@@ -242,7 +114,7 @@ static void attention(const fr_ceilings *c, const fr_shape *s, const fr_pair *pa
     }
     if (queries <= 0) return;
     out->equal = count > 1 && least == most && most <= FR_ATTENTION_EQUAL && !out->cached;
-    double block = 2.0 * ATTN_Q * ATTN_KV * width, peak = peak_of(c, s->precision), e = 2;
+    double block = 2.0 * ATTN_Q * ATTN_KV * width, peak = fr_peak_of(c, s->precision), e = 2;
     double bytes = e * width * (queries * heads + keys * kv_heads);
     double units = work * heads / c->sms;
     double compute = block * max2(units + ATTN_TAIL * longest, longest) * c->sms / peak;
@@ -348,7 +220,7 @@ void fr_cost_base(const fr_ceilings *c, const fr_shape *s, const fr_pair *pairs,
         if (s->m > 0 && s->n > 0 && s->k > 0) gemm(c, s, out);
         break;
     case FR_CLASS_GROUPED:
-        grouped(c, s, pairs, out);
+        fr_grouped_base(NULL, c, s, pairs, out);
         break;
     case FR_CLASS_ATTENTION:
         attention(c, s, pairs, out);

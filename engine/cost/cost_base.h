@@ -21,6 +21,15 @@ typedef struct {
     bool equal;   /* attention: two and more sequences of one short length, which run without length masks */
 } fr_base;
 
+/* Of an operand's element; of the tensor cores in the precision. */
+static inline double fr_elem_bytes(uint8_t precision) {
+    return precision == FR_FP8 ? 1 : 2;
+}
+static inline double fr_peak_of(const fr_ceilings *c, uint8_t precision) {
+    const double p = c->peak[precision < FR_PRECISIONS ? precision : FR_BF16];
+    return p > 0 ? p : c->peak[FR_BF16]; /* a GPU without the format computes in bf16 */
+}
+
 void fr_cost_base(const fr_ceilings *c, const fr_shape *s, const fr_pair *pairs, fr_base *out);
 
 #endif

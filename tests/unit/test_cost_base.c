@@ -6,7 +6,7 @@
 
 #include <cmocka.h>
 
-#include "engine/cost/cost_base.h"
+#include "engine/cost/cost_grouped.h"
 
 #include <math.h>
 
@@ -160,9 +160,32 @@ static void attention_counted(void **state) {
     }
 }
 
+/* What is kept of experts by their rows is what they take: under more laws than are kept, and of more rows. */
+static void experts_kept(void **state) {
+    (void)state;
+    fr_expert_memo *memo = fr_expert_memo_new();
+    fr_pair rows[64];
+    for (int turn = 0; turn < 60; turn++) {
+        for (int e = 0; e < 64; e++) rows[e].queries = e * e * (turn % 3) - 5, rows[e].prefix = 0; /* up to 7,933 */
+        const fr_shape s = {.kind = turn % 2 ? FR_OP_EXPERT_UP : FR_OP_EXPERT_DOWN,
+                            .precision = (uint8_t)(turn % 4 / 2),
+                            .n = 1024 + 128 * (turn % 7),
+                            .k = 2048,
+                            .vector_count = 64};
+        fr_base kept;
+        const fr_base plain = base_of(&round_figures, s, rows);
+        fr_grouped_base(memo, &round_figures, &s, rows, &kept);
+        assert_true(kept.ns >= plain.ns && kept.ns <= plain.ns && plain.ns >= 0);
+        assert_true(kept.follows >= plain.follows && kept.follows <= plain.follows);
+        assert_true(kept.lifted >= plain.lifted && kept.lifted <= plain.lifted);
+    }
+    fr_expert_memo_free(memo);
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(dense),  cmocka_unit_test(bytes),
-                                       cmocka_unit_test(copies), cmocka_unit_test(rings),
-                                       cmocka_unit_test(hosts),  cmocka_unit_test(attention_counted)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(dense),       cmocka_unit_test(bytes),
+                                       cmocka_unit_test(copies),      cmocka_unit_test(rings),
+                                       cmocka_unit_test(hosts),       cmocka_unit_test(attention_counted),
+                                       cmocka_unit_test(experts_kept)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
