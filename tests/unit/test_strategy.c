@@ -601,9 +601,30 @@ static void gathers_move_their_bytes(void **state) {
         }
 }
 
+/* FP8: what an expert reads is a byte an element and a scale of 4 bytes for 128 of them, written beside bf16 rows. */
+static void fp8_rows_have_scales(void **state) {
+    (void)state;
+    const fr_model m = tiny();
+    const fr_layout l = layout_of("asyncep", 4, (fr_layout){.precision = FR_FP8});
+    const fr_batch batches[4] = {{one, 1}, {one, 1}, {one, 1}, {one, 1}};
+    built b;
+    open_planner(&m, &l, "even", false, &b);
+    forward(&b, 0, batches);
+    int seen = 0;
+    for (uint32_t o = 0; o < b.fragments[0]->ops_count; o++) {
+        const fr_op *op = &b.fragments[0]->ops[o];
+        if (op->kind != FR_OP_PERMUTE) continue;
+        assert_int_equal(fr_op_shape(b.fragments[0], op)->bytes, 4000 * (2 * 256 + 256 + 4 * 2));
+        seen++;
+    }
+    assert_true(seen > 0 && seen % m.layers == 0);
+    close_planner(&b);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(gathers_move_their_bytes),
+        cmocka_unit_test(fp8_rows_have_scales),
         cmocka_unit_test(every_layout_is_proven_and_does_the_models_flops),
         cmocka_unit_test(one_expert_takes_all),
         cmocka_unit_test(tp_moves_two_all_reduces_a_layer),
