@@ -144,7 +144,9 @@ static fr_status data_throughput(const cli_figure_source *s, fr_text *data, fr_t
     cli_table t, degrees;
     FR_TRY(add_subject(s, PLAYED " AND " PLAIN " AND " MAIN, settings, err));
     FR_TRY(fetch_results(s, PLAYED " AND " PLAIN " AND " MAIN,
-                         "SELECT name, degree, max(tokens_per_s_per_gpu) AS v FROM c GROUP BY name, degree ORDER BY "
+                         "SELECT name, degree, max(tokens_per_s_per_gpu) AS v, tokens_per_s_per_gpu*forward_s/"
+                         "nullif(forward_high_s, 0), tokens_per_s_per_gpu*forward_s/nullif(forward_low_s, 0) "
+                         "FROM c GROUP BY name, degree ORDER BY "
                          "(SELECT max(d.tokens_per_s_per_gpu) FROM c AS d WHERE d.name=c.name), name, degree",
                          &t, err));
     fr_status status = fetch_results(s, PLAYED " AND " PLAIN " AND " MAIN,
@@ -161,7 +163,7 @@ static fr_status data_throughput(const cli_figure_source *s, fr_text *data, fr_t
         if (fresh) first = x;
         uint32_t d = 0;
         while (strcmp(cli_at(&degrees, d, 0), cli_at(&t, i, 1)) != 0) d++;
-        fr_text_add(data, "%g\t%s\t%u\n", x, cli_at(&t, i, 2), d);
+        fr_text_add(data, "%g\t%s\t%u\t%s\t%s\n", x, cli_at(&t, i, 2), d, cli_at(&t, i, 3), cli_at(&t, i, 4));
         if (i + 1 == t.rows || strcmp(cli_at(&t, i, 0), cli_at(&t, i + 1, 0)) != 0)
             fr_text_add(&tics, "%s\"%s\" %g", tics.length ? ", " : "", cli_at(&t, i, 0), (first + x) / 2);
     }
