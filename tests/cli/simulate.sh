@@ -51,6 +51,15 @@ if awk -F, '$6 == "gemm_o" { ns[$3] += $11 - $10 } END { exit !(ns[1] > 0 && ns[
 expect 0 simulate $small --strategy ep --what-if nvlink=2x --json
 json "json_extract(j,'\$.what_if')" "nvlink=2x"
 json "json_extract(j,'\$.baseline.speedup') > 1" 1
+# a load that came from a rest 1.8 s ago is in the second cut of the power limit, one of half a second ago before the first
+for warmup in 0.5 1.8; do
+    expect 0 simulate --model qwen3-235b-a22b --machine h200x1 --layers 4 --strategy dp --tokens 16K --seq 4K --forwards 3 --warmup $warmup --json
+    cp "$out" "$work/warm-$warmup.json"
+done
+expect 0 simulate --model qwen3-235b-a22b --machine h200x1 --layers 4 --strategy dp --tokens 16K --seq 4K --forwards 3 --json
+if awk -v before="$(grep -o '"forward_s": [0-9.]*' "$work/warm-0.5.json" | cut -d' ' -f2)" -v cut="$(grep -o '"forward_s": [0-9.]*' "$work/warm-1.8.json" | cut -d' ' -f2)" \
+    -v long="$(grep -o '"forward_s": [0-9.]*' "$out" | cut -d' ' -f2)" 'BEGIN { exit !(before < 0.99 * long && cut > 1.03 * long) }'; then pass; else fail "--warmup: no cut 1.8 s after a rest"; fi
+expect 2 simulate $small --strategy dp --warmup x && says --warmup
 # the critical path is a partition of the elapsed time
 expect 0 simulate $small --strategy ep --why --json
 json "abs((SELECT sum(value) FROM json_each(json_extract(j,'\$.critical_path.total_s')))/json_extract(j,'\$.critical_path.elapsed_s')-1) < 1e-9" 1
