@@ -55,6 +55,11 @@ typedef struct {
 } group;
 
 typedef struct {
+    uint32_t mask;     /* of aggressors; 0 = not asked for yet */
+    double soft, hard; /* shares of the speed that they leave */
+} pressed;
+
+typedef struct {
     uint32_t *v, n, cap;
 } list;
 
@@ -64,6 +69,7 @@ struct fr_fluid {
     work_area *areas;
     group *groups;
     double *slowdown; /* [victims][aggressors] */
+    pressed *pressed; /* [victims] */
     uint32_t flows_count, resources_count, groups_count, aggressors, softly;
     bool everything;
     uint64_t epoch;
@@ -85,6 +91,7 @@ static inline bool over(const resource *r, unsigned level) {
 static void copy_slowdowns(fr_fluid *f, const fr_fluid_options *o) {
     const size_t n = o->slowdown ? (size_t)o->victims * o->aggressors : 0;
     f->slowdown = fr_alloc((n + 1) * sizeof *f->slowdown);
+    f->pressed = fr_alloc((o->victims + 1) * sizeof *f->pressed);
     for (size_t i = 0; i < n; i++) f->slowdown[i] = o->slowdown[i] > 0 ? o->slowdown[i] : 0;
     f->aggressors = n ? o->aggressors : 0;
     f->softly = o->softly;
@@ -118,6 +125,7 @@ void fr_fluid_free(fr_fluid *f) {
     free(f->areas);
     free(f->groups);
     free(f->slowdown);
+    free(f->pressed);
     free(f);
 }
 
@@ -142,7 +150,9 @@ static inline void enter(fr_fluid *f, uint32_t id, uint32_t number) {
 static inline void leave(fr_fluid *f, const flow *w, const use *u) {
     resource *r = &f->resources[u->resource];
     r->demand[w->level] -= u->amount;
-    member moved = r->list[w->level].m[--r->list[w->level].n];
+    const uint32_t last = --r->list[w->level].n;
+    if (u->at == last) return;
+    const member moved = r->list[w->level].m[last];
     r->list[w->level].m[u->at] = moved;
     f->flows[moved.flow].uses[moved.use].at = u->at;
 }
@@ -157,18 +167,26 @@ static inline int64_t finish_at(int64_t now, double remaining, double rate) {
     return now + down + ((double)down < ns);
 }
 
-static inline double cap_of(const fr_fluid *f, const flow *w) {
-    if (w->group == FR_FLUID_NO_GROUP) return w->limit;
-    const uint32_t pressing = f->groups[w->group].mask;
-    if (!pressing || !f->aggressors) return w->limit;
-    const double *slow = &f->slowdown[(size_t)w->victim * f->aggressors];
+/* What presses on a victim leaves it of its speed; the same few are pressed on by the same all the time. */
+static const pressed *pressed_by(fr_fluid *f, uint32_t victim, uint32_t mask) {
+    pressed *p = &f->pressed[victim];
+    if (p->mask == mask) return p;
+    const double *slow = &f->slowdown[(size_t)victim * f->aggressors];
     double sum[2] = {0, 0};
-    for (uint32_t m = pressing; m; m &= m - 1) {
+    for (uint32_t m = mask; m; m &= m - 1) {
         const int a = __builtin_ctz(m);
         sum[!(f->softly >> a & 1)] += slow[a];
     }
-    const double soft = 1 / (1 + sum[0]), hard = 1 / (1 + sum[1]);
-    return (soft < w->limit ? soft : w->limit) * hard;
+    *p = (pressed){mask, 1 / (1 + sum[0]), 1 / (1 + sum[1])};
+    return p;
+}
+
+static inline double cap_of(fr_fluid *f, const flow *w) {
+    if (w->group == FR_FLUID_NO_GROUP) return w->limit;
+    const uint32_t pressing = f->groups[w->group].mask;
+    if (!pressing || !f->aggressors) return w->limit;
+    const pressed *p = pressed_by(f, w->victim, pressing);
+    return fr_least(p->soft, w->limit) * p->hard;
 }
 
 static void join_group(fr_fluid *f, uint32_t id) {
