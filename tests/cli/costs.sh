@@ -11,7 +11,7 @@ expect 0 calibrate --merge --out "$work/h200.txt" $raw/h200x1-2026-11-22.raw \
     $raw/h200x2-links-2026-11-22.raw $raw/h200x1-rows-2026-11-22.raw $raw/h200x2-resident-2026-11-22.raw \
     $raw/h200x2-resident-b-2026-11-22.raw $raw/h200x2-resident-c-2026-11-22.raw \
     $raw/h200x1-words-2026-11-22.raw $raw/h200x2-host-2026-11-22.raw \
-    $raw/h200x1-384-2026-11-22.raw
+    $raw/h200x1-384-2026-11-22.raw $raw/h200x1-between-2026-11-22.raw
 same "$work/h200.txt" kernels/measured/h200.txt "h200.txt is what its journals make"
 expect 0 calibrate --merge --out "$work/h100.txt" $raw/h100x1-2026-11-22.raw \
     $raw/h100-before-2026-11-22.txt $raw/h100x1-rows-2026-11-22.raw $raw/h100x1-holds-2026-11-22.raw
