@@ -17,8 +17,8 @@ typedef struct {
 
 /* Of each kind of kernels and of transfers by the first source that has rows of it: resident ones of the kind, else the
  * mean of those of its class (without the router's, which streams rows), else those of the class in `regime`. An
- * exchange without rows counts as NCCL's. `hbm`: bytes/s that a GPU's memory gives; `follow`: how NCCL's kernels follow the
- * clock, which counts by itself. */
+ * exchange without rows counts as NCCL's. `hbm`: bytes/s that a GPU's memory gives; `follow`: how NCCL's kernels follow
+ * the clock, which counts by itself. */
 void fr_besides_fit(const fr_source *sources, int count, fr_regime regime, double hbm, const fr_follow *follow,
                     fr_besides *out);
 

@@ -40,7 +40,7 @@ typedef struct {
 
 /* Earlier sources outrank later ones: a row of the same shape replaces a later one's; a class that an earlier source
  * with cap FR_FROM_MEASURED has rows of takes none from a transferred one; inside a family measured rows outrank seeded
- * ones. `skip` leaves one row out (leave-one-out). */
+ * ones. `skip` leaves one row out (leave-one-out), and the classes that have nothing to say of it. */
 void fr_family_build(fr_family_set *set, const fr_source *sources, int count, fr_regime regime, const fr_row *skip);
 /* Mean of sustained over burst over the shapes of a class that were measured in both; 1 where there are none. */
 double fr_family_ratio(const fr_source *sources, int count, fr_op_class class);
