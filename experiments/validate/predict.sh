@@ -13,6 +13,7 @@ for part in ${*:-a b h two off}; do
         timed="--timed --warmup 1.5" # cells run with their timelines and a warm-up, but for replays and bursts (run.sh)
         [[ " $flags " == *"--regime burst"* ]] && timed=--timed
         [[ " $flags " == *"poisson"* ]] && timed=
+        [[ $(machine "$part") != *x1 ]] && timed="$timed --unlike" # cards that nobody knows are not alike
         # shellcheck disable=SC2086
         if json=$("$forerun" simulate --machine "$(machine "$part")" $flags $timed --json 2>/tmp/predict.$$); then
             sqlite3 :memory: "SELECT json_object('name','$name','part','$part','forward_s',json_extract(j,'\$.forward_s'),
