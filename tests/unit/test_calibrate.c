@@ -182,6 +182,45 @@ static void parts(void **state) {
     fr_cal_grid_close(all);
 }
 
+/* A layer's kernels: what a plan of as many tokens asks for, in the engine's order; without attention and experts the
+ * light ones. Anchors hold two such layers, before single kernels. */
+static void layers(void **state) {
+    (void)state;
+    static const fr_op_kind order[FR_CAL_LAYER] = {FR_OP_GEMM_QKV, FR_OP_ROPE,        FR_OP_ATTENTION,   FR_OP_GEMM_O,
+                                                   FR_OP_NORM,     FR_OP_GEMM_ROUTER, FR_OP_TOPK,        FR_OP_SORT,
+                                                   FR_OP_PERMUTE,  FR_OP_EXPERT_UP,   FR_OP_EXPERT_DOWN, FR_OP_COMBINE};
+    const fr_machine m = h200();
+    fr_model model;
+    fr_table t = {0};
+    fr_row rows[FR_CAL_LAYER], light[FR_CAL_LIGHT];
+    fr_error err;
+    if (fr_model_load("qwen3-30b-a3b", &model, &err)) fail_msg("%s", err.text);
+    if (fr_cal_layer(&model, &m, 1000, 300, &t, rows, &err)) fail_msg("%s", err.text);
+    for (int i = 0; i < FR_CAL_LAYER; i++) {
+        assert_int_equal(rows[i].shape.kind, order[i]);
+        assert_true(rows[i].behind && rows[i].regime == FR_SUSTAINED);
+    }
+    assert_int_equal(rows[2].shape.vector_count, 4); /* three sequences of 300 and what is left */
+    assert_int_equal(rows[2].shape.m, 1000);
+    assert_int_equal(rows[9].shape.m, 1000 * model.top_k);
+    assert_int_equal(rows[8].shape.m, rows[9].shape.m);
+    assert_int_equal(rows[11].shape.bytes,
+                     INT64_C(2) * 1000 * model.hidden * (model.top_k + 3)); /* the next norm too */
+    fr_table_free(&t);
+    if (fr_cal_light_layer(&model, &m, 1000, light, &err)) fail_msg("%s", err.text);
+    for (int i = 0, k = 0; i < FR_CAL_LAYER; i++)
+        if (i != 2 && i != 9 && i != 10) assert_int_equal(light[k++].shape.kind, order[i]);
+    fr_cal_grid *g = open_grid(FR_CAL_ANCHORS, 1);
+    int found = 0, holds = 0;
+    for (uint32_t i = 0; i < g->count; i++) {
+        holds += g->items[i].what == FR_CAL_HOLD;
+        found += g->items[i].what == FR_CAL_CHAIN && holds == 0;
+    }
+    assert_int_equal(found, 2);
+    assert_true(holds >= 3);
+    fr_cal_grid_close(g);
+}
+
 /* Anchors of several cards stand side by side in one table, and each card's are told apart when it is gone on with. */
 static void cards(void **state) {
     (void)state;
@@ -420,17 +459,12 @@ static void plans_are_covered(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(grid),
-        cmocka_unit_test(anchors_and_pairs),
-        cmocka_unit_test(many_ranks),
-        cmocka_unit_test(parts),
-        cmocka_unit_test(cards),
-        cmocka_unit_test(resume),
-        cmocka_unit_test(rows_as_text),
-        cmocka_unit_test(merge),
-        cmocka_unit_test(plans_are_covered),
-        cmocka_unit_test(loaded),
-        cmocka_unit_test(fp8_rows),
+        cmocka_unit_test(grid),   cmocka_unit_test(anchors_and_pairs),
+        cmocka_unit_test(layers), cmocka_unit_test(many_ranks),
+        cmocka_unit_test(parts),  cmocka_unit_test(cards),
+        cmocka_unit_test(resume), cmocka_unit_test(rows_as_text),
+        cmocka_unit_test(merge),  cmocka_unit_test(plans_are_covered),
+        cmocka_unit_test(loaded), cmocka_unit_test(fp8_rows),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
