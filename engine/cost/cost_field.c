@@ -387,6 +387,6 @@ const char *fr_field_name(fr_field f) {
 fr_field fr_field_find(const char *name, fr_field from) {
     int f = (int)from;
     for (int looked = 0; looked < FR_FIELD_COUNT; looked++, f = (f + 1) % FR_FIELD_COUNT)
-        if (strcmp(fields[f].name, name) == 0) return (fr_field)f;
+        if (fields[f].name[0] == name[0] && strcmp(fields[f].name, name) == 0) return (fr_field)f;
     return FR_FIELD_COUNT;
 }
