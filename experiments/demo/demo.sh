@@ -8,7 +8,7 @@ mkdir -p "$out"
 common=(--model qwen3-235b-a22b --machine h200x8 --precision fp8)
 
 echo "== 1. sweep: every strategy and degree over 1,000 requests of the Mooncake conversation trace"
-"$forerun" sweep "$here/demo.json" --db "$out/demo.db" --csv "$out/demo.csv" --top 16 --progress
+"$forerun" sweep "$here/demo.json" --db "$out/demo.db" --anew --csv "$out/demo.csv" --top 16 --progress
 
 echo
 echo "== 2. why: one forward of 16K tokens per GPU, the three layouts one after the other"
@@ -20,7 +20,7 @@ for layout in "--strategy tp" "--strategy ep" "--strategy asyncep"; do
     echo
 done
 echo "== 3. how it scales: tokens per forward, sequence length, faster links (in full: $out/curves.txt)"
-"$forerun" sweep "$here/curves.json" --db "$out/curves.db" --top 3 --progress >"$out/curves.txt"
+"$forerun" sweep "$here/curves.json" --db "$out/curves.db" --anew --top 3 --progress >"$out/curves.txt"
 echo "the fastest by workload, tokens/s per GPU:"
 awk '/^qwen/ && / tok\/s\/GPU/ { print "  " $0; next }
      /^qwen/ { group = $0 }
