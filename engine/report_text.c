@@ -142,9 +142,8 @@ void fr_report_result(const fr_setup *s, const fr_result *r, fr_text *out) {
     bool batch = s->experiment.trace[0] == 0;
     char a[24], b[24], c[24];
     fr_text_add(out, "throughput       %.0f tokens/s, %.0f per GPU\n", r->tokens_per_s, r->tokens_per_s_per_gpu);
-    fr_text_add(
-        out, "MFU              %.1f %%  (model FLOPs, causal attention counted once; of the datasheet dense %s peak)\n",
-        100 * r->mfu, fr_precision_name(s->experiment.layout.precision));
+    fr_text_add(out, "MFU              %.1f %%  (model FLOPs, causal attention once; of the datasheet dense %s peak)\n",
+                100 * r->mfu, fr_precision_name(s->experiment.layout.precision));
     fr_text_add(out, "forward          %s", time_text(r->forward_s, a));
     if (r->forward_low_s < r->forward_high_s)
         fr_text_add(out, ", interval %s to %s", time_text(r->forward_low_s, b), time_text(r->forward_high_s, c));

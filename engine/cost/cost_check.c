@@ -39,11 +39,11 @@ void fr_family_list(const fr_family_set *set, fr_text *out) {
         const fr_curve *c = &f->curve;
         int last = c->points - 1;
         if (f->rows == 1) { /* nothing to leave out: the error is assumed */
-            fr_text_add(out, "  %-34s   1 row,  %.3g us, error taken as %.0f %%\n", name, exp(c->y[0]) / 1e3,
+            fr_text_add(out, "  %-31s   1 row,  %.3g us, error taken as %.0f %%\n", name, exp(c->y[0]) / 1e3,
                         100 * c->error);
             continue;
         }
-        fr_text_add(out, "  %-34s %3d rows, ideal %.3g..%.3g us, reached %.3f..%.3f, error %.1f %%\n", name, f->rows,
+        fr_text_add(out, "  %-31s %3d rows, ideal %.3g..%.3g us, reached %.2f..%.2f, error %.1f %%\n", name, f->rows,
                     exp(c->x[0]) / 1e3, exp(c->x[last]) / 1e3, exp(c->x[0] - c->y[0]), exp(c->x[last] - c->y[last]),
                     100 * c->error);
     }
@@ -76,12 +76,12 @@ static void describe_cards(const fr_cost_model *c, fr_text *out) {
     fr_text_add(out, "cards: costs are those of the mean of %d and the table's own, over the table:\n ", c->cards);
     for (int k = FR_CLASS_MEMORY; k <= FR_CLASS_GROUPED; k++)
         fr_text_add(out, " %s %.3f,", fr_op_class_name((fr_op_class)k), c->mean.time[k]);
-    fr_text_add(out, " power at a clock %.3f\n  each card from the others, rms (worst):", c->mean.draw);
+    fr_text_add(out, " power at a clock %.3f\n  each card from the others, rms (worst):\n   ", c->mean.draw);
     for (int k = FR_CLASS_MEMORY; k <= FR_CLASS_GROUPED; k++)
         if (c->card_time[k].count)
             fr_text_add(out, " %s %.1f %% (%.1f),", fr_op_class_name((fr_op_class)k), 100 * c->card_time[k].rms,
                         100 * c->card_time[k].worst);
-    fr_text_add(out, " clock under the limit %.1f %% (%.1f) of %d\n", 100 * c->card_clock.rms,
+    fr_text_add(out, "\n   clock under the limit %.1f %% (%.1f) of %d\n", 100 * c->card_clock.rms,
                 100 * c->card_clock.worst, c->card_clock.count);
 }
 
