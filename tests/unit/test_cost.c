@@ -234,6 +234,8 @@ static void rows_and_between(void **state) {
     x = cost(c, gemm(65536, 4096, 4096), NULL);
     assert_int_equal(x.provenance, FR_FROM_EXTRAPOLATED);
     assert_true(fabs((double)x.ns / (4 * 700000) - 1) < 0.01);
+    const fr_cost near = cost(c, gemm(17000, 4096, 4096), NULL); /* 5 % more for each factor of two beyond */
+    assert_true((double)x.high / (double)x.ns > (double)near.high / (double)near.ns * 1.09);
     /* another n and k: between families or along them, not measured */
     x = cost(c, gemm(4096, 8192, 4096), NULL);
     assert_true(x.provenance > FR_FROM_MEASURED);
