@@ -27,7 +27,7 @@ typedef struct {
     fr_bench *bench;
     fr_transport *transport;
     fr_cal_exchange *exchange, *spared; /* opened when first wanted; spared: with the blocks that overlap can spare */
-    char *src, *dst;                                           /* FR_CAL_SIDE bytes each, for transfers only */
+    char *src, *dst;                    /* FR_CAL_SIDE bytes each, for transfers only */
     void *peer_src[FR_CAL_DEVICES], *peer_dst[FR_CAL_DEVICES]; /* the others', as seen from here */
     cudaStream_t copy[FR_CAL_STREAMS], comm;
     fr_transport *windows; /* gathers weights by copy engines; opened when first wanted */
@@ -82,8 +82,8 @@ fr_status fr_cal_victim(fr_cal_rank *r, fr_op_class class, fr_error *err);
 /* Item i, on all ranks; rank 0 writes the row. */
 fr_status fr_cal_measure_pull(fr_cal_rank *r, uint32_t i, fr_error *err);
 fr_status fr_cal_measure_collective(fr_cal_rank *r, uint32_t i, fr_error *err);
-fr_status fr_cal_measure_beside(fr_cal_rank *r, uint32_t i, fr_error *err); /* compute beside transfers */
+fr_status fr_cal_measure_beside(fr_cal_rank *r, uint32_t i, fr_error *err);   /* compute beside transfers */
 fr_status fr_cal_measure_resident(fr_cal_rank *r, uint32_t i, fr_error *err); /* kernels behind a transfer's start */
-fr_status fr_cal_hold_pulls(fr_cal_rank *r, uint32_t i, fr_error *err);     /* transfers alone for some seconds */
+fr_status fr_cal_hold_pulls(fr_cal_rank *r, uint32_t i, fr_error *err);       /* transfers alone for some seconds */
 
 #endif

@@ -109,7 +109,8 @@ static fr_status sweep(const cli_args *a, const fr_grid *grid, const char *db, f
     fr_store *store;
     FR_TRY(fr_store_open(db, FR_STORE_WRITE, &store, err));
     int64_t dropped = 0;
-    const fr_status claimed = fr_store_claim_cells(store, fr_source_hash(), cli_value(a, "anew") != NULL, &dropped, err);
+    const fr_status claimed =
+        fr_store_claim_cells(store, fr_source_hash(), cli_value(a, "anew") != NULL, &dropped, err);
     if (claimed != FR_OK) {
         fr_store_close(store);
         return claimed;
