@@ -1,7 +1,7 @@
 #include "engine/cost/cost_card.h"
 
+#include "engine/cost/cost_model.h"
 #include "engine/cost/cost_table.h"
-#include "engine/cost/power.h"
 
 #include <gsl/gsl_cdf.h>
 #include <inttypes.h>
@@ -166,6 +166,78 @@ static void read_card(const fr_cost_model *c, const fr_table *t, uint32_t id, fr
 static const char *next_table(const char *text) {
     const char *at = strstr(text, "\n# gpu:");
     return at ? at + 1 : NULL;
+}
+
+/* Sizes of layers, by their tokens; of each what single cards say of it. */
+enum { SIZES = 4 };
+typedef struct {
+    int64_t tokens[SIZES];
+    mean draw[SIZES];
+    int count;
+} sizes;
+
+static const fr_row *of_chain(const fr_table *t, const fr_row *first, fr_op_kind kind) {
+    for (const fr_row *r = first; r < t->rows + t->count; r++)
+        if (same_chain(first, r) && r->shape.kind == kind) return r;
+    return NULL;
+}
+
+static void add_row(const fr_cost_model *c, const fr_table *t, const fr_row *r, int size, fr_power *p, int *of) {
+    fr_base base;
+    fr_cost x;
+    const fr_op_class class = fr_op_class_of((fr_op_kind)r->shape.kind);
+    if (class == FR_CLASS_MEMORY || r->shape.precision != FR_BF16 || p->layers == FR_POWER_LAYERS) return;
+    fr_cost_base(&c->ceilings, &r->shape, t->pairs, &base);
+    fr_cost_op(c, &r->shape, t->pairs, &x);
+    if (x.burst_ns <= 0 || !(c->ceilings.peak[FR_BF16] > 0)) return;
+    const double rate = 1e9 / (double)x.burst_ns;
+    of[p->layers] = size;
+    p->layer[p->layers++] = (fr_power_layer){.kind = r->shape.kind,
+                                             .math = base.flops * rate / c->ceilings.peak[FR_BF16],
+                                             .memory = fmin(1, base.hbm_bytes * rate / c->ceilings.hbm)};
+}
+
+/* One more layer; the first of a size brings its rows. */
+static void add_layer(const fr_cost_model *c, const fr_table *t, const fr_row *first, sizes *s, fr_power *p, int *of) {
+    fr_card card;
+    const fr_row *qkv = of_chain(t, first, FR_OP_GEMM_QKV);
+    int k = 0;
+    if (!qkv) return;
+    while (k < s->count && s->tokens[k] != qkv->shape.m) k++;
+    if (k == SIZES) return;
+    read_card(c, t, first->card, &card);
+    const double ratio = chain_draw(c, t, &card, first);
+    if (ratio < 0.5 || ratio > 2) return;
+    add(&s->draw[k], ratio);
+    if (k < s->count) return;
+    s->tokens[s->count++] = qkv->shape.m;
+    for (const fr_row *r = first; r < t->rows + t->count; r++)
+        if (same_chain(first, r)) add_row(c, t, r, k, p, of);
+}
+
+fr_status fr_cards_layers(const fr_cost_model *c, const char *text, const char *where, fr_power *p, fr_error *err) {
+    sizes s = {0};
+    fr_power found = {0};
+    int of[FR_POWER_LAYERS] = {0};
+    for (const char *at = text; at;) {
+        const char *next = next_table(at);
+        fr_table t = {0};
+        const fr_status status = fr_table_parse(at, next ? (size_t)(next - at) : strlen(at), where, &t, err);
+        for (uint32_t i = 0; i < t.count && status == FR_OK && c->power.known; i++) {
+            const fr_row *r = &t.rows[i];
+            if (in_chain(r, r->card) && !goes_on(&t, r)) add_layer(c, &t, r, &s, &found, of);
+        }
+        fr_table_free(&t);
+        FR_TRY(status);
+        at = next;
+    }
+    if (s.count < 2) return FR_OK;
+    double all = 0;
+    for (int k = 0; k < s.count; k++) all += log(value(&s.draw[k])) / s.count;
+    for (int i = 0; i < found.layers; i++) found.layer[i].factor = value(&s.draw[of[i]]) / exp(all);
+    memcpy(p->layer, found.layer, sizeof found.layer);
+    p->layers = found.layers;
+    return FR_OK;
 }
 
 fr_status fr_cards_read(const fr_cost_model *c, const char *text, const char *where, fr_card **out, int *count,

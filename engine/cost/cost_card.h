@@ -32,6 +32,14 @@ fr_status fr_cards_read(const fr_cost_model *c, const char *text, const char *wh
                         fr_error *err);
 
 /*
+ * What layers of two sizes or more, measured on the cards of a kind, say of products and attention that are like
+ * theirs: p->layer. A layer of many rows an expert draws less than its kernels do one by one, one of few rows more; on
+ * all cards alike (kernels/measured/README.md), so it is no card's draw but the model's error. Reads the same text;
+ * leaves *p as it is where there is one size only. FR_BAD_INPUT as fr_cards_read.
+ */
+fr_status fr_cards_layers(const fr_cost_model *c, const char *text, const char *where, fr_power *p, fr_error *err);
+
+/*
  * The cards of a kind, as their anchors show them and the table itself as one more: the mean card, to predict for one
  * that is not known, and by how much single ones are off it at most, by class. Where layers were measured on some, what
  * the others draw by single kernels counts as much more as it is on those that have both; the table's own does not.

@@ -28,6 +28,21 @@ static double correction(const fr_power *p, fr_op_kind kind, fr_precision precis
     return weight > 0 ? sum / weight : 1;
 }
 
+/* What layers say of such an op: those of its kind, else of its class; 1 where none does. One layer alone says nothing
+ * that the mean card does not. */
+static double in_layers(const fr_power *p, fr_op_kind kind, double math, double memory) {
+    double sum = 0, weight = 0;
+    for (int pass = 0; pass < 2 && weight <= 0; pass++)
+        for (int i = 0; i < p->layers; i++) {
+            const fr_power_layer *r = &p->layer[i];
+            if (pass ? fr_op_class_of((fr_op_kind)r->kind) != fr_op_class_of(kind) : r->kind != kind) continue;
+            const double a = r->math - math, b = r->memory - memory, w = 1 / (a * a + b * b + NEAR * NEAR);
+            sum += w * r->factor;
+            weight += w;
+        }
+    return weight > 0 ? sum / weight : 1;
+}
+
 void fr_power_plain(const fr_power *p, fr_op_kind kind, fr_precision precision, double math, double memory,
                     double follows, double clock, double flex, fr_draw *out) {
     double share = fr_least(1, memory), hbm = p->memory * share, cores = p->math[precision] * math;
@@ -52,7 +67,7 @@ void fr_power_draw(const fr_power *p, fr_op_kind kind, fr_precision precision, d
     double flex;
     const double factor = correction(p, kind, precision, math, fmin(1, memory), &flex);
     fr_power_plain(p, kind, precision, math, memory, follows, clock, flex, out);
-    out->slope *= factor;
+    out->slope *= factor * in_layers(p, kind, math, fmin(1, memory));
 }
 
 double fr_power_alone(const fr_power *p, const fr_draw *d) {

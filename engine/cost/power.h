@@ -29,7 +29,16 @@ typedef struct {
     double flex; /* share of what HBM leaves of its time that follows the clock; -1 = no burst with a clock says it */
 } fr_power_row;
 
-#define FR_POWER_ROWS 48
+#define FR_POWER_ROWS   48
+#define FR_POWER_LAYERS 24
+
+/* A product or attention of a whole layer that ran under the limit (rows behind=1 of a kind's cards): what that layer
+ * drew over what its kernels say, over the same of all layers. */
+typedef struct {
+    uint8_t kind;
+    double math, memory; /* shares, as in fr_power_draw */
+    double factor;
+} fr_power_layer;
 
 struct fr_power {
     bool known;   /* enough rows with clock and watts; else nothing below is set */
@@ -45,6 +54,8 @@ struct fr_power {
     double knee;                     /* x below which HBM does not keep up its rate */
     fr_power_row row[FR_POWER_ROWS]; /* kinds of kernels differ by some per cent: rows near an op correct it */
     int held;                        /* rows in it */
+    fr_power_layer layer[FR_POWER_LAYERS]; /* in turn with others kernels draw else than held alone: corrects `row` */
+    int layers;                            /* rows in it */
     struct {
         uint8_t count, row[FR_POWER_ROWS];
     } near[FR_OP_KIND_COUNT][FR_PRECISIONS]; /* which of them speak for a kind: its own, else its class's, else those of

@@ -17,7 +17,8 @@ expect 0 calibrate --merge --out "$work/h100.txt" $raw/h100x1-2026-11-22.raw \
     $raw/h100-before-2026-11-22.txt $raw/h100x1-rows-2026-11-22.raw $raw/h100x1-holds-2026-11-22.raw
 same "$work/h100.txt" kernels/measured/h100.txt "h100.txt is what its journals make"
 expect 0 calibrate --merge --anchors --out "$work/cards.txt" $raw/h200-cards-2026-11-22.txt \
-    $raw/h200x4-anchors-2026-11-22.raw $raw/h200x2-anchors-2026-11-22.raw $raw/h200x1-anchors-2-2026-11-22.raw $raw/h200x1-anchors-3-2026-11-22.raw
+    $raw/h200x4-anchors-2026-11-22.raw $raw/h200x2-anchors-2026-11-22.raw $raw/h200x1-anchors-2-2026-11-22.raw $raw/h200x1-anchors-3-2026-11-22.raw \
+    $raw/h200x2-anchors-3-2026-11-22.raw $raw/h200x2-anchors-4-2026-11-22.raw
 same "$work/cards.txt" kernels/measured/h200_cards.txt "h200_cards.txt is what its journals make, card by card"
 expect 0 calibrate --merge --anchors --out "$work/cards.txt" $raw/h100x1-cards-2026-11-22.raw
 same "$work/cards.txt" kernels/measured/h100_cards.txt "h100_cards.txt too"

@@ -446,17 +446,12 @@ static void cards(void **state) {
     fr_cost_close(c);
 }
 
-/* A layer in turn under the limit, on a card that is 3 % thirstier, and a single hold that says another thing: the
- * layer counts, and its draw is taken at its own clock. */
-static void cards_by_chains(void **state) {
-    (void)state;
-    fr_machine m;
-    fr_cost_model *c = h200(FR_SUSTAINED, &m);
+/* Rows of a layer of m tokens in turn under the limit, on a card on which its kernels draw `draw` times what c says. */
+static void add_layer(const fr_cost_model *c, int m, double draw, const char *card, fr_text *text) {
     const fr_power *p = fr_cost_power(c);
-    const fr_shape shapes[] = {{.kind = FR_OP_GEMM_QKV, .m = 16384, .n = 9216, .k = 4096},
-                               {.kind = FR_OP_GEMM_O, .m = 16384, .n = 4096, .k = 8192},
-                               {.kind = FR_OP_NORM, .m = 16384, .n = 4096, .bytes = INT64_C(16384) * 4096 * 4}};
-    fr_text text = {0};
+    const fr_shape shapes[] = {{.kind = FR_OP_GEMM_QKV, .m = m, .n = 9216, .k = 4096},
+                               {.kind = FR_OP_GEMM_O, .m = m, .n = 4096, .k = 8192},
+                               {.kind = FR_OP_NORM, .m = m, .n = 4096, .bytes = INT64_C(4) * m * 4096}};
     fr_cost x[3];
     double low = 0.3, high = 1, all = 0, over = 0;
     for (int i = 0; i < 3; i++) fr_cost_op(c, &shapes[i], NULL, &x[i]);
@@ -466,7 +461,7 @@ static void cards_by_chains(void **state) {
         for (int i = 0; i < 3; i++) {
             const double ns = (double)x[i].burst_ns / fr_power_speed(&x[i].draw, at);
             time += ns;
-            drawn += ns * (x[i].draw.base + 1.03 * x[i].draw.slope * at * at);
+            drawn += ns * (x[i].draw.base + draw * x[i].draw.slope * at * at);
         }
         *(drawn / time + p->idle > p->cap ? &high : &low) = at;
     }
@@ -475,14 +470,28 @@ static void cards_by_chains(void **state) {
         all += ns;
         over += ns * (i == 2 ? FR_POWER_LIGHT : 1);
     }
-    fr_text_add(&text, "# gpu: h200\n# sms: 132\n# peak_bf16: 989.5e12\n# hbm_rate: 4.8e12\n# clock_max_mhz: 1980\n");
     for (int i = 0; i < 3; i++) {
         const fr_shape *s = &shapes[i];
-        fr_text_add(&text, i < 2 ? "%s precision=bf16 m=%d n=%d k=%d" : "%s m=%d n=%d bytes=268435456",
-                    fr_op_name((fr_op_kind)s->kind), (int)s->m, s->n, s->k);
-        fr_text_add(&text, " behind=1 regime=sustained ns=%.1f clock_mhz=%.6f card=0000abcd\n",
-                    (double)x[i].burst_ns / fr_power_speed(&x[i].draw, low), low * over / all * p->full_mhz);
+        fr_text_add(text, i < 2 ? "%s precision=bf16 m=%d n=%d k=%d" : "%s m=%d n=%d", fr_op_name((fr_op_kind)s->kind),
+                    (int)s->m, s->n, s->k);
+        if (i == 2) fr_text_add(text, " bytes=%d", (int)s->bytes);
+        fr_text_add(text, " behind=1 regime=sustained ns=%.1f clock_mhz=%.6f card=%s\n",
+                    (double)x[i].burst_ns / fr_power_speed(&x[i].draw, low), low * over / all * p->full_mhz, card);
     }
+}
+
+static const char head[] =
+    "# gpu: h200\n# sms: 132\n# peak_bf16: 989.5e12\n# hbm_rate: 4.8e12\n# clock_max_mhz: 1980\n";
+
+/* A layer in turn under the limit, on a card that is 3 % thirstier, and a single hold that says another thing: the
+ * layer counts, and its draw is taken at its own clock. */
+static void cards_by_chains(void **state) {
+    (void)state;
+    fr_machine m;
+    fr_cost_model *c = h200(FR_SUSTAINED, &m);
+    fr_text text = {0};
+    fr_text_add(&text, "%s", head);
+    add_layer(c, 16384, 1.03, "0000abcd", &text);
     fr_text_add(&text, "gemm_dense precision=bf16 m=8192 n=8192 k=8192 regime=sustained ns=1700000 card=0000abcd\n");
     fr_card *card;
     fr_error err = {0};
@@ -491,6 +500,44 @@ static void cards_by_chains(void **state) {
     assert_int_equal(count, 1);
     assert_true(near(card[0].draw, 1.03, 1e-4) && card[0].held == 1);
     free(card);
+    fr_text_free(&text);
+    fr_cost_close(c);
+}
+
+/* Two layers on two cards: long one and short one draw 0.96 and 1.06 of what the model says on the one, 1.0 and 1.1042
+ * on the other. What both cards have in common is the model's error, by size; an op like the layer's takes it on. */
+static void layers_of_two_sizes(void **state) {
+    (void)state;
+    fr_machine m;
+    fr_cost_model *c = h200(FR_SUSTAINED, &m);
+    fr_power p = *fr_cost_power(c);
+    const double apart = sqrt(0.96 / 1.06);
+    fr_text text = {0};
+    fr_error err = {0};
+    fr_text_add(&text, "%s", head);
+    add_layer(c, 16384, 0.96, "0000abcd", &text);
+    p.layers = 0;
+    if (fr_cards_layers(c, text.text, "anchors", &p, &err)) fail_msg("%s", err.text);
+    assert_int_equal(p.layers, 0); /* one size: nothing that a card's draw does not say */
+    add_layer(c, 2048, 1.06, "0000abcd", &text);
+    add_layer(c, 16384, 1, "0000abce", &text);
+    add_layer(c, 2048, 1.06 / 0.96, "0000abce", &text);
+    if (fr_cards_layers(c, text.text, "anchors", &p, &err)) fail_msg("%s", err.text);
+    assert_int_equal(p.layers, 4); /* qkv and o of each; what moves data has none */
+    for (int i = 0; i < p.layers; i++) assert_true(near(p.layer[i].factor, i < 2 ? apart : 1 / apart, 1e-3));
+
+    fr_draw with, without;
+    const fr_power_layer *r = &p.layer[0], *far = &p.layer[2];
+    fr_power plain = p;
+    plain.layers = 0;
+    fr_power_draw(&p, FR_OP_GEMM_QKV, FR_BF16, r->math, r->memory, -1, 0.8, &with);
+    fr_power_draw(&plain, FR_OP_GEMM_QKV, FR_BF16, r->math, r->memory, -1, 0.8, &without);
+    const double d = pow(far->math - r->math, 2) + pow(far->memory - r->memory, 2), w = 0.0009 / (d + 0.0009);
+    assert_true(near(with.slope / without.slope, (apart + w / apart) / (1 + w), 1e-3)); /* by inverse squares */
+    assert_true(with.base >= without.base && with.base <= without.base);
+    fr_power_draw(&p, FR_OP_NORM, FR_BF16, 0, 0.8, -1, 0, &with);
+    fr_power_draw(&plain, FR_OP_NORM, FR_BF16, 0, 0.8, -1, 0, &without);
+    assert_true(near(with.slope, without.slope, 1e-9));
     fr_text_free(&text);
     fr_cost_close(c);
 }
@@ -511,6 +558,7 @@ int main(void) {
         cmocka_unit_test(pulls_cost_clock),
         cmocka_unit_test(cards),
         cmocka_unit_test(cards_by_chains),
+        cmocka_unit_test(layers_of_two_sizes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
