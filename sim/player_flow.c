@@ -391,7 +391,8 @@ int64_t fr_play_flow_start(fr_player *p, fr_play_lane *l, int64_t work, bool gro
     victim |= p->holds && !l->compute && fr_play_holds_sms(p, l); /* by what runs beside the one that came last */
     return fr_fluid_start(p->fluid, l->index, p->now,
                           &(fr_fluid_flow){.work = work,
-                                           .level = transfer ? 0 : 1,
+                                           /* kernels take what transfers leave of HBM; over PCIe all are alike */
+                                           .level = transfer || fr_op_over_pcie((fr_op_kind)op->kind) ? 0 : 1,
                                            .weight = 1,
                                            .group = !victim      ? FR_FLUID_NO_GROUP
                                                     : l->compute ? (uint32_t)l->rank

@@ -476,6 +476,34 @@ static void test_host_memory_folded(void **state) {
     close_world(&w, plan);
 }
 
+/* A forward's tables on their way while weights fill the link: halves, though the upload is a kernel's; norms, which
+ * are kernels of HBM, still take what copies leave. */
+static void test_upload_beside_weights(void **state) {
+    (void)state;
+    fr_plan *plan = fr_plan_new(1, 1);
+    const uint32_t compute = fr_plan_lane(plan, 0, FR_LANE_COMPUTE, "compute", false);
+    const uint32_t h2d = fr_plan_lane(plan, 0, FR_LANE_H2D, "h2d", false);
+    fr_fragment *f = fr_fragment_new(plan, 0);
+    emit(f, h2d, FR_OP_H2D, 1000, 1000, 0, 0);
+    emit(f, compute, FR_OP_UPLOAD, 100, 100, 0, 0);
+    emit(f, compute, FR_OP_NORM, 100, 200, 0, 0); /* 2 bytes/ns of 2; the copy writes 1 */
+    world w = {0};
+    const fr_capacity one = {.hbm = 2e9, .pcie_h2d = 1e9};
+    w.player = fr_player_new(plan, &(fr_player_options){.sharing = true,
+                                                        .gpus_per_host = 1,
+                                                        .spans = &w.spans,
+                                                        .price = exact_price,
+                                                        .capacity = &one,
+                                                        .finished = on_finished,
+                                                        .context = &w});
+    fr_player_append(w.player, f, 0);
+    play(&w);
+    assert_int_equal(find(&w, FR_OP_UPLOAD, 0, 0)->end, 200);
+    assert_int_equal(find(&w, FR_OP_NORM, 0, 0)->end, 400);
+    assert_int_equal(find(&w, FR_OP_H2D, 0, 0)->end, 1100);
+    close_world(&w, plan);
+}
+
 /* A stage sends to the next while a third GPU pulls from the one that sends: both halve, and from the one that
  * receives: neither does. */
 static void test_send_and_pull(void **state) {
@@ -1100,6 +1128,7 @@ int main(void) {
         cmocka_unit_test(test_kernel_beside_pull),
         cmocka_unit_test(test_host_memory),
         cmocka_unit_test(test_host_memory_folded),
+        cmocka_unit_test(test_upload_beside_weights),
         cmocka_unit_test(test_send_and_pull),
         cmocka_unit_test(test_collective_shares),
         cmocka_unit_test(test_unequal_members),
