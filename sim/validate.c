@@ -376,7 +376,7 @@ static fr_status anchor(fr_validation *v, const fr_validate_options *o, const st
     fr_card *known;
     int count, met = 0;
     const int ranks = v->plan->ranks;
-    FR_TRY(fr_cards_read(v->setup.cost, text, "anchors", &known, &count, err));
+    FR_TRY(fr_cards_read(v->setup.cost, text, "anchors", NULL, &known, &count, err));
     v->cards = fr_alloc((size_t)ranks * sizeof *v->cards);
     for (int rank = 0; rank < ranks; rank++) {
         fr_card_plain(&v->cards[rank]);

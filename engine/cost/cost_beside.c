@@ -90,20 +90,20 @@ static bool effect_of(const fr_table *t, fr_op_kind kind, int a, const fr_follow
 
 /* False: the table has no resident rows of the class. */
 static bool by_kind(const fr_table *t, fr_op_class class, int a, const fr_follow *follow, fr_besides *out) {
-    effect mean = {0}, e;
+    effect mean = {0}, e[FR_OP_KIND_COUNT];
+    bool own[FR_OP_KIND_COUNT] = {false};
     int n = 0;
     for (int k = 0; k < FR_OP_KIND_COUNT; k++) {
-        if (fr_op_class_of((fr_op_kind)k) != class || k == FR_OP_GEMM_ROUTER) continue;
-        if (!effect_of(t, (fr_op_kind)k, a, follow, &e)) continue;
-        mean.slow += e.slow;
-        mean.held += e.held;
+        own[k] = fr_op_class_of((fr_op_kind)k) == class && effect_of(t, (fr_op_kind)k, a, follow, &e[k]);
+        if (!own[k] || k == FR_OP_GEMM_ROUTER) continue;
+        mean.slow += e[k].slow;
+        mean.held += e[k].held;
         n++;
     }
     if (n == 0) return false;
     mean = (effect){mean.slow / n, mean.held / n};
     for (int k = 0; k < FR_OP_KIND_COUNT; k++)
-        if (fr_op_class_of((fr_op_kind)k) == class)
-            set(out, (fr_op_kind)k, a, effect_of(t, (fr_op_kind)k, a, follow, &e) ? e : mean);
+        if (fr_op_class_of((fr_op_kind)k) == class) set(out, (fr_op_kind)k, a, own[k] ? e[k] : mean);
     return true;
 }
 

@@ -24,6 +24,10 @@ static double value(const mean *m) {
     return m->n ? exp(m->sum / m->n) : 1;
 }
 
+static bool plausible(double draw) {
+    return draw > 0.5 && draw < 2;
+}
+
 void fr_card_plain(fr_card *out) {
     *out = (fr_card){.draw = 1};
     for (int k = 0; k < FR_CLASS_COUNT; k++) out->time[k] = 1;
@@ -111,9 +115,10 @@ static double burst_of(const fr_table *t, const fr_row *r, double otherwise) {
     return otherwise;
 }
 
-static void read_card(const fr_cost_model *c, const fr_table *t, uint32_t id, fr_card *out) {
+/* A card without its draw. */
+static void read_times(const fr_cost_model *c, const fr_table *t, uint32_t id, fr_card *out) {
     const fr_power *p = fr_cost_power(c);
-    mean bursts[FR_CLASS_COUNT] = {{0}}, held[FR_CLASS_COUNT] = {{0}}, draw = {0};
+    mean bursts[FR_CLASS_COUNT] = {{0}}, held[FR_CLASS_COUNT] = {{0}};
     fr_card_plain(out);
     if (id)
         snprintf(out->uuid, sizeof out->uuid, "GPU-%08" PRIx32, id);
@@ -138,14 +143,19 @@ static void read_card(const fr_cost_model *c, const fr_table *t, uint32_t id, fr
         out->bursts += bursts[k].n;
         if (bursts[k].n || sustained) out->classes |= 1u << k;
     }
+}
+
+static void read_card(const fr_cost_model *c, const fr_table *t, uint32_t id, fr_card *out) {
+    const fr_power *p = fr_cost_power(c);
+    mean draw = {0}, single = {0};
+    read_times(c, t, id, out);
     for (uint32_t i = 0; i < t->count && p->known; i++) {
         const fr_row *r = &t->rows[i];
         if (!in_chain(r, id) || goes_on(t, r)) continue;
         const double ratio = chain_draw(c, t, out, r);
-        if (ratio > 0.5 && ratio < 2) add(&draw, ratio);
+        if (plausible(ratio)) add(&draw, ratio);
     }
     out->layers = draw.n > 0; /* forwards are such mixes: single kernels say less of them */
-    mean single = {0};
     for (uint32_t i = 0; i < t->count && p->known; i++) {
         const fr_row *r = &t->rows[i];
         fr_cost x;
@@ -155,7 +165,7 @@ static void read_card(const fr_cost_model *c, const fr_table *t, uint32_t id, fr
         const fr_draw d = on_card(&x.draw, time);
         const double burst = burst_of(t, r, time * (double)x.burst_ns);
         const double ratio = x.ns > 0 ? drawn(p, &d, r->ns / burst) : 0;
-        if (ratio > 0.5 && ratio < 2) add(&single, ratio);
+        if (plausible(ratio)) add(&single, ratio);
     }
     if (single.n) out->single = value(&single);
     out->held = out->layers ? draw.n : single.n;
@@ -205,9 +215,9 @@ static void add_layer(const fr_cost_model *c, const fr_table *t, const fr_row *f
     if (!qkv) return;
     while (k < s->count && s->tokens[k] != qkv->shape.m) k++;
     if (k == SIZES) return;
-    read_card(c, t, first->card, &card);
+    read_times(c, t, first->card, &card);
     const double ratio = chain_draw(c, t, &card, first);
-    if (ratio < 0.5 || ratio > 2) return;
+    if (!plausible(ratio)) return;
     add(&s->draw[k], ratio);
     if (k < s->count) return;
     s->tokens[s->count++] = qkv->shape.m;
@@ -215,58 +225,56 @@ static void add_layer(const fr_cost_model *c, const fr_table *t, const fr_row *f
         if (same_chain(first, r)) add_row(c, t, r, k, p, of);
 }
 
-fr_status fr_cards_layers(const fr_cost_model *c, const char *text, const char *where, fr_power *p, fr_error *err) {
+/* What all cards say alike of layers of one size is the model's error. */
+static void read_layers(const fr_cost_model *c, const fr_table *tables, uint32_t count, fr_power *p) {
     sizes s = {0};
     fr_power found = {0};
     int of[FR_POWER_LAYERS] = {0};
-    for (const char *at = text; at;) {
-        const char *next = next_table(at);
-        fr_table t = {0};
-        const fr_status status = fr_table_parse(at, next ? (size_t)(next - at) : strlen(at), where, &t, err);
-        for (uint32_t i = 0; i < t.count && status == FR_OK && c->power.known; i++) {
-            const fr_row *r = &t.rows[i];
-            if (in_chain(r, r->card) && !goes_on(&t, r)) add_layer(c, &t, r, &s, &found, of);
-        }
-        fr_table_free(&t);
-        FR_TRY(status);
-        at = next;
-    }
-    if (s.count < 2) return FR_OK;
+    for (const fr_table *t = tables; t < tables + count; t++)
+        for (const fr_row *r = t->rows; r < t->rows + t->count; r++)
+            if (in_chain(r, r->card) && !goes_on(t, r)) add_layer(c, t, r, &s, &found, of);
+    if (s.count < 2) return;
     double all = 0;
     for (int k = 0; k < s.count; k++) all += log(value(&s.draw[k])) / s.count;
     for (int i = 0; i < found.layers; i++) found.layer[i].factor = value(&s.draw[of[i]]) / exp(all);
     memcpy(p->layer, found.layer, sizeof found.layer);
     p->layers = found.layers;
-    return FR_OK;
 }
 
-fr_status fr_cards_read(const fr_cost_model *c, const char *text, const char *where, fr_card **out, int *count,
-                        fr_error *err) {
+/* Several tables in one text, each from its header on. */
+static fr_status parse_all(const char *text, const char *where, fr_table **out, uint32_t *count, fr_error *err) {
     uint32_t cap = 0;
-    *out = NULL;
-    *count = 0;
     for (const char *at = text; at;) {
         const char *next = next_table(at);
-        fr_table t = {0};
-        const size_t length = next ? (size_t)(next - at) : strlen(at);
-        const fr_status status = fr_table_parse(at, length, where, &t, err);
-        for (uint32_t i = 0; i < t.count && status == FR_OK; i++) {
-            bool seen = !fr_row_plain(&t.rows[i]);
-            for (uint32_t k = 0; k < i && !seen; k++)
-                seen = fr_row_plain(&t.rows[k]) && t.rows[k].card == t.rows[i].card;
-            if (seen) continue;
-            FR_GROW(*out, cap, (uint32_t)*count + 1);
-            read_card(c, &t, t.rows[i].card, &(*out)[(*count)++]);
-        }
-        fr_table_free(&t);
-        if (status != FR_OK) {
-            free(*out);
-            *out = NULL;
-            return status;
-        }
+        FR_GROW(*out, cap, *count + 1);
+        fr_table *t = &(*out)[(*count)++];
+        *t = (fr_table){0};
+        FR_TRY(fr_table_parse(at, next ? (size_t)(next - at) : strlen(at), where, t, err));
         at = next;
     }
     return FR_OK;
+}
+
+fr_status fr_cards_read(const fr_cost_model *c, const char *text, const char *where, fr_power *layers, fr_card **out,
+                        int *count, fr_error *err) {
+    fr_table *tables = NULL;
+    uint32_t n = 0, cap = 0;
+    *out = NULL;
+    *count = 0;
+    const fr_status status = parse_all(text, where, &tables, &n, err);
+    if (status == FR_OK && layers && fr_cost_power(c)->known) read_layers(c, tables, n, layers);
+    for (const fr_table *t = tables; t < tables + n && status == FR_OK; t++)
+        for (uint32_t i = 0; i < t->count; i++) {
+            bool seen = !fr_row_plain(&t->rows[i]);
+            for (uint32_t k = 0; k < i && !seen; k++)
+                seen = fr_row_plain(&t->rows[k]) && t->rows[k].card == t->rows[i].card;
+            if (seen) continue;
+            FR_GROW(*out, cap, (uint32_t)*count + 1);
+            read_card(c, t, t->rows[i].card, &(*out)[(*count)++]);
+        }
+    for (uint32_t i = 0; i < n; i++) fr_table_free(&tables[i]);
+    free(tables);
+    return status;
 }
 
 static bool any_layers(const fr_card *cards, int count) {

@@ -27,17 +27,14 @@ void fr_card_plain(fr_card *out);
  * (rows with behind=1); where there are none, the mean of what single sustained rows say, each taken at its own burst.
  * Without a power model sustained rows, where there are any, are what `time` says. The caller frees *out. FR_BAD_INPUT
  * with "where:line: ..." otherwise.
+ *
+ * layers: where the text is of many cards, and not NULL, c's own power model, which takes from it what layers of two
+ * sizes or more say of products and attention that are like theirs, before the cards are read. A layer of many rows an
+ * expert draws less than its kernels do one by one, one of few rows more; on all cards alike
+ * (kernels/measured/README.md), so it is no card's draw but the model's error. Left as it is where there is one size.
  */
-fr_status fr_cards_read(const fr_cost_model *c, const char *text, const char *where, fr_card **out, int *count,
-                        fr_error *err);
-
-/*
- * What layers of two sizes or more, measured on the cards of a kind, say of products and attention that are like
- * theirs: p->layer. A layer of many rows an expert draws less than its kernels do one by one, one of few rows more; on
- * all cards alike (kernels/measured/README.md), so it is no card's draw but the model's error. Reads the same text;
- * leaves *p as it is where there is one size only. FR_BAD_INPUT as fr_cards_read.
- */
-fr_status fr_cards_layers(const fr_cost_model *c, const char *text, const char *where, fr_power *p, fr_error *err);
+fr_status fr_cards_read(const fr_cost_model *c, const char *text, const char *where, fr_power *layers, fr_card **out,
+                        int *count, fr_error *err);
 
 /*
  * The cards of a kind, as their anchors show them and the table itself as one more: the mean card, to predict for one

@@ -103,8 +103,7 @@ static fr_status set_cards(fr_cost_model *c, fr_error *err) {
         text = fr_table_builtin(name, &length);
     }
     if (!text) return FR_OK;
-    fr_status status = fr_cards_layers(c, text, where, &c->power, err);
-    if (status == FR_OK) status = fr_cards_read(c, text, where, &cards, &count, err);
+    fr_status status = fr_cards_read(c, text, where, &c->power, &cards, &count, err);
     if (status == FR_OK) {
         c->hash = fr_hash(text, length, c->hash);
         fr_cards_mean(cards, count, &c->mean, c->spread);

@@ -23,7 +23,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     int count;
     fr_error err;
     memcpy(text, data, size);
-    if (fr_cards_read(model(), text, "fuzz.txt", &cards, &count, &err) == FR_OK) {
+    if (fr_cards_read(model(), text, "fuzz.txt", NULL, &cards, &count, &err) == FR_OK) {
         fr_cards_mean(cards, count, &mean, spread);
         for (int i = 0; i <= count; i++) {
             const fr_card *card = i < count ? &cards[i] : &mean;

@@ -977,7 +977,7 @@ static void mean_of_cards(void **state) {
     int count;
     double spread[FR_CLASS_COUNT];
     assert_int_equal(fr_read_file("kernels/measured/h200_cards.txt", 1 << 20, &text, &length, &err), FR_OK);
-    assert_int_equal(fr_cards_read(one, text, "cards", &cards, &count, &err), FR_OK);
+    assert_int_equal(fr_cards_read(one, text, "cards", NULL, &cards, &count, &err), FR_OK);
     fr_cards_mean(cards, count, &all, spread);
     assert_true(fabs(all.time[FR_CLASS_GEMM] - 1) > 1e-3 && fabs(all.draw - 1) > 0.003); /* else this shows nothing */
     fr_pair rows[128];

@@ -424,6 +424,17 @@ static void test_kernel_beside_pull(void **state) {
     close_world(&w, plan);
 }
 
+/* A player of hosts with so many GPUs each. */
+static void open_host_world(world *w, const fr_plan *plan, const fr_capacity *capacity, int gpus_per_host) {
+    w->player = fr_player_new(plan, &(fr_player_options){.sharing = true,
+                                                         .gpus_per_host = gpus_per_host,
+                                                         .spans = &w->spans,
+                                                         .price = exact_price,
+                                                         .capacity = capacity,
+                                                         .finished = on_finished,
+                                                         .context = w});
+}
+
 /* Four GPUs, two hosts of 1.5 bytes/ns, four copies of 1 byte/ns: 3/4 each where two share a host's memory; the copy of
  * rank 2 is alone after 500. */
 static void test_host_memory(void **state) {
@@ -437,13 +448,7 @@ static void test_host_memory(void **state) {
     for (int r = 0; r < 4; r++) emit(f, lane[r], FR_OP_H2D, ns[r], ns[r], 0, 0);
     world w = {0};
     const fr_capacity hosts = {.pcie_h2d = 1e9, .host = 1.5e9};
-    w.player = fr_player_new(plan, &(fr_player_options){.sharing = true,
-                                                        .gpus_per_host = 2,
-                                                        .spans = &w.spans,
-                                                        .price = exact_price,
-                                                        .capacity = &hosts,
-                                                        .finished = on_finished,
-                                                        .context = &w});
+    open_host_world(&w, plan, &hosts, 2);
     fr_player_append(w.player, f, 0);
     play(&w);
     assert_int_equal(find(&w, FR_OP_H2D, 0, 0)->end, 1200);
@@ -463,13 +468,7 @@ static void test_host_memory_folded(void **state) {
     emit(f, lane, FR_OP_H2D, 750, 750, 0, 0);
     world w = {0};
     const fr_capacity hosts = {.pcie_h2d = 1e9, .host = 1.5e9};
-    w.player = fr_player_new(plan, &(fr_player_options){.sharing = true,
-                                                        .gpus_per_host = 4,
-                                                        .spans = &w.spans,
-                                                        .price = exact_price,
-                                                        .capacity = &hosts,
-                                                        .finished = on_finished,
-                                                        .context = &w});
+    open_host_world(&w, plan, &hosts, 4);
     fr_player_append(w.player, f, 0);
     play(&w);
     assert_int_equal(find(&w, FR_OP_H2D, 0, 0)->end, 2000); /* 0.375 bytes/ns each */
@@ -489,13 +488,7 @@ static void test_upload_beside_weights(void **state) {
     emit(f, compute, FR_OP_NORM, 100, 200, 0, 0); /* 2 bytes/ns of 2; the copy writes 1 */
     world w = {0};
     const fr_capacity one = {.hbm = 2e9, .pcie_h2d = 1e9};
-    w.player = fr_player_new(plan, &(fr_player_options){.sharing = true,
-                                                        .gpus_per_host = 1,
-                                                        .spans = &w.spans,
-                                                        .price = exact_price,
-                                                        .capacity = &one,
-                                                        .finished = on_finished,
-                                                        .context = &w});
+    open_host_world(&w, plan, &one, 1);
     fr_player_append(w.player, f, 0);
     play(&w);
     assert_int_equal(find(&w, FR_OP_UPLOAD, 0, 0)->end, 200);
@@ -530,25 +523,30 @@ static void test_send_and_pull(void **state) {
     }
 }
 
+/* Ranks 0 and 1 gather, 500 and 2000 bytes, while rank 0 pulls 1000 from `peer`: played to the end. */
+static void gather_beside_pull(world *w, fr_plan *plan, int16_t peer) {
+    uint32_t comm[2], copy = fr_plan_lane(plan, 0, FR_LANE_COPY, "copy", false);
+    for (int r = 0; r < 2; r++) comm[r] = fr_plan_lane(plan, r, FR_LANE_COMM, "comm", false);
+    uint32_t group = fr_plan_group(plan, (int16_t[]){0, 1}, 2, 2);
+    fr_fragment *f = fr_fragment_new(plan, 0);
+    emit(f, copy, FR_OP_PULL, 1000, 1000, 0, 0)->peer = peer;
+    for (int r = 0; r < 2; r++) {
+        emit(f, comm[r], FR_OP_ALLGATHER, r ? 2000 : 500, r ? 2000 : 500, 0, 0);
+        fr_meet(f, group, 0);
+    }
+    open_world(w, plan, &links, false);
+    fr_player_append(w->player, f, 0);
+    play(w);
+}
+
 /* An all-gather over both links of ranks 0 and 1 beside a pull by rank 0 from rank 1, each alone at link speed: both
  * halve (rank 0 in, rank 1 out), the collective as a whole; a collective's members take unequal bytes in the time of
  * the slowest. */
 static void test_collective_shares(void **state) {
     (void)state;
     fr_plan *plan = fr_plan_new(2, 2);
-    uint32_t comm[2], copy = fr_plan_lane(plan, 0, FR_LANE_COPY, "copy", false);
-    for (int r = 0; r < 2; r++) comm[r] = fr_plan_lane(plan, r, FR_LANE_COMM, "comm", false);
-    uint32_t group = fr_plan_group(plan, (int16_t[]){0, 1}, 2, 2);
-    fr_fragment *f = fr_fragment_new(plan, 0);
-    emit(f, copy, FR_OP_PULL, 1000, 1000, 0, 0)->peer = 1;
-    for (int r = 0; r < 2; r++) {
-        emit(f, comm[r], FR_OP_ALLGATHER, r ? 2000 : 500, r ? 2000 : 500, 0, 0);
-        fr_meet(f, group, 0);
-    }
     world w;
-    open_world(&w, plan, &links, false);
-    fr_player_append(w.player, f, 0);
-    play(&w);
+    gather_beside_pull(&w, plan, 1);
     /* rank 1 sends 1 byte/ns, rank 0 receives 500 / 2000: only rank 1's outgoing link is over-subscribed. */
     assert_int_equal(find(&w, FR_OP_PULL, 0, 0)->end, 2000);
     assert_int_equal(find(&w, FR_OP_ALLGATHER, 0, 0)->end, 3000);
@@ -561,19 +559,8 @@ static void test_collective_shares(void **state) {
 static void test_unequal_members(void **state) {
     (void)state;
     fr_plan *plan = fr_plan_new(3, 3);
-    uint32_t comm[2], copy = fr_plan_lane(plan, 0, FR_LANE_COPY, "copy", false);
-    for (int r = 0; r < 2; r++) comm[r] = fr_plan_lane(plan, r, FR_LANE_COMM, "comm", false);
-    uint32_t group = fr_plan_group(plan, (int16_t[]){0, 1}, 2, 2);
-    fr_fragment *f = fr_fragment_new(plan, 0);
-    emit(f, copy, FR_OP_PULL, 1000, 1000, 0, 0)->peer = 2;
-    for (int r = 0; r < 2; r++) {
-        emit(f, comm[r], FR_OP_ALLGATHER, r ? 2000 : 500, r ? 2000 : 500, 0, 0);
-        fr_meet(f, group, 0);
-    }
     world w;
-    open_world(&w, plan, &links, false);
-    fr_player_append(w.player, f, 0);
-    play(&w);
+    gather_beside_pull(&w, plan, 2);
     assert_int_equal(find(&w, FR_OP_PULL, 0, 0)->end, 1250);
     assert_int_equal(find(&w, FR_OP_ALLGATHER, 1, 0)->end, 2250);
     close_world(&w, plan);

@@ -431,7 +431,7 @@ static void cards(void **state) {
     fr_card *card;
     fr_error err = {0};
     int count = 0;
-    if (fr_cards_read(c, text.text, "anchors", &card, &count, &err)) fail_msg("%s", err.text);
+    if (fr_cards_read(c, text.text, "anchors", NULL, &card, &count, &err)) fail_msg("%s", err.text);
     assert_int_equal(count, 2);
     assert_string_equal(card[0].uuid, "GPU-0");
     assert_string_equal(card[1].uuid, "GPU-1");
@@ -441,7 +441,7 @@ static void cards(void **state) {
     assert_true(card[0].bursts == 2 && card[0].held == 2);
     free(card);
     fr_text_add(&text, "no_such_op regime=burst ns=1\n");
-    assert_int_equal(fr_cards_read(c, text.text, "anchors", &card, &count, &err), FR_BAD_INPUT);
+    assert_int_equal(fr_cards_read(c, text.text, "anchors", NULL, &card, &count, &err), FR_BAD_INPUT);
     fr_text_free(&text);
     fr_cost_close(c);
 }
@@ -496,7 +496,7 @@ static void cards_by_chains(void **state) {
     fr_card *card;
     fr_error err = {0};
     int count = 0;
-    if (fr_cards_read(c, text.text, "anchors", &card, &count, &err)) fail_msg("%s", err.text);
+    if (fr_cards_read(c, text.text, "anchors", NULL, &card, &count, &err)) fail_msg("%s", err.text);
     assert_int_equal(count, 1);
     assert_true(near(card[0].draw, 1.03, 1e-4) && card[0].held == 1);
     free(card);
@@ -514,15 +514,19 @@ static void layers_of_two_sizes(void **state) {
     const double apart = sqrt(0.96 / 1.06);
     fr_text text = {0};
     fr_error err = {0};
+    fr_card *card;
+    int count;
     fr_text_add(&text, "%s", head);
     add_layer(c, 16384, 0.96, "0000abcd", &text);
     p.layers = 0;
-    if (fr_cards_layers(c, text.text, "anchors", &p, &err)) fail_msg("%s", err.text);
+    if (fr_cards_read(c, text.text, "anchors", &p, &card, &count, &err)) fail_msg("%s", err.text);
+    free(card);
     assert_int_equal(p.layers, 0); /* one size: nothing that a card's draw does not say */
     add_layer(c, 2048, 1.06, "0000abcd", &text);
     add_layer(c, 16384, 1, "0000abce", &text);
     add_layer(c, 2048, 1.06 / 0.96, "0000abce", &text);
-    if (fr_cards_layers(c, text.text, "anchors", &p, &err)) fail_msg("%s", err.text);
+    if (fr_cards_read(c, text.text, "anchors", &p, &card, &count, &err)) fail_msg("%s", err.text);
+    free(card);
     assert_int_equal(p.layers, 4); /* qkv and o of each; what moves data has none */
     for (int i = 0; i < p.layers; i++) assert_true(near(p.layer[i].factor, i < 2 ? apart : 1 / apart, 1e-3));
 
